@@ -1,0 +1,149 @@
+"""The values that travel between rooms, and the one protocol that joins decoding to a decoder.
+
+Shape legend, used in every docstring: B batch of images, K captions (or length candidates) an image, H W
+pixel or patch grid, N patches, L caption positions, D width, V vocabulary, E experts, S state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class SpecialTokens:
+    """Ids that no caption may contain. All of them are banned from generation."""
+
+    pad: int
+    mask: int
+    unk: int
+    bos: int
+    eos: int
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """Every special id, ascending."""
+        return tuple(sorted((self.pad, self.mask, self.unk, self.bos, self.eos)))
+
+
+@dataclass
+class CaptionBatch:
+    """A batch of images, with their captions where the split has any.
+
+    Attributes:
+        images: Pixels, uint8, RGB. (B, 3, H, W)
+        image_ids: Identifiers, unique inside a split, int64. (B,)
+        tokens: Content token ids, padded; neither BOS nor EOS. K is zero when there are none. (B, K, L)
+        lengths: Content tokens of each caption. (B, K)
+        references: Every raw reference caption of each image.
+    """
+
+    images: Tensor
+    image_ids: Tensor
+    tokens: Tensor
+    lengths: Tensor
+    references: list[list[str]] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return self.images.shape[0]
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> CaptionBatch:
+        """Return the batch with its tensors on ``device``."""
+        return replace(
+            self,
+            images=self.images.to(device, non_blocking=non_blocking),
+            image_ids=self.image_ids.to(device, non_blocking=non_blocking),
+            tokens=self.tokens.to(device, non_blocking=non_blocking),
+            lengths=self.lengths.to(device, non_blocking=non_blocking),
+        )
+
+    def pin_memory(self) -> CaptionBatch:
+        """Return the batch with its tensors in page-locked memory (called by the DataLoader)."""
+        return replace(
+            self,
+            images=self.images.pin_memory(),
+            image_ids=self.image_ids.pin_memory(),
+            tokens=self.tokens.pin_memory(),
+            lengths=self.lengths.pin_memory(),
+        )
+
+
+@dataclass
+class DecoderOutput:
+    """What a decoder says of a batch of masked captions.
+
+    Attributes:
+        logits: Scores of every word at every position. (B * K, L, V)
+        aux_loss: Load-balance term, zero where nothing is routed. ()
+        expert_weights: Weight of each expert for each image; rows sum to one. (B, E)
+    """
+
+    logits: Tensor
+    aux_loss: Tensor
+    expert_weights: Tensor
+
+
+@dataclass
+class RefinementStep:
+    """One refinement step of a batch, kept on request for inspection.
+
+    Attributes:
+        tokens: Draft after the step, before re-masking. (B, L)
+        confidence: Probability of each drafted token. (B, L)
+        remasked: True where the step masked the token again. (B, L)
+    """
+
+    tokens: Tensor
+    confidence: Tensor
+    remasked: Tensor
+
+
+@dataclass
+class Refinement:
+    """Captions that refinement settled on.
+
+    Attributes:
+        tokens: Content token ids, PAD beyond each length. (B, L)
+        lengths: Content tokens of each caption. (B,)
+        scores: Mean log-probability of each caption's tokens. (B,)
+        num_passes: Decoder passes that were run.
+        steps: Every step of the chosen candidate, when recording was asked for.
+    """
+
+    tokens: Tensor
+    lengths: Tensor
+    scores: Tensor
+    num_passes: int
+    steps: list[RefinementStep] = field(default_factory=list)
+
+
+class Denoiser(Protocol):
+    """What refinement asks of a decoder: image-only work once, then any number of passes."""
+
+    def prepare(self, memory: Tensor) -> Any:
+        """Compute everything that depends on the image alone. memory: (B, N, D)."""
+
+    def denoise(self, tokens: Tensor, pad: Tensor, cache: Any) -> Tensor:
+        """Score every position of ``tokens`` (B * K, L), K rows an image; returns (B * K, L, V)."""
+
+
+class CaptionRecords(Protocol):
+    """One split of a data set, images decoded on request.
+
+    ``load_image`` returns RGB uint8 pixels already at the size asked for, (size, size, 3) as a numpy array, and
+    raises ``fastcap.data.DataError`` naming the file when it cannot.
+    """
+
+    name: str
+    image_ids: Sequence[int]
+    captions: Sequence[Sequence[str]]
+
+    def load_image(self, index: int, size: int) -> Any:
+        """Decode image ``index`` (position, not id) at ``size`` pixels square."""
+
+    def fingerprint(self) -> str:
+        """A string that changes whenever the pixels would; keys the pixel cache."""
