@@ -1,0 +1,88 @@
+"""Cross-modal feature alignment: in training, images and captions are pulled to one place.
+
+Only ``project`` is on the way to the decoder, and it sees the image alone: no caption can leak into what is decoded.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class TextEncoder(nn.Module):
+    """A caption as one vector: word and position embedding, one transformer layer, mean over the words.
+
+    Args:
+        vocab_size: Words V.
+        max_length: Longest caption, in tokens.
+        dim: Width of the embedding.
+        num_heads: Attention heads.
+    """
+
+    def __init__(self, vocab_size: int, max_length: int, dim: int, num_heads: int = 4) -> None:
+        super().__init__()
+        self.word = nn.Embedding(vocab_size, dim)
+        self.position = nn.Embedding(max_length, dim)
+        self.layer = nn.TransformerEncoderLayer(
+            dim, num_heads, 2 * dim, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+        )
+        for embedding in (self.word, self.position):
+            nn.init.normal_(embedding.weight, std=dim**-0.5)
+
+    def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
+        """Encode captions. tokens: (B, L), lengths: (B,) at least one; returns (B, dim)."""
+        ahead = torch.arange(tokens.shape[1], device=tokens.device)
+        pad = ahead >= lengths.unsqueeze(1)
+        x = self.layer(self.word(tokens) + self.position(ahead), src_key_padding_mask=pad)
+        return x.masked_fill(pad.unsqueeze(-1), 0.0).sum(1) / lengths.unsqueeze(1)
+
+
+class CrossModalFeatureAlignment(nn.Module):
+    """Bring patch features to the decoder's width, and give both modalities' embeddings for a contrastive loss.
+
+    Args:
+        feature_dim: Width of the backbone's features.
+        dim: Width D of the image memory (the decoder's).
+        vocab_size: Words V.
+        max_length: Longest caption, in tokens.
+        embed_dim: Width of the space where images and captions meet.
+        temperature: First temperature of the similarities; learned from there (CLIP, arXiv 2103.00020).
+    """
+
+    def __init__(
+        self,
+        feature_dim: int,
+        dim: int,
+        vocab_size: int,
+        max_length: int,
+        embed_dim: int = 128,
+        temperature: float = 0.07,
+    ) -> None:
+        super().__init__()
+        self.projection = nn.Sequential(nn.Linear(feature_dim, dim), nn.LayerNorm(dim))
+        self.image_head = nn.Linear(dim, embed_dim)
+        self.text_encoder = TextEncoder(vocab_size, max_length, embed_dim)
+        self.log_scale = nn.Parameter(torch.tensor(-math.log(temperature)))
+
+    def project(self, features: Tensor) -> Tensor:
+        """Make the image memory, from the image alone. (B, N, feature_dim) -> (B, N, D)."""
+        return self.projection(features)
+
+    def embed(self, memory: Tensor, tokens: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Embed images and their captions for the contrastive loss (training only).
+
+        Args:
+            memory: Image memory. (B, N, D)
+            tokens: Caption ids. (B, K, L)
+            lengths: Content tokens of each caption. (B, K)
+
+        Returns:
+            Unit vectors of images (B, embed_dim) and captions (B, K, embed_dim), and the scale of their similarities.
+        """
+        image = F.normalize(self.image_head(memory.mean(1)), dim=-1)
+        text = self.text_encoder(tokens.flatten(0, 1), lengths.flatten())
+        text = F.normalize(text, dim=-1).unflatten(0, tokens.shape[:2])
+        return image, text, self.log_scale.clamp(max=math.log(100.0)).exp()

@@ -1,0 +1,224 @@
+"""From configuration to objects, and from a checkpoint back to a model. The only place that instantiates configs."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+import fastcap
+from fastcap.data import CaptionTokenizer, DataError
+from fastcap.data.datamodule import CaptionDataModule
+from fastcap.model import FastCap
+from fastcap.module import CaptioningModule
+
+CONFIG_DIR = str(Path(fastcap.__file__).parents[1] / "conf")
+FORMAT_VERSION = 1
+RUNS_DIR = Path("runs")
+
+OmegaConf.register_new_resolver("fastcap.run_id", lambda: uuid.uuid4().hex[:6], use_cache=True, replace=True)
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be used; the message names the file and what is wrong."""
+
+
+@dataclass
+class LoadedCheckpoint:
+    """What a checkpoint rebuilds.
+
+    Attributes:
+        model: The model in eval mode, weights loaded.
+        tokenizer: The tokenizer it was trained with.
+        config: The resolved configuration of its run, as plain data.
+        path: The file.
+    """
+
+    model: FastCap
+    tokenizer: CaptionTokenizer
+    config: dict[str, Any]
+    path: Path
+
+
+class ConfigError(ValueError):
+    """A configuration that builds nothing; the message names the part and the reason."""
+
+
+def construct(node: DictConfig, **facts: Any) -> Any:
+    """Instantiate a config node with facts known only now, handed over as they are.
+
+    Raises:
+        ConfigError: If the node's values are refused, saying by what and why.
+    """
+    try:
+        return instantiate(node, _partial_=True)(**facts)
+    except DataError:
+        raise
+    except (ValueError, InstantiationException) as error:
+        cause = error.__cause__ or error
+        raise ConfigError(f"{node.get('_target_')}: {cause}") from error
+
+
+def build_datamodule(cfg: DictConfig, tokenizer: CaptionTokenizer | None = None) -> CaptionDataModule:
+    """Build the data module; without a ready tokenizer it trains one on the training captions."""
+    return construct(cfg.data, tokenizer=tokenizer or instantiate(cfg.tokenizer), seed=cfg.seed)
+
+
+def build_model(cfg: DictConfig, tokenizer: CaptionTokenizer) -> FastCap:
+    """Build the model. Facts known only now (vocabulary, widths) are passed here and are no keys."""
+    special, vocab_size, max_length = tokenizer.special, tokenizer.vocab_size, int(cfg.data.max_length)
+    backbone = construct(cfg.backbone)
+    decoder = construct(cfg.decoder, vocab_size=vocab_size, max_length=max_length, pad_id=special.pad)
+    alignment = construct(
+        cfg.alignment,
+        feature_dim=backbone.feature_dim,
+        dim=decoder.dim,
+        vocab_size=vocab_size,
+        max_length=max_length,
+    )
+    length = construct(cfg.length, dim=decoder.dim, max_length=max_length)
+    return FastCap(backbone, alignment, decoder, length, construct(cfg.refinement, special=special))
+
+
+def build_module(cfg: DictConfig, datamodule: CaptionDataModule, model: FastCap | None = None) -> CaptioningModule:
+    """Build the training system around a new model, or around one already loaded."""
+    tokenizer = datamodule.tokenizer
+    return CaptioningModule(
+        model=model or build_model(cfg, tokenizer),
+        special=tokenizer.special,
+        decode=tokenizer.decode,
+        optimizer=instantiate(cfg.optim.optimizer),
+        schedule=instantiate(cfg.optim.schedule),
+        objective=instantiate(cfg.objective),
+        seed=cfg.seed,
+        weight_decay=cfg.optim.weight_decay,
+        extra_metrics=datamodule.extra_metrics,
+        oracle_captions=datamodule.oracle_captions,
+        artifacts={
+            "format_version": FORMAT_VERSION,
+            "fastcap_version": fastcap.__version__,
+            "config": OmegaConf.to_container(cfg, resolve=True),
+            "tokenizer": tokenizer.to_json(),
+        },
+        metric_options=OmegaConf.to_container(cfg.metrics, resolve=True),  # type: ignore[arg-type]
+    )
+
+
+def build_trainer(cfg: DictConfig, run_dir: Path) -> L.Trainer:
+    """Build the trainer with its loggers and callbacks, all of them writing under ``run_dir``."""
+    loggers = [instantiate(node, run_dir=str(run_dir)) for node in (cfg.logger or {}).values() if node]
+    callbacks = [instantiate(node) for node in (cfg.callbacks or {}).values() if node]
+    return instantiate(
+        cfg.trainer,
+        logger=[logger for logger in loggers if logger is not None],
+        callbacks=callbacks,
+        default_root_dir=str(run_dir),
+    )
+
+
+def newest_checkpoint(runs: Path = RUNS_DIR) -> Path:
+    """Find the best checkpoint of the newest run.
+
+    Raises:
+        CheckpointError: If there is none.
+    """
+    found = sorted(runs.glob("**/checkpoints/best.ckpt"), key=lambda path: path.stat().st_mtime)
+    if not found:
+        raise CheckpointError(f"no checkpoint under {runs}/: train first (make train) or name one")
+    return found[-1]
+
+
+def read_checkpoint(path: Path | str) -> dict[str, Any]:
+    """Read a checkpoint without unpickling code.
+
+    Raises:
+        CheckpointError: If the file is missing, unreadable, or not FastCap's.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such checkpoint")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(f"{path}: cannot be read as a checkpoint ({reason})") from error
+    artifacts = checkpoint.get("fastcap") if isinstance(checkpoint, dict) else None
+    if not isinstance(artifacts, dict) or not {"config", "tokenizer", "format_version"} <= artifacts.keys():
+        raise CheckpointError(f"{path}: not a FastCap checkpoint (its field `fastcap` is missing or incomplete)")
+    if artifacts["format_version"] != FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path}: field `fastcap.format_version` is {artifacts['format_version']}, this version reads "
+            f"{FORMAT_VERSION}"
+        )
+    return checkpoint
+
+
+def load_checkpoint(path: Path | str, overrides: Mapping[str, Any] | None = None) -> LoadedCheckpoint:
+    """Rebuild the model of a checkpoint; the checkpoint alone is enough.
+
+    Args:
+        path: The file.
+        overrides: Values by dotted key to put into its configuration first, e.g. ``refinement.num_steps``.
+
+    Raises:
+        CheckpointError: If the file is unusable, or its weights do not fit its own configuration and vocabulary.
+        ConfigError: If an override names no key of the configuration.
+    """
+    checkpoint = read_checkpoint(path)
+    config = OmegaConf.create(checkpoint["fastcap"]["config"])
+    assert isinstance(config, DictConfig)
+    for key, value in (overrides or {}).items():
+        override_config(config, key, value)
+    tokenizer = CaptionTokenizer.from_json(checkpoint["fastcap"]["tokenizer"])
+    model = build_model(config, tokenizer)
+    state = {k.removeprefix("model."): v for k, v in checkpoint["state_dict"].items() if k.startswith("model.")}
+    embedding = state.get("decoder.word.weight")
+    if embedding is not None and embedding.shape[0] != tokenizer.vocab_size:
+        raise CheckpointError(
+            f"{path}: field `state_dict.model.decoder.word.weight` holds {embedding.shape[0]} words, field "
+            f"`fastcap.tokenizer` {tokenizer.vocab_size}: weights and vocabulary are of different runs"
+        )
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        lines = [line.strip() for line in str(error).splitlines()[1:]]
+        raise CheckpointError(f"{path}: weights do not fit the configuration: {'; '.join(lines[:3])}") from error
+    plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+    return LoadedCheckpoint(model.eval(), tokenizer, plain, Path(path))
+
+
+def override_config(config: DictConfig, key: str, value: Any) -> None:
+    """Set an existing key.
+
+    Raises:
+        ConfigError: If there is no such key, naming those beside it.
+    """
+    parent, _, leaf = key.rpartition(".")
+    node = OmegaConf.select(config, parent) if parent else config
+    if not isinstance(node, DictConfig) or leaf not in node:
+        known = ", ".join(map(str, node)) if isinstance(node, DictConfig) else "none"
+        raise ConfigError(f"unknown key {key!r}; keys there: {known}")
+    OmegaConf.update(config, key, value, merge=False)
+
+
+def check_resume(path: Path | str, tokenizer: CaptionTokenizer) -> None:
+    """Make sure a checkpoint can be trained on with this vocabulary.
+
+    Raises:
+        CheckpointError: If it is unreadable or of another vocabulary.
+    """
+    checkpoint = read_checkpoint(path)
+    theirs = CaptionTokenizer.from_json(checkpoint["fastcap"]["tokenizer"])
+    if theirs.fingerprint != tokenizer.fingerprint:
+        raise CheckpointError(
+            f"{path}: field `fastcap.tokenizer` is another vocabulary ({theirs.vocab_size} words, this run "
+            f"{tokenizer.vocab_size}): resume with the data and tokenizer it was trained with"
+        )

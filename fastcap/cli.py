@@ -1,0 +1,84 @@
+"""The `fastcap` command, and what all entry points share: one clear line for a user's mistake."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+COMMANDS = {
+    "train": "train a captioner (Hydra overrides: data=flickr8k trainer.max_epochs=5 ...; -m for a sweep)",
+    "eval": "score a checkpoint on a split (ckpt=PATH split=val refinement.num_steps=8)",
+    "caption": "caption image files and folders",
+}
+USAGE = "usage: fastcap COMMAND ...\n\n" + "\n".join(f"  {name:<9}{text}" for name, text in COMMANDS.items())
+
+
+class UserError(Exception):
+    """A mistake of the user's, said in one line."""
+
+
+def one_clear_error(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Turn errors about the user's input into one line on standard error and exit status 2.
+
+    Everything else keeps its traceback; ``FASTCAP_DEBUG=1`` keeps all of them.
+    """
+
+    @functools.wraps(function)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return function(*args, **kwargs)
+        except KeyboardInterrupt:
+            sys.exit(130)
+        except Exception as error:
+            cause = _users_mistake(error)
+            if cause is None or os.environ.get("FASTCAP_DEBUG"):
+                raise
+            print(f"fastcap: error: {cause}", file=sys.stderr)
+            sys.exit(2)
+
+    return wrapped
+
+
+def _users_mistake(error: BaseException | None) -> BaseException | None:
+    """Find the user's mistake behind an error: Hydra and Lightning wrap what they call."""
+    from omegaconf.errors import OmegaConfBaseException
+
+    from fastcap.build import CheckpointError, ConfigError
+    from fastcap.data import DataError
+
+    kinds = (UserError, CheckpointError, ConfigError, DataError, OmegaConfBaseException)
+    while error is not None and not isinstance(error, kinds):
+        error = error.__cause__
+    return error
+
+
+def print_table(title: str, values: Mapping[str, float]) -> None:
+    """Print metrics as a table."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, show_header=False)
+    for name, value in values.items():
+        table.add_row(name, f"{value:.3f}")
+    Console().print(table)
+
+
+def main() -> None:
+    """Run the subcommand named first on the command line."""
+    if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
+        print(USAGE)
+        sys.exit(0)
+    command = sys.argv.pop(1)
+    if command not in COMMANDS:
+        print(f"fastcap: error: unknown command {command!r}\n\n{USAGE}", file=sys.stderr)
+        sys.exit(2)
+    sys.argv[0] = f"fastcap {command}"
+    importlib.import_module(f"fastcap.{command}").main()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,100 @@
+"""Iterative Conditional Masked Refinement: draft a caption whole, then mend its least certain words."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fastcap.generation.dlag import top_lengths
+from fastcap.generation.schedule import SCHEDULES, lowest, num_to_remask
+from fastcap.types import Denoiser, Refinement, RefinementStep, SpecialTokens
+
+
+class ICMRDecoder:
+    """Mask-Predict (Ghazvininejad et al. 2019, arXiv 1904.09324) around any ``Denoiser``. It owns no weights.
+
+    Every sample keeps its own length, so a caption does not depend on what shares its batch. Special tokens are never
+    written. A token keeps the confidence it was written with until it is masked again.
+
+    Args:
+        special: The special token ids.
+        num_steps: Decoder passes T.
+        schedule: How many tokens are masked again after each step: ``linear`` or ``cosine``.
+        num_lengths: Length candidates an image, refined as one batch; the best mean log-probability wins.
+
+    Raises:
+        ValueError: If num_steps or num_lengths is below one, or the schedule is unknown.
+    """
+
+    def __init__(
+        self, special: SpecialTokens, num_steps: int = 4, schedule: str = "linear", num_lengths: int = 3
+    ) -> None:
+        if num_steps < 1:
+            raise ValueError(f"refinement.num_steps = {num_steps} must be at least 1")
+        if num_lengths < 1:
+            raise ValueError(f"refinement.num_lengths = {num_lengths} must be at least 1")
+        if schedule not in SCHEDULES:
+            raise ValueError(f"refinement.schedule = {schedule!r} must be one of {', '.join(SCHEDULES)}")
+        self.special = special
+        self.num_steps = num_steps
+        self.schedule = SCHEDULES[schedule]
+        self.num_lengths = num_lengths
+
+    @torch.no_grad()
+    def generate(
+        self, denoiser: Denoiser, memory: Tensor, length_logits: Tensor, record_steps: bool = False
+    ) -> Refinement:
+        """Caption a batch of images.
+
+        Args:
+            denoiser: The trained decoder.
+            memory: Image memory. (B, N, D)
+            length_logits: Scores of the lengths 1..max_length. (B, max_length)
+            record_steps: Keep every step of the chosen candidates.
+
+        Returns:
+            The best candidate of each image.
+        """
+        # 1. The likeliest lengths, K an image, in consecutive rows.
+        candidates = top_lengths(length_logits, self.num_lengths)
+        lengths = candidates.flatten()
+        cache = denoiser.prepare(memory)
+
+        # 2. Start from nothing but [MASK].
+        ahead = torch.arange(int(lengths.max()), device=memory.device)
+        pad = ahead >= lengths.unsqueeze(1)
+        tokens = torch.full_like(pad, self.special.mask, dtype=torch.long).masked_fill(pad, self.special.pad)
+        confidence = torch.zeros_like(pad, dtype=memory.dtype)
+        steps, num_passes = [], 0
+
+        for step in range(1, self.num_steps + 1):
+            # 3. Predict all, write where masked.
+            predicted, log_probability = self._predict(denoiser.denoise(tokens, pad, cache))
+            num_passes += 1
+            masked = tokens == self.special.mask
+            tokens = torch.where(masked, predicted, tokens)
+            confidence = torch.where(masked, log_probability.to(confidence.dtype), confidence)
+            # 4. Mask the least certain again; none after the last step.
+            count = num_to_remask(lengths, step, self.num_steps, self.schedule)
+            remasked = lowest(confidence.masked_fill(pad, torch.inf), count)
+            if record_steps:
+                steps.append(RefinementStep(tokens, confidence.exp().masked_fill(pad, 0.0), remasked))
+            if not bool(count.any()):
+                break
+            tokens = tokens.masked_fill(remasked, self.special.mask)
+
+        # 5. The candidate whose words are likeliest on average.
+        scores = confidence.masked_fill(pad, 0.0).sum(1) / lengths
+        best = scores.view(candidates.shape).argmax(1) + torch.arange(len(candidates), device=memory.device) * (
+            candidates.shape[1]
+        )
+        chosen = [RefinementStep(s.tokens[best], s.confidence[best], s.remasked[best]) for s in steps]
+        return Refinement(tokens[best], lengths[best], scores[best], num_passes, chosen)
+
+    def _predict(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Likeliest word and its log-probability, special tokens excluded. (B, L, V) -> 2 x (B, L)."""
+        logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+        logits[..., list(self.special.ids)] = -torch.inf
+        value, index = F.log_softmax(logits, dim=-1).max(-1)
+        return index, value

@@ -1,0 +1,63 @@
+"""FastCap, the model: an image in, a caption out. No Lightning, no Hydra."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from fastcap.alignment.cmfa import CrossModalFeatureAlignment
+from fastcap.generation.icmr import ICMRDecoder
+from fastcap.types import DecoderOutput, Refinement
+
+IMAGE_MEAN = (0.485, 0.456, 0.406)
+IMAGE_STD = (0.229, 0.224, 0.225)
+
+
+class FastCap(nn.Module):
+    """Backbone, alignment, decoder and length predictor, with the refinement that drives them.
+
+    Args:
+        backbone: Images (B, 3, H, W), standardised, to features (B, N, feature_dim).
+        alignment: Features to image memory (B, N, D).
+        decoder: A ``Denoiser`` that also has a training ``forward``.
+        length: Image memory to length logits (B, max_length).
+        refinement: Generation; it owns no weights and drives ``decoder`` itself.
+    """
+
+    image_mean: Tensor
+    image_std: Tensor
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        alignment: CrossModalFeatureAlignment,
+        decoder: nn.Module,
+        length: nn.Module,
+        refinement: ICMRDecoder,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.alignment = alignment
+        self.decoder = decoder
+        self.length = length
+        self.refinement = refinement
+        self.register_buffer("image_mean", 255 * torch.tensor(IMAGE_MEAN).view(3, 1, 1), persistent=False)
+        self.register_buffer("image_std", 255 * torch.tensor(IMAGE_STD).view(3, 1, 1), persistent=False)
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Make the image memory, from the image alone. images: uint8 (B, 3, H, W); returns (B, N, D)."""
+        pixels = (images.to(self.image_mean.dtype) - self.image_mean) / self.image_std
+        return self.alignment.project(self.backbone(pixels))
+
+    def decode(self, memory: Tensor, tokens: Tensor, pad: Tensor) -> DecoderOutput:
+        """Score masked captions. memory: (B, N, D), tokens and pad: (B * K, L)."""
+        return self.decoder(tokens, memory, pad)
+
+    def generate(self, images: Tensor, record_steps: bool = False) -> Refinement:
+        """Caption images. images: uint8 (B, 3, H, W)."""
+        memory = self.encode(images)
+        return self.refinement.generate(self.decoder, memory, self.length(memory), record_steps)
+
+    def forward(self, images: Tensor) -> Refinement:
+        """Caption images. images: uint8 (B, 3, H, W)."""
+        return self.generate(images)

@@ -1,0 +1,261 @@
+"""The training system: losses, optimiser and metrics around the model that is shipped."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torchmetrics import Metric
+
+from fastcap.generation.schedule import sample_mask
+from fastcap.losses import alignment_loss, length_loss, masked_token_loss
+from fastcap.metrics import CaptionMetrics
+from fastcap.model import FastCap
+from fastcap.optim import parameter_groups
+from fastcap.types import CaptionBatch, DecoderOutput, Refinement, SpecialTokens
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What training asks for.
+
+    Attributes:
+        length_weight: Weight of the length loss.
+        alignment_weight: Weight of the contrastive loss.
+        label_smoothing: Of the token loss.
+        full_mask_share: Share of captions masked whole, as refinement's first step sees them.
+        draft_share: Probability that a visible token is replaced by the decoder's own draft, to be mended; zero
+            saves the drafting pass.
+    """
+
+    length_weight: float = 0.1
+    alignment_weight: float = 0.1
+    label_smoothing: float = 0.1
+    full_mask_share: float = 0.2
+    draft_share: float = 0.0
+
+
+@dataclass
+class Prediction:
+    """One generated caption beside its references."""
+
+    image_id: int
+    caption: str
+    score: float
+    references: list[str]
+
+
+class CaptioningModule(L.LightningModule):
+    """Train and evaluate a ``FastCap``; ``forward`` captions images.
+
+    All randomness of a step follows from (seed, epoch, batch, rank), so that a resumed run equals an unbroken one.
+
+    Args:
+        model: The model.
+        special: Special token ids.
+        decode: Token ids to text.
+        optimizer: Makes the optimiser from parameter groups.
+        schedule: Makes the learning-rate schedule from (optimizer, total_steps).
+        objective: Loss weights and masking.
+        seed: Root of all randomness.
+        weight_decay: Of matrices; biases, norms and embeddings do not decay.
+        extra_metrics: Further metrics of a split, each ``update(image_ids, captions)``; asked for once a split.
+        oracle_captions: Captions by image id that a perfect captioner might give, where a split knows them.
+        artifacts: Plain data stored in every checkpoint under ``fastcap``.
+        metric_options: Arguments of ``CaptionMetrics``.
+    """
+
+    def __init__(
+        self,
+        model: FastCap,
+        special: SpecialTokens,
+        decode: Callable[[list[int]], str],
+        optimizer: Callable[..., Optimizer],
+        schedule: Callable[..., LRScheduler],
+        objective: Objective,
+        seed: int = 0,
+        weight_decay: float = 0.05,
+        extra_metrics: Callable[[str], Mapping[str, Metric]] | None = None,
+        oracle_captions: Callable[[str], Mapping[int, str]] | None = None,
+        artifacts: Mapping[str, Any] | None = None,
+        metric_options: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.special = special
+        self.decode_text = decode
+        self.make_optimizer = optimizer
+        self.make_schedule = schedule
+        self.objective = objective
+        self.seed = seed
+        self.weight_decay = weight_decay
+        self.make_extra_metrics = extra_metrics or (lambda split: {})
+        self.find_oracle_captions = oracle_captions or (lambda split: {})
+        self.artifacts = dict(artifacts or {})
+        self.metric_options = dict(metric_options or {})
+        self.eval_split = "val"
+        self.predictions: list[Prediction] = []
+        self._metrics: dict[str, tuple[CaptionMetrics, Mapping[str, Metric]]] = {}
+        self._oracle: dict[str, float] = {}
+
+    def forward(self, images: Tensor, record_steps: bool = False) -> Refinement:
+        """Caption images. images: uint8 (B, 3, H, W)."""
+        return self.model.generate(images, record_steps)
+
+    def texts(self, refinement: Refinement) -> list[str]:
+        """Turn generated ids into captions, one an image."""
+        rows = zip(refinement.tokens.tolist(), refinement.lengths.tolist(), strict=True)
+        return [self.decode_text(ids[:length]) for ids, length in rows]
+
+    # Training
+
+    def training_step(self, batch: CaptionBatch, batch_idx: int) -> Tensor:
+        """Lose on hidden tokens, lengths, alignment and balance."""
+        seed = step_seed(self.seed, self.current_epoch, batch_idx, self.global_rank)
+        torch.manual_seed(seed)
+        losses, output = self.losses(batch, torch.Generator().manual_seed(seed))
+        for name, value in losses.items():
+            self.log(f"train/loss_{name}" if name != "total" else "train/loss", value.detach(), prog_bar=name == "total")
+        for expert, share in enumerate(output.expert_weights.detach().float().mean(0).unbind()):
+            self.log(f"moe/load_e{expert}", share)
+        return losses["total"]
+
+    def losses(self, batch: CaptionBatch, generator: torch.Generator) -> tuple[dict[str, Tensor], DecoderOutput]:
+        """Compute every loss of a batch; ``total`` is what is minimised.
+
+        The captions reach the decoder only as masked input: the memory is made from the images alone.
+        """
+        objective, decoder = self.objective, self.model.decoder
+        tokens, lengths = batch.tokens.flatten(0, 1), batch.lengths.flatten()
+        tokens = tokens[:, : int(lengths.max())]
+        pad = torch.arange(tokens.shape[1], device=tokens.device) >= lengths.unsqueeze(1)
+        memory = self.model.encode(batch.images)
+        cache = decoder.prepare(memory)
+
+        hidden = sample_mask(lengths, tokens.shape[1], objective.full_mask_share, generator)
+        visible, scored = tokens.masked_fill(hidden, self.special.mask), hidden
+        if objective.draft_share > 0:
+            visible, scored = self._mix_in_draft(visible, hidden, tokens, pad, cache, generator)
+        output = decoder.output(decoder.denoise(visible, pad, cache), cache)
+
+        losses = {
+            "token": masked_token_loss(output.logits, tokens, scored, objective.label_smoothing),
+            "length": length_loss(self.model.length(memory), batch.lengths),
+            "balance": output.aux_loss,
+        }
+        if objective.alignment_weight > 0:
+            image, text, scale = self.model.alignment.embed(memory, batch.tokens, batch.lengths)
+            losses["alignment"] = alignment_loss(image, text, scale)
+        losses["total"] = (
+            losses["token"]
+            + objective.length_weight * losses["length"]
+            + objective.alignment_weight * losses.get("alignment", memory.new_zeros(()))
+            + losses["balance"]
+        )
+        return losses, output
+
+    def _mix_in_draft(
+        self, visible: Tensor, hidden: Tensor, tokens: Tensor, pad: Tensor, cache: Any, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Replace some visible tokens by the decoder's own draft; returns the input and what is scored."""
+        with torch.no_grad():
+            start = torch.full_like(tokens, self.special.mask).masked_fill(pad, self.special.pad)
+            logits = self.model.decoder.denoise(start, pad, cache)
+            logits[..., list(self.special.ids)] = -torch.inf
+            draft = logits.argmax(-1)
+        drawn = torch.rand(tokens.shape, generator=generator).to(tokens.device) < self.objective.draft_share
+        replaced = drawn & ~hidden & ~pad
+        return torch.where(replaced, draft, visible), hidden | replaced
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """Build the optimiser over decayed and undecayed parameters, and its schedule in steps."""
+        optimizer = self.make_optimizer(parameter_groups(self.model, self.weight_decay))
+        schedule = self.make_schedule(optimizer, total_steps=int(self.trainer.estimated_stepping_batches))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    # Evaluation
+
+    def on_validation_epoch_start(self) -> None:
+        """Start metrics afresh."""
+        caption_metrics, extra = self._split_metrics()
+        caption_metrics.reset()
+        for metric in extra.values():
+            metric.reset()
+        self.predictions = []
+        self._generation_seconds = 0.0
+
+    def validation_step(self, batch: CaptionBatch, batch_idx: int) -> None:
+        """Caption the images as a user would, and take the loss with masks that never change."""
+        generator = torch.Generator().manual_seed(step_seed(self.seed, 0, batch_idx, self.global_rank))
+        losses, _ = self.losses(batch, generator)
+        for name in ("total", "token", "length", "alignment"):
+            if name in losses:
+                key = f"{self.eval_split}/loss" + ("" if name == "total" else f"_{name}")
+                self.log(key, losses[name], batch_size=len(batch), sync_dist=True)
+        started = time.perf_counter()
+        refinement = self.model.generate(batch.images)
+        self._generation_seconds += time.perf_counter() - started
+        captions, ids = self.texts(refinement), batch.image_ids.tolist()
+        caption_metrics, extra = self._split_metrics()
+        caption_metrics.update(ids, captions, batch.references)
+        for metric in extra.values():
+            metric.update(ids, captions)
+        rows = zip(ids, captions, refinement.scores.tolist(), batch.references, strict=True)
+        self.predictions += [Prediction(*row) for row in rows]
+        error = refinement.lengths - batch.lengths.float().mean(1)
+        self.log("dlag/mae", error.abs().mean(), batch_size=len(batch), sync_dist=True)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log every metric of the split."""
+        caption_metrics, extra = self._split_metrics()
+        values = dict(caption_metrics.compute())
+        for metric in extra.values():
+            values |= metric.compute()
+        values |= self._oracle_score(caption_metrics)
+        seconds = max(self._generation_seconds, 1e-9)
+        self.log("time/eval_images_per_s", len(self.predictions) / seconds, sync_dist=True)
+        for name, value in values.items():
+            self.log(f"{self.eval_split}/{name}", float(value), prog_bar=name == "cider")
+
+    def _split_metrics(self) -> tuple[CaptionMetrics, Mapping[str, Metric]]:
+        if self.eval_split not in self._metrics:
+            extra = {name: m.to(self.device) for name, m in self.make_extra_metrics(self.eval_split).items()}
+            self._metrics[self.eval_split] = (CaptionMetrics(**self.metric_options).to(self.device), extra)
+        return self._metrics[self.eval_split]
+
+    def _oracle_score(self, like: CaptionMetrics) -> dict[str, float]:
+        """CIDEr of the oracle's captions on the images just captioned, where the split has an oracle."""
+        oracle: Mapping[int, str] = self.find_oracle_captions(self.eval_split)
+        if not oracle:
+            return {}
+        if self.eval_split not in self._oracle:
+            metric = CaptionMetrics(**self.metric_options).to(self.device)
+            rows = self.predictions
+            metric.update([r.image_id for r in rows], [oracle[r.image_id] for r in rows], [r.references for r in rows])
+            self._oracle[self.eval_split] = metric.compute()["cider"]
+        return {"cider_oracle": self._oracle[self.eval_split]}
+
+    # Checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Store what rebuilds the model: plain data only."""
+        checkpoint["fastcap"] = self.artifacts
+
+
+def step_seed(seed: int, epoch: int, batch: int, rank: int) -> int:
+    """Mix a position of the run into one 63-bit seed (SplitMix64's finaliser, Steele et al. 2014)."""
+    mask = (1 << 64) - 1
+    value = 0
+    for part in (seed, epoch, batch, rank):
+        value = (value + part + 0x9E3779B97F4A7C15) & mask
+        value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & mask
+        value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & mask
+        value ^= value >> 31
+    return value >> 1

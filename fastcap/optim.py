@@ -1,0 +1,41 @@
+"""What optimisers need beyond torch's own: parameter groups and the learning-rate schedule."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+
+def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Split parameters into matrices, which decay, and the rest (biases, norms, embeddings), which do not."""
+    embeddings = {id(m.weight) for m in module.modules() if isinstance(m, nn.Embedding)}
+    trained = [p for p in module.parameters() if p.requires_grad]
+    decayed = [p for p in trained if p.ndim >= 2 and id(p) not in embeddings]
+    kept = [p for p in trained if p.ndim < 2 or id(p) in embeddings]
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
+
+
+def warmup_cosine(
+    optimizer: Optimizer, total_steps: int, warmup_share: float = 0.05, final_share: float = 0.01
+) -> LambdaLR:
+    """Rise linearly, then fall along a cosine (SGDR, arXiv 1608.03983).
+
+    Args:
+        optimizer: Its learning rate is the peak.
+        total_steps: Optimiser steps of the whole run.
+        warmup_share: Share of the steps spent rising.
+        final_share: Last learning rate over the peak.
+    """
+    warmup = max(1, round(total_steps * warmup_share))
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / warmup
+        progress = min(1.0, (step - warmup) / max(1, total_steps - warmup))
+        return final_share + (1 - final_share) * 0.5 * (1 + math.cos(math.pi * progress))
+
+    return LambdaLR(optimizer, factor)

@@ -1,0 +1,91 @@
+"""Train a captioner: `python -m fastcap.train [GROUP=CHOICE] [key=value]`, `-m` for a sweep."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import hydra
+import lightning as L
+from hydra.core.hydra_config import HydraConfig
+from lightning.pytorch.callbacks import ModelCheckpoint
+from omegaconf import DictConfig
+
+from fastcap.build import CONFIG_DIR, build_datamodule, build_module, build_trainer, check_resume
+from fastcap.cli import one_clear_error, print_table
+
+
+def train(cfg: DictConfig, run_dir: Path) -> dict[str, float]:
+    """Run a training job; returns the validation metrics of its best checkpoint.
+
+    The run's folder then holds ``checkpoints/{best,last}.ckpt``, ``metrics.csv``, ``results.json``,
+    ``captions.json`` and ``samples/``.
+    """
+    started = time.perf_counter()
+    L.seed_everything(cfg.seed, workers=True, verbose=False)
+    datamodule = build_datamodule(cfg)
+    datamodule.prepare()
+    if cfg.resume:
+        check_resume(cfg.resume, datamodule.tokenizer)
+    module = build_module(cfg, datamodule)
+    trainer = build_trainer(cfg, run_dir)
+    trainer.fit(module, datamodule=datamodule, ckpt_path=cfg.resume, weights_only=True)
+    metrics = _best_metrics(trainer, module, datamodule)
+    if trainer.is_global_zero:
+        _report(cfg, run_dir, trainer, module, metrics, (time.perf_counter() - started) / 60)
+    return metrics
+
+
+def _best_metrics(trainer: L.Trainer, module: L.LightningModule, datamodule: L.LightningDataModule) -> dict[str, float]:
+    """Metrics of the best checkpoint, which is validated once more unless it was the last one."""
+    metrics = _numbers(trainer)
+    checkpoint = trainer.checkpoint_callback
+    if isinstance(checkpoint, ModelCheckpoint) and checkpoint.best_model_path and not trainer.fast_dev_run:
+        if metrics.get(checkpoint.monitor or "") != float(checkpoint.best_model_score or 0):
+            trainer.validate(
+                module, datamodule=datamodule, ckpt_path=checkpoint.best_model_path, weights_only=True, verbose=False
+            )
+            metrics |= _numbers(trainer)
+    return metrics
+
+
+def _numbers(trainer: L.Trainer) -> dict[str, float]:
+    return {name: float(value) for name, value in trainer.callback_metrics.items()}
+
+
+def _report(
+    cfg: DictConfig, run_dir: Path, trainer: L.Trainer, module: L.LightningModule, metrics: dict[str, float], minutes: float
+) -> None:
+    results: dict[str, Any] = {
+        "metrics": metrics,
+        "epochs": trainer.current_epoch,
+        "steps": trainer.global_step,
+        "minutes": minutes,
+        "parameters": sum(p.numel() for p in module.parameters()),
+    }
+    (run_dir / "results.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
+    title = f"{cfg.name}: best checkpoint after {trainer.current_epoch} epochs, {minutes:.1f} minutes"
+    print_table(title, {k: v for k, v in sorted(metrics.items()) if k.startswith("val/")})
+    checkpoint = trainer.checkpoint_callback
+    if isinstance(checkpoint, ModelCheckpoint) and checkpoint.best_model_path:
+        best = Path(checkpoint.best_model_path)
+        best = best.relative_to(Path.cwd()) if best.is_relative_to(Path.cwd()) else best
+        print(
+            f"Checkpoint  {best}\nPictures    {run_dir / 'samples'}\n"
+            f"Next        make eval                      (the same numbers again; ARGS='refinement.num_steps=1')\n"
+            f"            make caption PHOTO=photo.jpg   (caption any picture with it)"
+        )
+
+
+@hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name="train")
+@one_clear_error
+def main(cfg: DictConfig) -> float | None:
+    """Entry point; returns the validation CIDEr for sweepers."""
+    run_dir = Path(HydraConfig.get().runtime.output_dir)
+    return train(cfg, run_dir).get("val/cider")
+
+
+if __name__ == "__main__":
+    main()
