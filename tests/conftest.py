@@ -1,0 +1,106 @@
+"""What every test shares: few threads, no network, W&B offline, and where the data lies."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+# Torch processes that want more threads than there are cores slow one another about tenfold: one a worker under xdist.
+NUM_THREADS = 1 if "PYTEST_XDIST_WORKER" in os.environ else min(2, os.cpu_count() or 1)
+# Read when torch and wandb are imported, and by processes that tests start: hence set first.
+os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(NUM_THREADS)
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["WANDB_MODE"] = "offline"
+os.environ["WANDB_SILENT"] = "true"
+os.environ["HF_HUB_OFFLINE"] = "1"
+# `make test ARGS=...` must not reach a make that a test runs.
+for name in ("ARGS", "PHOTO", "MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES"):
+    os.environ.pop(name, None)
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+REPO_ROOT = Path(__file__).resolve().parents[1]
+
+_network_attempts: list[str] = []
+_network_patch = pytest.MonkeyPatch()
+
+
+class NetworkBlockedError(RuntimeError):
+    """A test tried to reach another machine."""
+
+
+def _is_local(host: Any) -> bool:
+    if isinstance(host, bytes):
+        host = host.decode()
+    if not host or host in ("localhost", socket.gethostname()):
+        return True
+    try:
+        return ipaddress.ip_address(host.split("%")[0]).is_loopback
+    except ValueError:
+        return False
+
+
+def _refuse(what: str) -> None:
+    _network_attempts.append(what)
+    raise NetworkBlockedError(f"tests must not reach the network: {what}")
+
+
+def _block_network(patch: pytest.MonkeyPatch) -> None:
+    connect, connect_ex, getaddrinfo = socket.socket.connect, socket.socket.connect_ex, socket.getaddrinfo
+
+    def guard(sock: socket.socket, address: Any) -> None:
+        if sock.family in (socket.AF_INET, socket.AF_INET6) and not _is_local(address[0]):
+            _refuse(f"connect to {address[0]}:{address[1]}")
+
+    def guarded_connect(self: socket.socket, address: Any) -> None:
+        guard(self, address)
+        return connect(self, address)
+
+    def guarded_connect_ex(self: socket.socket, address: Any) -> int:
+        guard(self, address)
+        return connect_ex(self, address)
+
+    def guarded_getaddrinfo(host: Any, *args: Any, **kwargs: Any) -> Any:
+        if not _is_local(host):
+            _refuse(f"look up {host}")
+        return getaddrinfo(host, *args, **kwargs)
+
+    patch.setattr(socket.socket, "connect", guarded_connect)
+    patch.setattr(socket.socket, "connect_ex", guarded_connect_ex)
+    patch.setattr(socket, "getaddrinfo", guarded_getaddrinfo)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    torch.set_num_threads(NUM_THREADS)
+    _block_network(_network_patch)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    _network_patch.undo()
+
+
+@pytest.fixture(autouse=True)
+def network_attempts() -> Iterator[list[str]]:
+    """Fail a test that tried to reach the network, even where the code under test swallowed the error.
+
+    A test about being offline takes this fixture, asserts on the list and clears it.
+    """
+    _network_attempts.clear()
+    yield _network_attempts
+    if _network_attempts:
+        pytest.fail(f"the test tried to reach the network: {', '.join(_network_attempts)}")
+
+
+@pytest.fixture(scope="session")
+def flickr8k() -> Path:
+    """Folder of the Flickr8k data: $FASTCAP_FLICKR8K, else ../shared/data/flickr8k beside the checkout."""
+    named = os.environ.get("FASTCAP_FLICKR8K")
+    path = Path(named) if named else REPO_ROOT.parent / "shared" / "data" / "flickr8k"
+    if not path.is_dir():
+        pytest.skip(f"no Flickr8k data at {path}; set FASTCAP_FLICKR8K to its folder")
+    return path
