@@ -1,0 +1,142 @@
+import pytest
+import torch
+
+from fastcap.decoder.moe_decoder import MoEDecoder
+from fastcap.generation.dlag import DynamicLengthPredictor, top_lengths
+from fastcap.generation.icmr import ICMRDecoder
+from fastcap.types import SpecialTokens
+
+SPECIAL = SpecialTokens(pad=0, mask=1, unk=2, bos=3, eos=4)
+MAX_LENGTH, VOCAB = 12, 25
+
+
+@pytest.fixture
+def decoder():
+    torch.manual_seed(0)
+    decoder = MoEDecoder(VOCAB, MAX_LENGTH, pad_id=0, dim=16, num_layers=2, num_experts=3, top_k=2)
+    # Sharper than at initialisation, so that confidences differ; special tokens are the likeliest if not banned.
+    torch.nn.init.normal_(decoder.word.weight, std=1.0)
+    with torch.no_grad():
+        decoder.head_bias[:5] = 10.0
+    return decoder.double().eval()
+
+
+@pytest.fixture
+def memory():
+    return torch.randn(5, 7, 16, generator=torch.Generator().manual_seed(1)).double()
+
+
+def length_logits(*lengths):
+    logits = torch.zeros(len(lengths), MAX_LENGTH, dtype=torch.float64)
+    for row, length in enumerate(lengths):
+        logits[row, length - 1] = 10.0
+        logits[row, length % MAX_LENGTH] = 5.0
+    return logits
+
+
+LENGTHS = (1, 4, 7, 12, 9)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+@pytest.mark.parametrize("num_steps", [1, 2, 3, 4, 8, 15])
+@pytest.mark.parametrize("num_lengths", [1, 3])
+def test_no_special_token_ever_comes_out(decoder, memory, schedule, num_steps, num_lengths):
+    icmr = ICMRDecoder(SPECIAL, num_steps, schedule, num_lengths)
+    result = icmr.generate(decoder, memory, length_logits(*LENGTHS), record_steps=True)
+    inside = torch.arange(result.tokens.shape[1]) < result.lengths[:, None]
+    assert not torch.isin(result.tokens[inside], torch.tensor(SPECIAL.ids)).any()
+    assert (result.tokens[~inside] == SPECIAL.pad).all()
+    assert 1 <= result.num_passes <= num_steps
+    if num_lengths == 1:
+        assert result.lengths.tolist() == list(LENGTHS)
+
+
+def test_one_step_is_one_argmax_pass(decoder, memory):
+    result = ICMRDecoder(SPECIAL, 1, num_lengths=1).generate(decoder, memory, length_logits(*LENGTHS))
+    pad = torch.arange(MAX_LENGTH) >= torch.tensor(LENGTHS)[:, None]
+    logits = decoder(torch.full(pad.shape, SPECIAL.mask).masked_fill(pad, SPECIAL.pad), memory, pad).logits
+    logits[..., list(SPECIAL.ids)] = -torch.inf
+    value, index = logits.log_softmax(-1).max(-1)
+    assert torch.equal(result.tokens, index.masked_fill(pad, SPECIAL.pad))
+    assert result.num_passes == 1
+    torch.testing.assert_close(result.scores, value.masked_fill(pad, 0).sum(1) / (~pad).sum(1))
+
+
+@pytest.mark.parametrize("num_steps", [1, 3, 8])
+@pytest.mark.parametrize("num_lengths", [1, 3])
+def test_a_caption_does_not_depend_on_its_batch(decoder, memory, num_steps, num_lengths):
+    icmr = ICMRDecoder(SPECIAL, num_steps, num_lengths=num_lengths)
+    logits = length_logits(*LENGTHS)
+    together = icmr.generate(decoder, memory, logits)
+    for i in range(5):
+        alone = icmr.generate(decoder, memory[i : i + 1], logits[i : i + 1])
+        length = int(alone.lengths)
+        assert length == int(together.lengths[i])
+        assert torch.equal(alone.tokens[0, :length], together.tokens[i, :length])
+        torch.testing.assert_close(alone.scores[0], together.scores[i])
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_tokens_that_are_not_masked_again_stay(decoder, memory, schedule):
+    icmr = ICMRDecoder(SPECIAL, 5, schedule, num_lengths=1)
+    steps = icmr.generate(decoder, memory, length_logits(*LENGTHS), record_steps=True).steps
+    assert len(steps) == 5
+    for before, after in zip(steps, steps[1:], strict=False):
+        frozen = ~before.remasked
+        assert torch.equal(before.tokens[frozen], after.tokens[frozen])
+        assert torch.equal(before.confidence[frozen], after.confidence[frozen])
+    assert not steps[-1].remasked.any()
+    assert any(step.remasked.any() for step in steps)
+
+
+def test_the_least_confident_are_masked_again(decoder, memory):
+    icmr = ICMRDecoder(SPECIAL, 3, num_lengths=1)
+    for step in icmr.generate(decoder, memory, length_logits(*LENGTHS), record_steps=True).steps[:-1]:
+        for row, length in enumerate(LENGTHS):
+            again, confidence = step.remasked[row, :length], step.confidence[row, :length]
+            if again.any() and not again.all():
+                assert confidence[again].max() <= confidence[~again].min()
+
+
+def test_same_input_same_bits(decoder, memory):
+    icmr = ICMRDecoder(SPECIAL, 4)
+    first, second = (icmr.generate(decoder, memory, length_logits(*LENGTHS)) for _ in range(2))
+    assert torch.equal(first.tokens, second.tokens) and torch.equal(first.scores, second.scores)
+
+
+def test_the_best_candidate_wins(decoder, memory):
+    logits = length_logits(*LENGTHS)
+    best = ICMRDecoder(SPECIAL, 3, num_lengths=4).generate(decoder, memory, logits)
+    single = []
+    for length in top_lengths(logits, 4).T:
+        only = length_logits(*length.tolist())
+        single.append(ICMRDecoder(SPECIAL, 3, num_lengths=1).generate(decoder, memory, only).scores)
+    torch.testing.assert_close(best.scores, torch.stack(single).max(0).values)
+
+
+def test_it_owns_no_weights():
+    assert not isinstance(ICMRDecoder(SPECIAL), torch.nn.Module)
+    assert not any(isinstance(value, torch.Tensor) for value in vars(ICMRDecoder(SPECIAL)).values())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [({"num_steps": 0}, "num_steps"), ({"num_lengths": 0}, "num_lengths"), ({"schedule": "sine"}, "linear, cosine")],
+)
+def test_wrong_settings_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        ICMRDecoder(SPECIAL, **arguments)
+
+
+def test_length_predictor_learns_and_ranks():
+    torch.manual_seed(0)
+    predictor = DynamicLengthPredictor(16, MAX_LENGTH, dropout=0.0)
+    memory = torch.randn(8, 7, 16)
+    target = torch.arange(8) % 4 + 3
+    optimizer = torch.optim.Adam(predictor.parameters(), lr=1e-2)
+    for _ in range(100):
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(predictor(memory), target - 1).backward()
+        optimizer.step()
+    assert torch.equal(top_lengths(predictor(memory), 1)[:, 0], target)
+    assert top_lengths(predictor(memory), 99).shape == (8, MAX_LENGTH)

@@ -1,0 +1,32 @@
+"""A whole system small enough for tests: real configuration, real data, tiny sizes."""
+
+from hydra import compose, initialize_config_dir
+
+from fastcap.build import CONFIG_DIR
+
+TINY = [
+    "data.source.num_train=32",
+    "data.source.num_val=16",
+    "data.source.num_test=8",
+    "data.batch_size=8",
+    "data.image_size=32",
+    "backbone.dims=[32,32]",
+    "backbone.depths=[1,1]",
+    "backbone.head_dim=8",
+    "backbone.d_state=4",
+    "decoder.dim=32",
+    "decoder.num_experts=2",
+    "alignment.embed_dim=32",
+    "length.hidden_dim=16",
+    "tokenizer.min_frequency=1",
+    "logger=csv",
+    "~callbacks.progress",
+    "~callbacks.summary",
+    "trainer.max_epochs=2",
+]
+
+
+def tiny_config(*overrides):
+    """Compose the training configuration at test size."""
+    with initialize_config_dir(CONFIG_DIR, version_base="1.3"):
+        return compose("train", overrides=[*TINY, *overrides])
