@@ -1,0 +1,223 @@
+"""Caption sets in COCO's format: one JSON a split, a folder of images."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from fastcap.data.errors import DataError, Skipped
+from fastcap.data.pixels import decode_image
+
+_ANNOTATIONS = {name: f"annotations/captions_{name}.json" for name in ("train", "val", "test")}
+
+
+class CocoRecords:
+    """One split of a COCO-format caption set; satisfies ``fastcap.types.CaptionRecords``.
+
+    Attributes:
+        name: Name of the split.
+        image_ids: The JSON's image ids, in its order.
+        captions: Captions of each image, white space normalised.
+        paths: Image file of each image.
+        on_bad: What to do with a record that cannot be used: "skip" or "raise".
+    """
+
+    def __init__(
+        self, name: str, image_ids: Sequence[int], captions: Sequence[Sequence[str]], paths: Sequence[Path], on_bad: str
+    ) -> None:
+        """Hold records that ``CocoCaptions.split`` has checked."""
+        self.name, self.on_bad = name, on_bad
+        self.image_ids, self.captions, self.paths = image_ids, captions, paths
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.image_ids)
+
+    def load_image(self, index: int, size: int) -> np.ndarray:
+        """Decode image ``index`` (position, not id), squashed to a square.
+
+        Args:
+            index: Position in ``image_ids``.
+            size: Side of the square, in pixels.
+
+        Returns:
+            RGB pixels, uint8. (size, size, 3)
+
+        Raises:
+            DataError: Naming the file, when it is absent or cannot be decoded.
+        """
+        return decode_image(self.paths[index], size)
+
+    def fingerprint(self) -> str:
+        """Digest of every image file's path, size and time of change."""
+        wanted, stats = set(self.paths), {}
+        for folder in {path.parent for path in self.paths}:
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    if (path := folder / entry.name) in wanted:
+                        stat = entry.stat()
+                        stats[path] = (stat.st_size, stat.st_mtime_ns)
+        lines = [f"{os.path.abspath(path)} {stats.get(path)}" for path in self.paths]
+        return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
+
+
+class CocoCaptions:
+    """A caption set in COCO's format: COCO itself, Flickr8k, Flickr30k, or one's own."""
+
+    def __init__(
+        self,
+        root: str | os.PathLike[str],
+        images: str | Mapping[str, str] = "images",
+        annotations: Mapping[str, str] | None = None,
+        on_bad: str = "skip",
+        max_images: Mapping[str, int] | int | None = None,
+    ) -> None:
+        """Describe where the set lies; nothing is read before ``split``.
+
+        Args:
+            root: Data folder.
+            images: Image folder below ``root``, or one for each split (COCO 2017: train2017, val2017).
+            annotations: JSON file of each split, below ``root``; by default annotations/captions_{train,val,test}.json.
+            on_bad: "skip" leaves out, counts and reports records that cannot be used; "raise" stops at the first.
+            max_images: Use only the first so many images of each split, or of the splits named.
+
+        Raises:
+            DataError: When ``on_bad`` or ``max_images`` is out of range.
+        """
+        self.root = Path(root).expanduser()
+        self.images = images if isinstance(images, str) else dict(images)
+        self.annotations = dict(_ANNOTATIONS if annotations is None else annotations)
+        self.max_images = max_images if max_images is None or isinstance(max_images, int) else dict(max_images)
+        self.on_bad = on_bad
+        if on_bad not in ("skip", "raise"):
+            raise DataError(f"on_bad must be 'skip' or 'raise', found {on_bad!r}")
+        limits = self.max_images.values() if isinstance(self.max_images, dict) else [self.max_images]
+        if any(limit is not None and limit < 1 for limit in limits):
+            raise DataError(f"max_images must be positive, found {max_images}")
+
+    def split(self, name: str) -> CocoRecords:
+        """Read and check one split.
+
+        Args:
+            name: A key of ``annotations``.
+
+        Returns:
+            Its records. Images without a usable caption or without a file are left out unless ``on_bad`` is "raise".
+
+        Raises:
+            DataError: When the folder, the JSON or a field of it is missing or malformed, or nothing usable is left.
+        """
+        if self.annotations.get(name) is None:
+            raise DataError(f"{self.root}: no split {name!r}; choose from {', '.join(sorted(self.annotations))}")
+        if not self.root.is_dir():
+            raise DataError(f"{self.root}: data folder (root) is missing")
+        folder = self.root / (self.images if isinstance(self.images, str) else self.images.get(name, "images"))
+        if not folder.is_dir():
+            raise DataError(f"{folder}: image folder (images) is missing")
+        source = self.root / self.annotations[name]
+        files, captions, empty = _parse(source)
+
+        skipped = Skipped(f"{source} ({name})")
+        for where in empty:
+            self._bad(skipped, "empty captions", f"{source}: {where}.caption is empty")
+        present = _listing(folder, files.values())
+        usable: list[int] = []
+        for image_id, file_name in files.items():
+            if file_name not in present:
+                self._bad(skipped, "images whose file is absent", str(folder / file_name))
+            elif not captions[image_id]:
+                self._bad(skipped, "images without a caption", f"{source}: image id {image_id} ({file_name})")
+            else:
+                usable.append(image_id)
+        skipped.report()
+        if not usable:
+            raise DataError(f"no usable image: {skipped}" if skipped.counts else f"{source}: images is empty")
+        limit = self.max_images.get(name) if isinstance(self.max_images, dict) else self.max_images
+        usable = usable[:limit]
+        paths = [folder / files[image_id] for image_id in usable]
+        return CocoRecords(name, usable, [captions[image_id] for image_id in usable], paths, self.on_bad)
+
+    def _bad(self, skipped: Skipped, kind: str, example: str) -> None:
+        if self.on_bad == "raise":
+            raise DataError(f"{example} (one of the {kind})")
+        skipped.add(kind, example)
+
+
+def normalise_caption(text: str) -> str:
+    r"""Turn every run of white space (also \r, \x0b, \x0c, \u2028) into one blank; lone surrogates into U+FFFD."""
+    return " ".join(text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").split())
+
+
+def _parse(source: Path) -> tuple[dict[int, str], dict[int, list[str]], list[str]]:
+    """Read one annotation file.
+
+    Returns:
+        File name of each image id, captions of each image id, and the places of empty captions.
+
+    Raises:
+        DataError: Naming the file and the field, at the first thing that is not COCO's format.
+    """
+    try:
+        with open(source, encoding="utf-8-sig") as file:
+            content = json.load(file)
+    except FileNotFoundError as error:
+        raise DataError(f"{source}: annotation file is missing") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{source}: annotation file is not readable JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise DataError(f"{source}: must hold a JSON object, found {type(content).__name__}")
+    for key in ("images", "annotations"):
+        if not isinstance(content.get(key), list):
+            found = type(content[key]).__name__ if key in content else "nothing"
+            raise DataError(f"{source}: field {key!r} must be a list, found {found}")
+
+    files: dict[int, str] = {}
+    for index, entry in enumerate(content["images"]):
+        where = f"{source}: images[{index}]"
+        image_id, file_name = _field(entry, "id", int, where), _field(entry, "file_name", str, where)
+        if image_id in files:
+            raise DataError(f"{where}.id {image_id} is a duplicate")
+        path = PurePosixPath(file_name)
+        if not path.name or path.is_absolute() or ".." in path.parts:
+            raise DataError(f"{where}.file_name must be a path below the image folder, found {file_name!r}")
+        files[image_id] = str(path)
+
+    captions: dict[int, list[str]] = {image_id: [] for image_id in files}
+    empty: list[str] = []
+    for index, entry in enumerate(content["annotations"]):
+        where = f"annotations[{index}]"
+        image_id = _field(entry, "image_id", int, f"{source}: {where}")
+        text = normalise_caption(_field(entry, "caption", str, f"{source}: {where}"))
+        if image_id not in files:
+            raise DataError(f"{source}: {where}.image_id {image_id} is not among the ids of images")
+        if text:
+            captions[image_id].append(text)
+        else:
+            empty.append(where)
+    return files, captions, empty
+
+
+def _field(entry: Any, key: str, kind: type, where: str) -> Any:
+    if not isinstance(entry, dict):
+        raise DataError(f"{where} must be an object, found {type(entry).__name__}")
+    value = entry.get(key)
+    fits = not isinstance(value, int) or (not isinstance(value, bool) and -(2**63) <= value < 2**63)
+    if not isinstance(value, kind) or not fits:
+        found = "nothing" if key not in entry else f"{type(value).__name__} {value!r:.60}"
+        raise DataError(f"{where}.{key} must be {'an integer' if kind is int else 'a string'}, found {found}")
+    return value
+
+
+def _listing(folder: Path, file_names: Any) -> set[str]:
+    """Names (relative to ``folder``) that exist, from one listing of every folder that ``file_names`` mention."""
+    present: set[str] = set()
+    for parent in {PurePosixPath(name).parent for name in file_names}:
+        if (folder / parent).is_dir():
+            present.update(str(parent / name) for name in os.listdir(folder / parent))
+    return present

@@ -1,0 +1,196 @@
+"""The Lightning data module: a source, a tokenizer, and loaders whose randomness is counted, not stored."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from lightning.pytorch import LightningDataModule
+
+from fastcap.data.dataset import CaptionDataset, CaptionTokens
+from fastcap.data.errors import DataError
+from fastcap.data.pixels import PixelCache
+from fastcap.data.sampler import EpochSampler, ResumableLoader
+from fastcap.data.tokenizer import CaptionTokenizer
+from fastcap.types import CaptionRecords
+
+if TYPE_CHECKING:
+    from torchmetrics import Metric
+
+_STAGES = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}
+_EVAL_CAPTIONS = 5
+
+
+class CaptionSource(Protocol):
+    """A data set that hands out its splits."""
+
+    def split(self, name: str) -> CaptionRecords:
+        """Return one split; raises ``DataError`` naming the choices when there is none of that name."""
+
+
+class CaptionDataModule(LightningDataModule):
+    """Loaders of ``CaptionBatch`` for training and for evaluating any split.
+
+    Order, captions, flips and crops follow from (seed, epoch, position of the image), so a resumed run equals an
+    unbroken one. Under DDP pass ``use_distributed_sampler=False`` to the Trainer: the loaders shard by themselves.
+    """
+
+    def __init__(
+        self,
+        source: CaptionSource,
+        tokenizer: CaptionTokenizer | Callable[[list[str]], CaptionTokenizer],
+        image_size: int = 224,
+        batch_size: int = 64,
+        eval_batch_size: int | None = None,
+        captions_per_image: int = 5,
+        max_length: int = 20,
+        cache: bool = True,
+        cache_dir: str | os.PathLike[str] | None = ".cache/pixels",
+        horizontal_flip: bool = False,
+        crop_scale: float = 1.0,
+        num_workers: int = 0,
+        seed: int = 0,
+    ) -> None:
+        """Describe the data; nothing is read before ``setup``.
+
+        Args:
+            source: The data set.
+            tokenizer: A trained one, or a function that trains one from the training captions.
+            image_size: Side of the square images, in pixels.
+            batch_size: Images in a training batch, of each process.
+            eval_batch_size: Images in any other batch; None takes ``batch_size``.
+            captions_per_image: Captions of an image in a training batch, drawn anew every epoch.
+            max_length: Tokens of the longest caption; training leaves longer ones out, evaluation cuts them.
+            cache: Decode every image once; False decodes in the workers, for sets too big to keep.
+            cache_dir: Folder of decoded pixels, shared between runs; None keeps them in memory.
+            horizontal_flip: Mirror training images by chance, never one with "left" or "right" in a caption.
+            crop_scale: Least share of the area that a random crop of a training image keeps; 1 crops nothing.
+            num_workers: Processes that build batches; 0 builds them in this one.
+            seed: Seed of everything that chance decides, not negative.
+
+        Raises:
+            DataError: When a setting is out of range.
+        """
+        super().__init__()
+        self.source, self.image_size, self.batch_size = source, image_size, batch_size
+        self.eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
+        self.captions_per_image, self.max_length = captions_per_image, max_length
+        self.cache, self.cache_dir = cache, cache_dir
+        self.horizontal_flip, self.crop_scale = horizontal_flip, crop_scale
+        self.num_workers, self.seed = num_workers, seed
+        for name in ("image_size", "batch_size", "eval_batch_size", "captions_per_image", "max_length"):
+            if getattr(self, name) < 1:
+                raise DataError(f"{name} must be positive, found {getattr(self, name)}")
+        if not 0 < crop_scale <= 1:
+            raise DataError(f"crop_scale must be in (0, 1], found {crop_scale}")
+        if seed < 0 or num_workers < 0:
+            raise DataError(f"seed and num_workers must not be negative, found {seed} and {num_workers}")
+        self._tokenizer = tokenizer
+        self._records: dict[str, CaptionRecords] = {}
+        self._caches: dict[str, PixelCache] = {}
+        self._datasets: dict[tuple[str, bool], CaptionDataset] = {}
+
+    @property
+    def tokenizer(self) -> CaptionTokenizer:
+        """The tokenizer; trained on the captions of "train" at first use unless it was given."""
+        if not isinstance(self._tokenizer, CaptionTokenizer):
+            captions = [text for texts in self.records("train").captions for text in texts]
+            self._tokenizer = self._tokenizer(captions)
+        return self._tokenizer
+
+    def prepare(self) -> CaptionTokenizer:
+        """Settle the tokenizer without touching an image, so that a model can be built before ``setup``."""
+        return self.tokenizer
+
+    def records(self, split: str) -> CaptionRecords:
+        """Return a split of the source, read once.
+
+        Raises:
+            DataError: When the source has no such split or cannot read it.
+        """
+        if split not in self._records:
+            self._records[split] = self.source.split(split)
+        return self._records[split]
+
+    def extra_metrics(self, split: str) -> dict[str, Metric]:
+        """Return fresh metrics that only this data set knows (``records.build_metrics()``), if any."""
+        build = getattr(self.records(split), "build_metrics", None)
+        return dict(build()) if build is not None else {}
+
+    def oracle_captions(self, split: str) -> dict[int, str]:
+        """Return a perfect caption of each image id where the data set knows one (drawn scenes do), else nothing."""
+        return dict(getattr(self.records(split), "oracle_captions", {}))
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read and decode what ``stage`` needs, and nothing else; calling it again does nothing.
+
+        Args:
+            stage: "fit" (train and val), "validate" (val) or "test"; None and "predict" prepare nothing.
+
+        Raises:
+            DataError: When a split is missing, malformed or has nothing usable.
+        """
+        for split in _STAGES.get(stage or "", ()):
+            self._dataset(split, training=split == "train")
+
+    def train_dataloader(self) -> ResumableLoader:
+        """Return shuffled full batches of "train".
+
+        Raises:
+            DataError: When there are fewer images than one batch takes.
+        """
+        dataset = self._dataset("train", training=True)
+        shuffle = not getattr(self.trainer, "overfit_batches", 0)  # overfitting: the same batches every epoch
+        sampler = EpochSampler(len(dataset), self.batch_size, training=True, seed=self.seed, shuffle=shuffle)
+        if not len(sampler):
+            raise DataError(f"train: {len(dataset)} usable images do not fill a batch_size of {self.batch_size}")
+        return self._loader(dataset, sampler)
+
+    def val_dataloader(self) -> ResumableLoader:
+        """Return "val" in order."""
+        return self.dataloader("val")
+
+    def test_dataloader(self) -> ResumableLoader:
+        """Return "test" in order."""
+        return self.dataloader("test")
+
+    def dataloader(self, split: str) -> ResumableLoader:
+        """Return any split in order, unchanged by chance, every image once, with all its references."""
+        dataset = self._dataset(split, training=False)
+        return self._loader(dataset, EpochSampler(len(dataset), self.eval_batch_size, training=False))
+
+    def _loader(self, dataset: CaptionDataset, sampler: EpochSampler) -> ResumableLoader:
+        return ResumableLoader(
+            dataset,
+            sampler,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def _dataset(self, split: str, training: bool) -> CaptionDataset:
+        if (split, training) in self._datasets:
+            return self._datasets[split, training]
+        records = self.records(split)
+        if training:
+            captions = CaptionTokens.for_training(records, self.tokenizer, self.max_length)
+        else:
+            captions = CaptionTokens.for_evaluation(records, self.tokenizer, self.max_length)
+        if self.cache and split not in self._caches:
+            self._caches[split] = PixelCache(records, self.image_size, self.cache_dir)
+        self._datasets[split, training] = dataset = CaptionDataset(
+            records,
+            captions,
+            self.image_size,
+            self._caches.get(split),
+            num_captions=self.captions_per_image
+            if training
+            else min(_EVAL_CAPTIONS, int(captions.counts.max(initial=0))),
+            training=training,
+            horizontal_flip=self.horizontal_flip,
+            crop_scale=self.crop_scale,
+            seed=self.seed,
+        )
+        return dataset

@@ -1,0 +1,161 @@
+"""Which images make which batch: counter-based order, sharded over processes, resumable in mid-epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import distributed
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from fastcap.types import CaptionBatch
+
+
+class BatchIndex(NamedTuple):
+    """What a worker needs to build one batch: the epoch travels with the positions.
+
+    Attributes:
+        epoch: Epoch, from zero.
+        positions: Positions in the data set. (B,)
+    """
+
+    epoch: int
+    positions: np.ndarray
+
+
+def counter_uniform(seed: int, epoch: int, stream: int, counters: np.ndarray) -> np.ndarray:
+    """Draw uniform numbers that depend on nothing but the arguments: no generator, no state.
+
+    Two rounds of the SplitMix64 mixer over seed, epoch, stream and counter.
+
+    Args:
+        seed: Seed of the run.
+        epoch: Epoch, from zero.
+        stream: Number of the use (one for flips, another for crops), so that uses are independent.
+        counters: Non-negative integers, one for each draw; any shape.
+
+    Returns:
+        Numbers in [0, 1), float64, of the shape of ``counters``.
+    """
+    key = np.uint64(np.random.SeedSequence([seed, epoch, stream]).generate_state(1, np.uint64)[0])
+    with np.errstate(over="ignore"):
+        state = _mix(_mix(counters.astype(np.uint64) + np.uint64(1)) ^ key)
+    return (state >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def _mix(state: np.ndarray) -> np.ndarray:
+    state = state + np.uint64(0x9E3779B97F4A7C15)
+    state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return state ^ (state >> np.uint64(31))
+
+
+class EpochSampler(Sampler[BatchIndex]):
+    """Batches of positions, this process's share of them.
+
+    In training the order is a permutation drawn from (seed, epoch), every process gets equally many images and only
+    full batches are kept. In evaluation the order is that of the data, every image comes exactly once over all
+    processes, and all processes yield equally many batches (DistributedDataParallel syncs buffers at each, and would
+    wait for ever), the last one split where a process would have one too few.
+
+    Attributes:
+        epoch: Current epoch, set by ``set_epoch``.
+        start: Batches left out at the beginning of the next iteration only, for resuming.
+    """
+
+    def __init__(self, num_items: int, batch_size: int, training: bool, seed: int = 0, shuffle: bool = True) -> None:
+        """Describe the order.
+
+        Args:
+            num_items: Images in the data set.
+            batch_size: Images of one batch, of each process.
+            training: Whether to drop remainders, and to shuffle.
+            seed: Seed of the permutation.
+            shuffle: False keeps the order of the data in training too.
+        """
+        self.num_items, self.batch_size, self.training = num_items, batch_size, training
+        self.seed, self.shuffle = seed, shuffle and training
+        self.epoch = self.start = 0
+
+    @property
+    def sampler(self) -> EpochSampler:
+        """Itself: Lightning calls ``set_epoch`` on ``dataloader.batch_sampler.sampler``."""
+        return self
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch of the next iteration (Lightning calls this)."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        """Batches of one process in an epoch; the same on every process."""
+        world = _world()[1]
+        if self.training:
+            return self.num_items // world // self.batch_size
+        return -(-self.num_items // (world * self.batch_size))
+
+    def __iter__(self) -> Iterator[BatchIndex]:
+        """Yield the batches of the current epoch, from ``start`` on."""
+        start, self.start = self.start, 0
+        for positions in self._batches()[start:]:
+            yield BatchIndex(self.epoch, positions)
+
+    def _batches(self) -> list[np.ndarray]:
+        rank, world = _world()
+        order = np.arange(self.num_items)
+        if self.shuffle:
+            order = np.random.default_rng([self.seed, self.epoch]).permutation(self.num_items)
+        shard = order[rank::world]
+        batches = [shard[low : low + self.batch_size] for low in range(0, len(shard), self.batch_size)]
+        if not self.training and 0 < len(batches) < len(self) and len(batches[-1]) > 1:
+            batches[-1:] = np.array_split(batches[-1], 2)
+        return batches[: len(self)]
+
+
+class ResumableLoader(DataLoader[CaptionBatch]):
+    """A DataLoader that knows how far it got, so that a run resumed in mid-epoch meets the batches it had not seen.
+
+    Lightning stores ``state_dict`` in its checkpoints. Iteration starts lazily, with the first batch asked for,
+    because Lightning makes the iterator before it has settled the epoch.
+    """
+
+    def __init__(self, dataset: Dataset[Any], sampler: EpochSampler, **kwargs: Any) -> None:
+        """Join a data set (with ``__getitems__``) and its sampler; ``kwargs`` go to DataLoader."""
+        # A generator of its own: DataLoader would otherwise draw from torch's global one at every epoch.
+        own = torch.Generator().manual_seed(0)
+        batches: Any = sampler  # typed as lists of indices; anything that __getitems__ takes will do
+        super().__init__(dataset, batch_sampler=batches, collate_fn=_identity, generator=own, **kwargs)
+        self.epochs = sampler
+        self.progress = {"epoch": 0, "batches": 0}
+        self.resume: dict[str, int] = {}
+
+    def __iter__(self) -> Iterator[CaptionBatch]:  # type: ignore[override]  # a generator: see above
+        """Yield the batches of the sampler's epoch."""
+        epoch = self.epochs.epoch
+        start = self.resume.get("batches", 0) if self.resume.get("epoch") == epoch else 0
+        self.resume = {}
+        self.epochs.start = start
+        self.progress = {"epoch": epoch, "batches": start}
+        for batch in super().__iter__():
+            self.progress["batches"] += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """Return the epoch and how many of its batches have been handed out."""
+        return dict(self.progress)
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Skip the batches already handed out, if the next iteration is of the same epoch."""
+        self.resume = dict(state)
+
+
+def _identity(batch: Any) -> Any:
+    return batch
+
+
+def _world() -> tuple[int, int]:
+    """Rank of this process and number of processes."""
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_rank(), distributed.get_world_size()
+    return 0, 1

@@ -1,0 +1,184 @@
+"""Captions to token ids and back: a word vocabulary or byte-level pieces."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Sequence
+
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+from fastcap.data.errors import DataError
+from fastcap.types import SpecialTokens
+
+# The library warns at every fork of a DataLoader worker unless told; workers here never tokenise.
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+
+SPECIAL_TOKENS = ("[PAD]", "[MASK]", "[UNK]", "[BOS]", "[EOS]")
+
+_LETTER = r"[\p{L}\p{M}\p{N}]"
+_WORD = rf"{_LETTER}+(?:['\-]{_LETTER}+)*"  # t-shirt, man's, 3
+_CLITIC_GAP = rf"\s+(?=(?:n't|'(?:s|re|ve|ll|d|m))(?!{_LETTER}))"  # "man 's" as Penn Treebank writes it
+
+
+class CaptionTokenizer:
+    """A trained vocabulary whose first ids are the special tokens; it travels as one JSON string.
+
+    Attributes:
+        special: Ids of the special tokens, 0 to 4.
+    """
+
+    special = SpecialTokens(pad=0, mask=1, unk=2, bos=3, eos=4)
+
+    def __init__(self, backend: Tokenizer) -> None:
+        """Wrap a tokenizer of the ``tokenizers`` library.
+
+        Args:
+            backend: Its ids 0 to 4 must be [PAD], [MASK], [UNK], [BOS] and [EOS].
+
+        Raises:
+            DataError: When they are not.
+        """
+        found = tuple(backend.id_to_token(index) for index in range(len(SPECIAL_TOKENS)))
+        if found != SPECIAL_TOKENS:
+            raise DataError(f"tokenizer: ids 0 to 4 must be {', '.join(SPECIAL_TOKENS)}, found {found}")
+        backend.encode_special_tokens = True  # "[MASK]" inside a caption is ordinary text
+        self._backend = backend
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids, special tokens included."""
+        return self._backend.get_vocab_size()
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest that two tokenizers share when they are the same."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+    def encode(self, text: str) -> list[int]:
+        """Return the content ids of a caption: neither BOS nor EOS; [UNK] for a word outside a word vocabulary."""
+        return self._backend.encode(text, add_special_tokens=False).ids
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Encode many captions at once, in parallel."""
+        return [item.ids for item in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Return the caption that content ids spell; special ids are skipped."""
+        special = self.special.ids
+        return self._backend.decode([int(index) for index in ids if index not in special]).strip(" ")
+
+    def normalize(self, text: str) -> str:
+        """Return what is left of a caption before it is split: lower case, single blanks."""
+        return self._backend.normalizer.normalize_str(text)
+
+    def to_json(self) -> str:
+        """Return everything there is to know of the tokenizer as one JSON string."""
+        return self._backend.to_str()
+
+    @classmethod
+    def from_json(cls, text: str) -> CaptionTokenizer:
+        """Rebuild a tokenizer.
+
+        Args:
+            text: What ``to_json`` returned.
+
+        Raises:
+            DataError: When it is anything else.
+        """
+        try:
+            backend = Tokenizer.from_str(text)
+        except Exception as error:  # the library raises a bare Exception
+            raise DataError(f"tokenizer: not a tokenizer's JSON ({error})") from error
+        return cls(backend)
+
+    def __getstate__(self) -> str:
+        """Pickle as the JSON string."""
+        return self.to_json()
+
+    def __setstate__(self, state: str) -> None:
+        """Rebuild from the JSON string."""
+        self._backend = self.from_json(state)._backend
+
+
+def train_word_tokenizer(
+    captions: Iterable[str], min_frequency: int = 5, max_vocab: int | None = None
+) -> CaptionTokenizer:
+    """Collect a vocabulary of lower-case words; punctuation is dropped, rare words become [UNK].
+
+    Args:
+        captions: Training captions.
+        min_frequency: Leave out words seen less often.
+        max_vocab: Keep only the most frequent words, so that there are at most this many ids; None for no limit.
+
+    Returns:
+        A tokenizer, the same whatever the order of the captions.
+
+    Raises:
+        DataError: When no word is left.
+    """
+    backend = Tokenizer(models.WordLevel(unk_token="[UNK]"))
+    backend.normalizer = normalizers.Sequence(
+        [
+            normalizers.NFKC(),
+            normalizers.Lowercase(),
+            normalizers.Replace("\u2019", "'"),
+            normalizers.Replace(Regex(_CLITIC_GAP), ""),
+            normalizers.Replace(Regex(r"\s+"), " "),
+            normalizers.Strip(),
+        ]
+    )
+    backend.pre_tokenizer = pre_tokenizers.Split(Regex(_WORD), behavior="removed", invert=True)
+    trainer = trainers.WordLevelTrainer(
+        vocab_size=2**31 if max_vocab is None else max_vocab,
+        min_frequency=min_frequency,
+        special_tokens=list(SPECIAL_TOKENS),
+        show_progress=False,
+    )
+    return _train(backend, trainer, captions, f"word seen {min_frequency} times")
+
+
+def train_bpe_tokenizer(captions: Iterable[str], vocab_size: int = 4000) -> CaptionTokenizer:
+    """Learn byte-level pieces: no unknown words, and decoding gives back the normalised caption exactly.
+
+    Normalised means lower case, single blanks, and without full stops at the end.
+
+    Args:
+        captions: Training captions.
+        vocab_size: Ids to aim for, special tokens included; small sets yield fewer. At least 5 + 256.
+
+    Returns:
+        A tokenizer, the same whatever the order of the captions.
+
+    Raises:
+        DataError: When the vocabulary is too small for the 256 bytes, or no caption has any text.
+    """
+    if vocab_size < len(SPECIAL_TOKENS) + 256:
+        raise DataError(f"vocab_size must be at least {len(SPECIAL_TOKENS) + 256}, found {vocab_size}")
+    backend = Tokenizer(models.BPE())
+    backend.normalizer = normalizers.Sequence(
+        [
+            normalizers.Lowercase(),
+            normalizers.Replace(Regex(r"\s+"), " "),
+            normalizers.Replace(Regex(r"[ .]+\z"), ""),
+            normalizers.Strip(),
+        ]
+    )
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        special_tokens=list(SPECIAL_TOKENS),
+        show_progress=False,
+    )
+    return _train(backend, trainer, captions, "text")
+
+
+def _train(backend: Tokenizer, trainer: trainers.Trainer, captions: Iterable[str], needed: str) -> CaptionTokenizer:
+    texts = list(captions)
+    backend.train_from_iterator(texts, trainer)
+    tokenizer = CaptionTokenizer(backend)
+    if tokenizer.vocab_size == len(SPECIAL_TOKENS) or not any(map(str.strip, texts)):
+        raise DataError(f"tokenizer: no {needed} among {len(texts)} training captions")
+    return tokenizer

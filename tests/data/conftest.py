@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fastcap.data import CocoCaptions
+
+
+def write_set(root: Path, content: Any, split: str = "train") -> CocoCaptions:
+    """Write ``content`` as one split's annotation file."""
+    (root / "annotations").mkdir(parents=True, exist_ok=True)
+    (root / "images").mkdir(exist_ok=True)
+    (root / "annotations" / f"captions_{split}.json").write_text(json.dumps(content))
+    return CocoCaptions(root)
+
+
+def tiny_content(captions: list[list[str]], first_id: int = 100) -> dict[str, Any]:
+    """COCO-format content: image i is named i.png and has the captions given."""
+    return {
+        "images": [{"id": first_id + i, "file_name": f"{i}.png"} for i in range(len(captions))],
+        "annotations": [
+            {"id": 10 * i + j, "image_id": first_id + i, "caption": text}
+            for i, texts in enumerate(captions)
+            for j, text in enumerate(texts)
+        ],
+    }
+
+
+@pytest.fixture
+def make_set(tmp_path: Path) -> Callable[..., CocoCaptions]:
+    """A function that writes a tiny set with noise images and returns it as a source."""
+
+    def make(captions: list[list[str]], splits: tuple[str, ...] = ("train",), size: int = 12) -> CocoCaptions:
+        source = None
+        for split in splits:
+            source = write_set(tmp_path, tiny_content(captions), split)
+        for index in range(len(captions)):
+            pixels = np.random.default_rng(index).integers(0, 256, (size, size, 3), np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "images" / f"{index}.png")
+        assert source is not None
+        return source
+
+    return make

@@ -1,0 +1,373 @@
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+import lightning.pytorch as pl
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from fastcap.data import CaptionTokenizer, CocoCaptions, DataError, sampler
+from fastcap.data.datamodule import CaptionDataModule
+from fastcap.data.sampler import EpochSampler, counter_uniform
+from fastcap.data.tokenizer import train_word_tokenizer
+from fastcap.types import CaptionBatch, CaptionRecords
+
+NUMBERS = ["one", "two", "three", "four", "five", "six", "seven"]
+FLICKR8K = Path(os.environ.get("FASTCAP_FLICKR8K", Path(__file__).parents[3] / "shared" / "data" / "flickr8k"))
+train_tokenizer = partial(train_word_tokenizer, min_frequency=1)
+
+
+@pytest.fixture
+def source(make_set: Callable[..., CocoCaptions]) -> CocoCaptions:
+    """22 images with one to seven captions of two words."""
+    captions = [[f"{NUMBERS[j]} dog{i}" for j in range(1 + i % 7)] for i in range(22)]
+    return make_set(captions, ("train", "val"))
+
+
+def module(source: Any, **settings: Any) -> CaptionDataModule:
+    defaults: dict[str, Any] = {"image_size": 8, "batch_size": 4, "captions_per_image": 3, "cache_dir": None}
+    return CaptionDataModule(source, **{"tokenizer": train_tokenizer, **defaults, **settings})
+
+
+def epoch(data: CaptionDataModule, number: int) -> list[CaptionBatch]:
+    loader = data.train_dataloader()
+    loader.batch_sampler.set_epoch(number)  # type: ignore[union-attr]
+    return list(loader)
+
+
+def same(left: Iterable[CaptionBatch], right: Iterable[CaptionBatch]) -> bool:
+    return all(
+        all(
+            torch.equal(a, b) if isinstance(a, Tensor) else a == b
+            for a, b in zip(vars(one).values(), vars(two).values(), strict=True)
+        )
+        for one, two in zip(left, right, strict=True)
+    )
+
+
+CHANGES = {"horizontal_flip": True, "crop_scale": 0.5}
+
+
+def test_epochs_are_determined_by_seed_and_number(source: CocoCaptions) -> None:
+    data = module(source, **CHANGES)
+    first = epoch(data, 3)
+    assert same(first, epoch(module(source, **CHANGES), 3))
+    assert not same(first, epoch(data, 4))
+    assert not same(first, epoch(module(source, seed=1, **CHANGES), 3))
+    batch = first[0]
+    assert len(first) == 5 and batch.images.shape == (4, 3, 8, 8) and batch.images.dtype == torch.uint8
+    assert batch.tokens.shape == (4, 3, 20) and batch.lengths.tolist() == [[2] * 3] * 4
+    assert batch.tokens.dtype == batch.lengths.dtype == batch.image_ids.dtype == torch.int64
+    assert batch.references == []
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_workers_change_nothing(source: CocoCaptions, cache: bool) -> None:
+    alone, two = (module(source, num_workers=n, cache=cache, **CHANGES) for n in (0, 2))
+    loader = two.train_dataloader()
+    for number in (0, 1):
+        loader.batch_sampler.set_epoch(number)  # type: ignore[union-attr]
+        assert same(epoch(alone, number), loader)
+    assert same(alone.val_dataloader(), two.val_dataloader())
+
+
+def test_uncached_equals_cached(source: CocoCaptions) -> None:
+    assert same(epoch(module(source, **CHANGES), 2), epoch(module(source, cache=False, **CHANGES), 2))
+
+
+def test_captions_are_drawn_without_replacement_then_cycled(source: CocoCaptions) -> None:
+    data = module(source)
+    drawn: dict[int, set[tuple[str, ...]]] = {}
+    for number in range(12):
+        for batch in epoch(data, number):
+            for image_id, rows in zip(batch.image_ids.tolist(), batch.tokens, strict=True):
+                texts = tuple(data.tokenizer.decode(row.tolist()) for row in rows)
+                index = image_id - 100
+                assert all(text.endswith(f" dog{index}") for text in texts)
+                assert len(set(texts)) == min(3, 1 + index % 7)
+                drawn.setdefault(index, set()).add(texts)
+    assert len({text for texts in drawn[6] for text in texts}) == 7  # all seven come up
+    assert len(drawn[6]) > 3 and drawn[1] == {
+        ("one dog1", "two dog1", "one dog1"),
+        ("two dog1", "one dog1", "two dog1"),
+    }
+
+
+def test_evaluation_is_in_order_with_five_captions_and_all_references(source: CocoCaptions) -> None:
+    data = module(source, eval_batch_size=5, **CHANGES)
+    batches = list(data.dataloader("train"))
+    assert [len(batch) for batch in batches] == [5, 5, 5, 5, 2]
+    assert torch.cat([batch.image_ids for batch in batches]).tolist() == list(range(100, 122))
+    second = batches[0].tokens[1]
+    assert [data.tokenizer.decode(row.tolist()) for row in second] == [
+        f"{n} dog1" for n in ("one", "two", "one", "two", "one")
+    ]
+    assert batches[1].references[1] == [f"{n} dog6" for n in NUMBERS]
+    records = data.records("train")
+    assert np.array_equal(batches[0].images[2].permute(1, 2, 0).numpy(), records.load_image(2, 8))
+    assert same(batches, data.dataloader("train"))
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 5])
+@pytest.mark.parametrize("items", [1, 7, 8, 22, 64, 65])
+def test_shards(monkeypatch: pytest.MonkeyPatch, world: int, items: int) -> None:
+    def shards(training: bool) -> list[list[list[int]]]:
+        found = []
+        for rank in range(world):
+            monkeypatch.setattr(sampler, "_world", lambda rank=rank: (rank, world))
+            batches = EpochSampler(items, 4, training, seed=1)
+            batches.set_epoch(5)
+            found.append([index.positions.tolist() for index in batches])
+            assert len(batches) == len(found[-1]) or items < world * len(batches)
+            assert all(index.epoch == 5 for index in batches)
+        return found
+
+    def flat(shards: list[list[list[int]]]) -> list[int]:
+        return sorted(position for shard in shards for batch in shard for position in batch)
+
+    assert flat(shards(training=False)) == list(range(items))  # every image once
+    if items >= 2 * world:
+        assert len({len(shard) for shard in shards(training=False)}) == 1  # no process waits for another
+    training = shards(training=True)
+    assert {len(batch) for shard in training for batch in shard} <= {4}
+    assert {len(shard) for shard in training} == {items // world // 4}
+    assert len(set(flat(training))) == len(flat(training))
+
+
+class SidedRecords:
+    """Images whose pixels grow from left to right; every second one has a caption with a side in it."""
+
+    name, image_ids = "train", range(40)
+    captions = tuple(("A dog on the Left", "a dog") if i % 2 else ("bright lefty dog", "a dog") for i in range(40))
+
+    def load_image(self, index: int, size: int) -> np.ndarray:
+        return np.broadcast_to((np.arange(size, dtype=np.uint8) * 10)[None, :, None], (size, size, 3))
+
+    def fingerprint(self) -> str:
+        return "sided"
+
+    def split(self, name: str) -> CaptionRecords:
+        return self
+
+
+def test_flips_spare_captions_with_sides() -> None:
+    data = module(SidedRecords(), horizontal_flip=True, batch_size=40)
+    plain = torch.from_numpy(SidedRecords().load_image(0, 8).transpose(2, 0, 1).copy())
+    flipped = torch.zeros(40)
+    for number in range(50):
+        (batch,) = epoch(data, number)
+        for image_id, image in zip(batch.image_ids.tolist(), batch.images, strict=True):
+            turned = torch.equal(image, plain.flip(-1))
+            assert turned or torch.equal(image, plain)
+            flipped[image_id] += turned
+    assert flipped[1::2].sum() == 0
+    assert 0.4 < flipped[::2].mean() / 50 < 0.6 and flipped[::2].min() > 5
+
+
+def test_crops_zoom_within_bounds() -> None:
+    data = module(SidedRecords(), crop_scale=0.25, image_size=16, batch_size=40)
+    spans = torch.cat([(b.images[..., -1] - b.images[..., 0])[:, 0, 0] for n in range(5) for b in epoch(data, n)])
+    assert spans.min() >= 65 and spans.max() <= 150  # 8 to 16 columns, 10 grey levels each
+    assert len(spans.unique()) > 5
+    assert torch.equal(next(iter(data.dataloader("train"))).images[0, 0, 0], torch.arange(16, dtype=torch.uint8) * 10)
+
+
+def test_counter_uniform_is_uniform_and_independent() -> None:
+    counters = np.arange(20_000)
+    draws = np.stack([counter_uniform(0, e, s, counters) for e in (0, 1) for s in (0, 1)])
+    assert draws.min() >= 0 and draws.max() < 1
+    assert np.abs(draws.mean(1) - 0.5).max() < 0.01 and np.abs(draws.var(1) - 1 / 12).max() < 0.003
+    assert np.abs(np.corrcoef(draws) - np.eye(4)).max() < 0.03
+    assert abs(np.corrcoef(draws[0, 1:], draws[0, :-1])[0, 1]) < 0.03
+    assert np.array_equal(counter_uniform(0, 0, 0, counters[7:9]), draws[0, 7:9])
+
+
+def test_captions_that_cannot_be_learned_from_are_left_out(
+    make_set: Callable[..., CocoCaptions], caplog: pytest.LogCaptureFixture
+) -> None:
+    source = make_set([["a dog", "!!"], ["a a a a a"], ["zebra"], ["a cat", "a a a a"]])
+    tokenizer = train_word_tokenizer(["a dog cat"], 1)
+    data = module(source, tokenizer=tokenizer, max_length=3, batch_size=2)
+    (batch,) = epoch(data, 0)
+    assert sorted(batch.image_ids.tolist()) == [100, 103] and batch.tokens.shape == (2, 3, 3)
+    assert "2 longer than 3 tokens (first: 'a a a a a')" in caplog.text
+    assert "2 without a known word (first: '!!')" in caplog.text
+    assert "2 with no caption to learn from (first: image id 101)" in caplog.text
+    ids = [row for b in data.dataloader("train") for row in b.tokens[:, 0].tolist()]
+    assert ids[1] == tokenizer.encode("a a a") and ids[2] == [tokenizer.special.unk, 0, 0]
+    with pytest.raises(DataError, match="no usable image"):
+        module(make_set([["zebra"]]), tokenizer=tokenizer).setup("fit")
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_bad_images_are_dropped_or_raised(
+    source: CocoCaptions, tmp_path: Path, caplog: pytest.LogCaptureFixture, cache: bool
+) -> None:
+    (tmp_path / "images" / "3.png").write_bytes(b"broken")
+    ids = [i for batch in module(source, cache=cache).val_dataloader() for i in batch.image_ids.tolist()]
+    assert ids == [i for i in range(100, 122) if i != 103]
+    assert caplog.text.count("3.png") == 1
+    with pytest.raises(DataError, match=r"3\.png"):
+        list(module(CocoCaptions(tmp_path, on_bad="raise"), cache=cache).val_dataloader())
+
+
+def test_stages_build_only_what_they_need(source: CocoCaptions) -> None:
+    asked: list[str] = []
+
+    class Spy:
+        def split(self, name: str) -> CaptionRecords:
+            asked.append(name)
+            return source.split(name)
+
+    data = module(Spy())
+    tokenizer = data.prepare()
+    assert asked == ["train"] and isinstance(tokenizer, CaptionTokenizer) and data.tokenizer is tokenizer
+    data.setup("fit")
+    data.setup("fit")
+    data.setup("validate")
+    assert asked == ["train", "val"]
+
+    asked.clear()
+    ready = module(Spy(), tokenizer=tokenizer)
+    ready.setup("validate")
+    list(ready.val_dataloader())
+    assert asked == ["val"]
+    assert ready.extra_metrics("val") == {} and ready.oracle_captions("val") == {}
+    with pytest.raises(DataError, match=r"captions_test\.json"):
+        ready.setup("test")
+
+
+def test_what_records_offer_is_passed_on() -> None:
+    class Rich(SidedRecords):
+        oracle_captions: ClassVar = {0: "a dog"}
+
+        def build_metrics(self) -> dict[str, Any]:
+            return {"scenes": object()}
+
+    data = module(Rich())
+    assert list(data.extra_metrics("val")) == ["scenes"] and data.oracle_captions("val") == {0: "a dog"}
+
+
+@pytest.mark.parametrize(
+    "settings", [{"batch_size": 0}, {"crop_scale": 0}, {"crop_scale": 1.5}, {"seed": -1}, {"max_length": 0}]
+)
+def test_settings_out_of_range(settings: dict[str, Any]) -> None:
+    with pytest.raises(DataError, match=next(iter(settings))):
+        module(SidedRecords(), **settings)
+
+
+def test_too_few_images_for_a_batch(source: CocoCaptions) -> None:
+    with pytest.raises(DataError, match="22 usable images do not fill a batch_size of 23"):
+        module(source, batch_size=23).train_dataloader()
+
+
+class Recorder(pl.LightningModule):
+    """Learns nothing; notes what it is shown."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+        self.seen: list[tuple[int, list[int], int, float]] = []
+
+    def training_step(self, batch: CaptionBatch, index: int) -> Tensor:
+        note = (self.current_epoch, batch.image_ids.tolist(), int(batch.tokens.sum()), float(batch.images.sum()))
+        self.seen.append(note)
+        return self.weight * 0
+
+    def validation_step(self, batch: CaptionBatch, index: int) -> None:
+        assert batch.references
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+class SaveEverywhere(pl.Callback):
+    """Saves wherever ModelCheckpoint may: after a batch, after validation, after an epoch."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def save(self, trainer: pl.Trainer, when: str) -> None:
+        trainer.save_checkpoint(self.folder / f"{when}{trainer.global_step}.ckpt")
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        self.save(trainer, "batch")
+
+    def on_validation_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        self.save(trainer, "val")
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        self.save(trainer, "epoch")
+
+
+def fit(data: CaptionDataModule, folder: Path, resume: Path | None = None, **settings: Any) -> list[Any]:
+    recorder = Recorder()
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        logger=False,
+        callbacks=[SaveEverywhere(folder)],
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        default_root_dir=folder,
+        **{"max_epochs": 3, **settings},
+    )
+    trainer.fit(recorder, data, ckpt_path=resume, weights_only=False)
+    return recorder.seen
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_resumed_run_sees_what_an_unbroken_one_sees(source: CocoCaptions, tmp_path: Path, workers: int) -> None:
+    settings = {**CHANGES, "num_workers": workers, "batch_size": 6}  # three batches an epoch
+    whole = fit(module(source, **settings), tmp_path / "whole")
+    assert len(whole) == 9 and len({str(note[1:]) for note in whole}) == 9
+    resumed = [("batch", 4), ("batch", 6)] if workers else [("batch", step) for step in (1, 2, 3, 5, 6)]
+    for when, step in (*resumed, ("val", 3), ("val", 6), ("epoch", 3)):
+        rest = fit(module(source, **settings), tmp_path / "rest", tmp_path / "whole" / f"{when}{step}.ckpt")
+        assert rest == whole[step:], f"resumed after {when} {step}"
+
+
+def test_overfitting_repeats_its_batches(source: CocoCaptions, tmp_path: Path) -> None:
+    seen = fit(module(source), tmp_path, overfit_batches=2, max_epochs=2)
+    assert [note[1] for note in seen[:2]] == [note[1] for note in seen[2:]]
+
+
+def test_global_random_state_is_left_alone(source: CocoCaptions) -> None:
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    epoch(module(source, **CHANGES), 0)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_batches_travel(source: CocoCaptions) -> None:
+    (batch, *_) = module(source).val_dataloader()
+    moved = pl.LightningModule.transfer_batch_to_device(Recorder(), batch, torch.device("cpu"), 0)
+    assert dataclasses.is_dataclass(moved) and moved.references == batch.references
+
+
+@pytest.mark.skipif(not FLICKR8K.is_dir(), reason=f"Flickr8k is not at {FLICKR8K}; set FASTCAP_FLICKR8K")
+def test_flickr8k() -> None:
+    annotations = {name: f"annotations/captions_{name}.json" for name in ("train", "val", "extra")}
+    data = module(
+        CocoCaptions(FLICKR8K, annotations=annotations, max_images={"train": 64, "val": 20}),
+        tokenizer=train_word_tokenizer,
+        image_size=64,
+        batch_size=16,
+        horizontal_flip=True,
+    )
+    data.setup("fit")
+    assert len(CocoCaptions(FLICKR8K, annotations=annotations).split("train")) == 5996
+    batches = epoch(data, 0)
+    assert len(batches) == 4 and batches[0].images.float().std() > 20
+    assert sum(len(batch) for batch in data.dataloader("extra")) == 90
+    (batch, *_) = data.val_dataloader()
+    assert batch.tokens.shape[:2] == (16, 5) and all(len(texts) == 5 for texts in batch.references)

@@ -1,0 +1,170 @@
+from __future__ import annotations
+
+import io
+import pickle
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fastcap.data import CocoCaptions, DataError, PixelCache, decode_image
+
+
+def encode(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def noise(size: int = 64) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (size, size, 3), np.uint8))
+
+
+def plain(pixels: np.ndarray) -> tuple[int, ...]:
+    assert pixels.dtype == np.uint8 and pixels.shape == (8, 8, 3)
+    return tuple(int(value) for value in pixels.reshape(-1, 3).mean(0).round())
+
+
+def test_kinds_of_image() -> None:
+    assert plain(decode_image(encode(Image.new("L", (5, 9), 77)), 8)) == (77, 77, 77)
+    assert plain(decode_image(encode(Image.new("1", (5, 9), 1)), 8)) == (255, 255, 255)
+    grey16 = Image.fromarray(np.full((9, 5), 0x8001, np.uint16))
+    assert grey16.mode == "I;16"
+    assert plain(decode_image(encode(grey16), 8)) == (128, 128, 128)
+    assert plain(decode_image(encode(Image.new("F", (5, 9), 12.0), "TIFF"), 8)) == (12, 12, 12)
+    red, green, blue = plain(decode_image(encode(Image.new("CMYK", (16, 16), (0, 255, 255, 0)), "JPEG"), 8))
+    assert red > 200 and green < 60 and blue < 60
+    assert plain(decode_image(encode(Image.new("RGBA", (5, 5), (9, 9, 9, 0))), 8)) == (255, 255, 255)
+    palette = Image.new("P", (5, 5), 0)
+    palette.putpalette([10, 20, 30, 40, 50, 60])
+    assert plain(decode_image(encode(palette), 8)) == (10, 20, 30)
+    assert plain(decode_image(encode(palette, transparency=0), 8)) == (255, 255, 255)
+    frames = [Image.new("RGB", (5, 5), colour) for colour in ("red", "blue")]
+    moving = encode(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    assert plain(decode_image(moving, 8)) == (255, 0, 0)
+
+
+def test_whole_picture_is_squashed_upright() -> None:
+    wide = Image.new("RGB", (40, 10), "red")
+    wide.paste("blue", (20, 0, 40, 10))
+    pixels = decode_image(encode(wide), 8)
+    assert pixels[:, 1].tolist() == [[255, 0, 0]] * 8 and pixels[:, 6].tolist() == [[0, 0, 255]] * 8
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned clockwise: the left half comes to lie above
+    turned = decode_image(encode(wide, exif=exif), 8)
+    assert turned[1].tolist() == [[255, 0, 0]] * 8 and turned[6].tolist() == [[0, 0, 255]] * 8
+
+
+def test_big_jpeg_is_drafted_faithfully() -> None:
+    smooth = Image.fromarray(np.linspace(0, 255, 512).astype(np.uint8)[None].repeat(512, 0)).convert("RGB")
+    drafted = decode_image(encode(smooth, "JPEG", quality=95), 8).astype(int)
+    assert np.abs(drafted - decode_image(encode(smooth), 8)).max() <= 3
+
+
+def test_bad_files_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "photo.jpg"
+    with pytest.raises(DataError, match=r"photo\.jpg: image file is missing"):
+        decode_image(path, 8)
+    for content in (b"", b"GIF89a", b"<html>"):
+        path.write_bytes(content)
+        with pytest.raises(DataError, match=r"photo\.jpg: (not an image|image cannot be decoded)"):
+            decode_image(path, 8)
+    for kind in ("JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP"):
+        whole = encode(noise(), kind)
+        path.write_bytes(whole[: len(whole) // 2])
+        with pytest.raises(DataError, match=r"photo\.jpg"):
+            decode_image(path, 8)
+    with pytest.raises(DataError, match="upload 3: "):
+        decode_image(b"no", 8, name="upload 3")
+    with pytest.raises(DataError):
+        decode_image(tmp_path, 8)
+    path.write_bytes(encode(noise()))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 4000)
+    with pytest.warns(Image.DecompressionBombWarning), pytest.raises(DataError, match=r"photo\.jpg: 64 x 64 pixels"):
+        decode_image(path, 8)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(DataError, match=r"photo\.jpg: .*DecompressionBomb"):
+        decode_image(path, 8)
+
+
+def test_cache_is_kept_and_rebuilt_when_cut_short(
+    make_set: Callable[..., CocoCaptions], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = make_set([["a"]] * 5).split("train")
+    (tmp_path / "images" / "3.png").write_bytes(b"broken")
+    first = PixelCache(records, 8, tmp_path / "cache")
+    assert first.pixels.shape == (5, 3, 8, 8)
+    assert [index for index, _ in first.bad] == [3] and "3.png" in first.bad[0][1]
+    assert np.array_equal(first.pixels[1].transpose(1, 2, 0), records.load_image(1, 8))
+    assert np.array_equal(first.pixels, PixelCache(records, 8).pixels)
+    assert np.array_equal(first.pixels, pickle.loads(pickle.dumps(first)).pixels)
+    assert not list((tmp_path / "cache").glob("*.tmp"))
+
+    decoded: list[int] = []
+    load = records.load_image
+    monkeypatch.setattr(records, "load_image", lambda index, size: decoded.append(index) or load(index, size))
+    again = PixelCache(records, 8, tmp_path / "cache")
+    assert not decoded and again.bad == first.bad and np.array_equal(again.pixels, first.pixels)
+
+    whole, expected = first.path.read_bytes(), first.pixels.copy()
+    for damage in (whole[:-1], whole[:40], b""):
+        first.path.write_bytes(damage)
+        decoded.clear()
+        assert np.array_equal(PixelCache(records, 8, tmp_path / "cache").pixels, expected)
+        assert len(decoded) == 5
+    first.path.with_suffix(".json").write_text("{")
+    decoded.clear()
+    assert PixelCache(records, 8, tmp_path / "cache").bad == first.bad
+    assert len(decoded) == 5
+
+
+def load_all(records: object) -> np.ndarray:
+    return PixelCache(records, 8).pixels  # type: ignore[arg-type]
+
+
+def test_changed_image_is_decoded_anew(make_set: Callable[..., CocoCaptions], tmp_path: Path) -> None:
+    source = make_set([["a"]] * 2)
+    before = PixelCache(source.split("train"), 8, tmp_path / "cache").pixels[1].copy()
+    Image.new("RGB", (9, 9), "red").save(tmp_path / "images" / "1.png")
+    after = PixelCache(source.split("train"), 8, tmp_path / "cache").pixels[1]
+    assert not np.array_equal(before, after) and after[0].min() == 255
+
+
+def test_interrupted_build_leaves_nothing(
+    make_set: Callable[..., CocoCaptions], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = make_set([["a"]] * 3).split("train")
+
+    def stop(index: int, size: int) -> np.ndarray:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(records, "load_image", stop)
+        with pytest.raises(KeyboardInterrupt):
+            PixelCache(records, 8, tmp_path / "cache")
+    assert {path.suffix for path in (tmp_path / "cache").iterdir()} <= {".lock"}
+    assert np.array_equal(PixelCache(records, 8, tmp_path / "cache").pixels, load_all(records))
+
+
+def test_concurrent_builds_agree(make_set: Callable[..., CocoCaptions], tmp_path: Path) -> None:
+    records = make_set([["a"]] * 20).split("train")
+    found: list[np.ndarray] = []
+    threads = [
+        threading.Thread(target=lambda: found.append(PixelCache(records, 8, tmp_path / "cache").pixels))
+        for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 4 and all(np.array_equal(pixels, load_all(records)) for pixels in found)
+
+
+def test_unwritable_cache_is_a_clear_error(make_set: Callable[..., CocoCaptions], tmp_path: Path) -> None:
+    records = make_set([["a"]]).split("train")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match="pixel cache cannot be written"):
+        PixelCache(records, 8, tmp_path / "file")
