@@ -1,0 +1,61 @@
+"""The words of the captions, each with its share; the first of a row is the usual one.
+
+The grammar writes from these tables and the parser reads the same ones backwards, so they cannot drift apart.
+"""
+
+from __future__ import annotations
+
+Table = tuple[tuple[str, float], ...]
+
+NOUNS: dict[str, tuple[tuple[tuple[str, str], float], ...]] = {
+    "circle": ((("circle", "circles"), 0.85), (("disc", "discs"), 0.15)),
+    "square": ((("square", "squares"), 0.85), (("box", "boxes"), 0.15)),
+    "triangle": ((("triangle", "triangles"), 1.0),),
+    "star": ((("star", "stars"), 1.0),),
+    "heart": ((("heart", "hearts"), 1.0),),
+    "cross": ((("cross", "crosses"), 1.0),),
+    "ring": ((("ring", "rings"), 0.85), (("hoop", "hoops"), 0.15)),
+    "diamond": ((("diamond", "diamonds"), 1.0),),
+    "moon": ((("moon", "moons"), 0.85), (("crescent", "crescents"), 0.15)),
+    "arrow": ((("arrow", "arrows"), 1.0),),
+}
+SIZES: dict[str, Table] = {
+    "small": (("small", 0.8), ("little", 0.2)),
+    "large": (("large", 0.8), ("big", 0.2)),
+}
+NUMBERS = {1: "a", 2: "two", 3: "three", 4: "four"}
+GROUNDS: dict[str, Table] = {
+    "white": (("on a white background", 0.7), ("on plain white", 0.3)),
+    "grey": (("on a grey background", 0.7), ("on plain grey", 0.3)),
+    "sky": (("in the sky", 0.7), ("in a clear sky", 0.3)),
+    "grass": (("on the grass", 0.7), ("on a field of grass", 0.3)),
+    "sand": (("on the sand", 0.7), ("on a sandy beach", 0.3)),
+    "night": (("at night", 0.7), ("in the dark night", 0.3)),
+}
+PLACES: dict[str, Table] = {
+    "left": (("on the left", 0.7), ("on the left side", 0.3)),
+    "right": (("on the right", 0.7), ("on the right side", 0.3)),
+    "top": (("at the top", 0.7), ("near the top edge", 0.3)),
+    "bottom": (("at the bottom", 0.7), ("near the bottom edge", 0.3)),
+    "middle": (("in the middle", 0.7), ("in the centre", 0.3)),
+    "top left": (("in the top left corner", 0.7), ("at the upper left", 0.3)),
+    "top right": (("in the top right corner", 0.7), ("at the upper right", 0.3)),
+    "bottom left": (("in the bottom left corner", 0.7), ("at the lower left", 0.3)),
+    "bottom right": (("in the bottom right corner", 0.7), ("at the lower right", 0.3)),
+    "corners": (("in the corners", 0.7), ("one in each corner", 0.3)),
+}
+LINKS: dict[str, Table] = {
+    "left of": (("to the left of", 0.75), ("left of", 0.25)),
+    "right of": (("to the right of", 0.75), ("right of", 0.25)),
+    "above": (("above", 0.75), ("over", 0.25)),
+    "below": (("below", 0.75), ("under", 0.25)),
+    "inside": (("inside", 0.75), ("within", 0.25)),
+    "around": (("around", 0.75), ("surrounding", 0.25)),
+}
+
+SHAPE_OF = {form: shape for shape, table in NOUNS.items() for forms, _ in table for form in forms}
+SIZE_OF = {word: size for size, table in SIZES.items() for word, _ in table}
+COUNT_OF = {word: number for number, word in NUMBERS.items()} | {"an": 1, "one": 1}
+GROUND_OF = {name: name for name in GROUNDS} | {"sandy": "sand", "beach": "sand"}
+LINK_OF = {word: name for name, table in LINKS.items() for word, _ in table if " " not in word}
+ROW_OF = {"top": "top", "upper": "top", "bottom": "bottom", "lower": "bottom"}

@@ -1,0 +1,248 @@
+"""What a scene is, how one is drawn by lot, and what is true of it.
+
+A scene is a background and one to three groups. A group is one to four equal objects. No two groups of a scene
+share a shape or a colour, so "the circle" always names one group. All lengths are shares of the canvas side,
+x to the right and y down, so the facts hold at every image size.
+
+Four kinds of scene are drawn: a single group somewhere named (0.55), a pair of groups side by side or one above the
+other (0.30), an object inside a large ring (0.08), and three single objects in a row or a column (0.07).
+
+Only ``random.Random.random`` is used, whose stream Python guarantees; a seed gives the same scene everywhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import TypeVar
+
+T = TypeVar("T")
+Point = tuple[float, float]
+
+SHAPES = ("circle", "square", "triangle", "star", "heart", "cross", "ring", "diamond", "moon", "arrow")
+COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black")
+BACKGROUNDS = ("white", "grey", "sky", "grass", "sand", "night")
+SIZES = ("small", "large")
+DIAMETERS = {"small": 0.16, "large": 0.28}
+CONTAINER_DIAMETER = 0.54
+CORNERS = ("top left", "top right", "bottom left", "bottom right")
+POSITIONS = ("left", "right", "top", "bottom", "middle", *CORNERS, "corners")
+RELATIONS = ("left of", "right of", "above", "below", "inside", "around")
+SPLITS = ("train", "val", "test")
+
+TOO_ALIKE = {("green", "grass"), ("yellow", "sand"), ("brown", "night"), ("black", "night")}
+_CELLS = {"left": 0.2, "top": 0.2, "middle": 0.5, "right": 0.8, "bottom": 0.8}
+_SPACING = {"small": 0.23, "large": 0.325}
+_NEAR, _FAR = 0.4, 0.6
+
+
+@dataclass(frozen=True)
+class Group:
+    """Equal objects that a caption names with one noun phrase.
+
+    Attributes:
+        shape: One of ``SHAPES``.
+        colour: One of ``COLOURS``.
+        size: ``small`` or ``large``.
+        centres: Centre of each object, in canvas sides.
+        diameter: Width of each object's bounding circle, in canvas sides.
+        place: The position a caption may state, one of ``POSITIONS``; None where a relation places the group.
+    """
+
+    shape: str
+    colour: str
+    size: str
+    centres: tuple[Point, ...]
+    diameter: float
+    place: str | None = None
+
+    @property
+    def count(self) -> int:
+        """Number of objects."""
+        return len(self.centres)
+
+    @property
+    def box(self) -> tuple[float, float, float, float]:
+        """Left, top, right and bottom of the whole group, in canvas sides."""
+        xs, ys = zip(*self.centres, strict=True)
+        radius = self.diameter / 2
+        return min(xs) - radius, min(ys) - radius, max(xs) + radius, max(ys) + radius
+
+    @property
+    def positions(self) -> frozenset[str]:
+        """Every position that is true of the group; an object in a corner is also at the top and on the left."""
+        xs, ys = zip(*self.centres, strict=True)
+        if self.place == "corners":
+            return frozenset({"corners"})
+        rows = ["top"] * (max(ys) < _NEAR) + ["bottom"] * (min(ys) > _FAR)
+        columns = ["left"] * (max(xs) < _NEAR) + ["right"] * (min(xs) > _FAR)
+        found = {*rows, *columns, *(f"{row} {column}" for row in rows for column in columns)}
+        if not found and _NEAR <= (min(xs) + max(xs)) / 2 <= _FAR and _NEAR <= (min(ys) + max(ys)) / 2 <= _FAR:
+            found.add("middle")
+        return frozenset(found)
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Everything the picture shows.
+
+    Attributes:
+        background: One of ``BACKGROUNDS``.
+        groups: Groups from left to right or from top to bottom; an inner object comes before its ring.
+        layout: ``single``, ``inside``, or the axis along which the groups follow each other: ``row`` or ``column``.
+    """
+
+    background: str
+    groups: tuple[Group, ...]
+    layout: str
+
+    @property
+    def signature(self) -> str:
+        """The facts as text, without the exact coordinates; scenes of different splits never share one."""
+        groups = (f"{g.count} {g.size} {g.colour} {g.shape} {g.place or ''}" for g in self.groups)
+        return f"{self.background}|{self.layout}|" + "|".join(groups)
+
+    @property
+    def split(self) -> str:
+        """The one split that may hold this scene: a tenth of all facts is val, a tenth is test."""
+        bucket = hashlib.blake2b(self.signature.encode(), digest_size=4).digest()[0] % 10
+        return {0: "val", 1: "test"}.get(bucket, "train")
+
+
+def related(first: Group, relation: str, second: Group) -> bool:
+    """Whether ``first`` stands in ``relation`` (one of ``RELATIONS``) to ``second``, judged by their boxes."""
+    if relation in ("right of", "below", "around"):
+        converse = {"right of": "left of", "below": "above", "around": "inside"}
+        return related(second, converse[relation], first)
+    left, top, right, bottom = first.box
+    other_left, other_top, other_right, other_bottom = second.box
+    if relation == "left of":
+        return right < other_left
+    if relation == "above":
+        return bottom < other_top
+    return left > other_left and right < other_right and top > other_top and bottom < other_bottom
+
+
+def between(middle: Group, first: Group, second: Group) -> bool:
+    """Whether ``middle`` lies between the other two along either axis, in either order."""
+    pairs = ((first, second), (second, first))
+    return any(related(a, axis, middle) and related(middle, axis, b) for axis in ("left of", "above") for a, b in pairs)
+
+
+def pick(rng: Random, table: Sequence[tuple[T, float]]) -> T:
+    """Draw a value from (value, weight) pairs; the weights sum to one."""
+    remaining = rng.random()
+    for value, weight in table:
+        remaining -= weight
+        if remaining < 0:
+            return value
+    return table[0][0]
+
+
+def choose(rng: Random, options: Sequence[T]) -> T:
+    """Draw one of equally likely options."""
+    return options[int(rng.random() * len(options))]
+
+
+def sample_scene(seed: int, split: str, index: int) -> Scene:
+    """Draw scene ``index`` of a split: the first draw of its own stream whose facts belong to the split."""
+    rng = Random(f"{seed}/{split}/{index}")
+    while True:
+        scene = pick(rng, _KINDS)(rng)
+        if scene.split == split:
+            return scene
+
+
+def _looks(rng: Random, num_groups: int) -> tuple[str, list[tuple[str, str]]]:
+    """A background, and (shape, colour) of each group, no shape and no colour twice."""
+    background = choose(rng, BACKGROUNDS)
+    shapes = list(SHAPES)
+    colours = [colour for colour in COLOURS if (colour, background) not in TOO_ALIKE]
+    looks = []
+    for _ in range(num_groups):
+        shape, colour = choose(rng, shapes), choose(rng, colours)
+        shapes.remove(shape)
+        colours.remove(colour)
+        looks.append((shape, colour))
+    return background, looks
+
+
+def _jitter(rng: Random, reach: float) -> float:
+    return (2 * rng.random() - 1) * reach
+
+
+def _line(rng: Random, centre: Point, count: int, size: str, vertical: bool) -> tuple[Point, ...]:
+    """Centres of ``count`` objects in a line, each a little out of true."""
+    points = []
+    for place in range(count):
+        along = (place - (count - 1) / 2) * _SPACING[size]
+        shift = (0.0, along) if vertical else (along, 0.0)
+        points.append((centre[0] + shift[0] + _jitter(rng, 0.008), centre[1] + shift[1] + _jitter(rng, 0.008)))
+    return tuple(points)
+
+
+def _single(rng: Random) -> Scene:
+    background, [(shape, colour)] = _looks(rng, 1)
+    size = choose(rng, SIZES)
+    count = pick(rng, ((1, 0.4), (2, 0.22), (3, 0.2), (4, 0.18)))
+    shift = _jitter(rng, 0.03), _jitter(rng, 0.03)
+    if count == 1:
+        place = choose(rng, POSITIONS[:9])
+        row, column = place.split() if " " in place else (place, place)
+        x = _CELLS[column] if column in ("left", "right") else 0.5
+        y = _CELLS[row] if row in ("top", "bottom") else 0.5
+        centres: tuple[Point, ...] = ((x + shift[0], y + shift[1]),)
+    elif count == 4 and (size == "large" or rng.random() < 0.4):
+        place = choose(rng, ("corners", "middle"))
+        reach = 0.31 if place == "corners" else _SPACING[size] / 2
+        middle_x, middle_y = 0.5 + shift[0] / 2, 0.5 + shift[1] / 2
+        centres = tuple((middle_x + x * reach, middle_y + y * reach) for y in (-1, 1) for x in (-1, 1))
+    else:
+        place = choose(rng, POSITIONS[:5])
+        vertical = rng.random() < 0.5 if place == "middle" else place in ("left", "right")
+        x, y = (_CELLS[place], 0.5) if vertical else (0.5, _CELLS[place])
+        across = (shift[0], 0.0) if vertical else (0.0, shift[1])
+        centres = _line(rng, (x + across[0], y + across[1]), count, size, vertical)
+    return Scene(background, (Group(shape, colour, size, centres, DIAMETERS[size], place),), "single")
+
+
+def _pair(rng: Random) -> Scene:
+    background, looks = _looks(rng, 2)
+    layout = choose(rng, ("row", "column"))
+    counts = pick(rng, (((1, 1), 0.55), ((2, 1), 0.12), ((1, 2), 0.12), ((3, 1), 0.06), ((1, 3), 0.06), ((2, 2), 0.09)))
+    sizes = choose(rng, SIZES), choose(rng, SIZES)
+    extent = max(_SPACING[size] * (count - 1) + DIAMETERS[size] for count, size in zip(counts, sizes, strict=True))
+    off_axis = 0.5 + _jitter(rng, max(0.0, min(0.22, 0.46 - extent / 2)))
+    groups = []
+    for along, (shape, colour), count, size in zip((0.25, 0.75), looks, counts, sizes, strict=True):
+        place = along + _jitter(rng, 0.05)
+        centre = (place, off_axis) if layout == "row" else (off_axis, place)
+        groups.append(Group(shape, colour, size, _line(rng, centre, count, size, layout == "row"), DIAMETERS[size]))
+    return Scene(background, tuple(groups), layout)
+
+
+def _inside(rng: Random) -> Scene:
+    background, [(_, colour), (_, ring_colour)] = _looks(rng, 2)
+    shape = choose(rng, tuple(shape for shape in SHAPES if shape != "ring"))
+    centre = 0.5 + _jitter(rng, 0.17), 0.5 + _jitter(rng, 0.17)
+    inner = centre[0] + _jitter(rng, 0.03), centre[1] + _jitter(rng, 0.03)
+    ring = Group("ring", ring_colour, "large", (centre,), CONTAINER_DIAMETER)
+    return Scene(background, (Group(shape, colour, "small", (inner,), DIAMETERS["small"]), ring), "inside")
+
+
+def _triple(rng: Random) -> Scene:
+    background, looks = _looks(rng, 3)
+    layout = choose(rng, ("row", "column"))
+    off_axis = 0.5 + _jitter(rng, 0.25)
+    groups = []
+    for along, (shape, colour) in zip((0.18, 0.5, 0.82), looks, strict=True):
+        size = choose(rng, SIZES)
+        place, across = along + _jitter(rng, 0.012), off_axis + _jitter(rng, 0.03)
+        centre = (place, across) if layout == "row" else (across, place)
+        groups.append(Group(shape, colour, size, (centre,), DIAMETERS[size]))
+    return Scene(background, tuple(groups), layout)
+
+
+_KINDS = ((_single, 0.55), (_pair, 0.3), (_inside, 0.08), (_triple, 0.07))

@@ -1,0 +1,274 @@
+"""The drawn scenes: facts, pictures, captions and the metric agree with one another."""
+
+import hashlib
+import itertools
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from fastcap.data.errors import DataError
+from fastcap.data.scenes import Group, Scene, SceneRecords, Scenes, draw_scene, parse_caption, write_coco
+from fastcap.data.scenes.accuracy import SceneAccuracy
+from fastcap.data.scenes.grammar import MAX_WORDS, MIN_WORDS
+from fastcap.data.scenes.lexicon import COUNT_OF, GROUND_OF, SHAPE_OF, SIZE_OF
+from fastcap.data.scenes.render import GROUND, PAINT
+from fastcap.data.scenes.world import BACKGROUNDS, COLOURS, DIAMETERS, POSITIONS, RELATIONS, SHAPES, TOO_ALIKE, related
+
+SALAD = [*SHAPE_OF, *SIZE_OF, *COUNT_OF, *COLOURS, *GROUND_OF, *"left of top corner each between inside and".split()]
+GOLDEN = "9f0c21505b87961f"
+
+
+@pytest.fixture(scope="module")
+def val() -> SceneRecords:
+    return Scenes(num_val=1000).split("val")
+
+
+def digest(records: SceneRecords) -> str:
+    text = repr((records.facts, records.captions, records.oracle_captions))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def paint_mask(pixels: np.ndarray, colour: str) -> np.ndarray:
+    return np.abs(pixels.astype(int) - PAINT[colour]).max(axis=-1) <= 24
+
+
+def test_same_everywhere():
+    assert digest(Scenes(num_val=50).split("val")) == GOLDEN
+    script = (
+        "from fastcap.data.scenes import Scenes\n"
+        "r = Scenes(num_val=5).split('val')\n"
+        "print(r.fingerprint(), r.load_image(3, 64).sum(), r.captions[4])"
+    )
+    records = Scenes(num_val=5).split("val")
+    printed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    assert printed.strip() == f"{records.fingerprint()} {records.load_image(3, 64).sum()} {records.captions[4]}"
+
+
+def test_scene_does_not_depend_on_the_number_of_scenes(val):
+    few = Scenes(num_val=20).split("val")
+    assert few.facts == val.facts[:20] and few.captions == val.captions[:20]
+    assert Scenes(num_val=20, seed=1).split("val").facts != few.facts
+
+
+def test_fingerprint_follows_the_pixels():
+    prints = {Scenes(4, 4, 4, seed).split(name).fingerprint() for seed in (0, 1) for name in ("train", "val", "test")}
+    assert len(prints) == 6
+    assert Scenes(num_val=4).split("val").fingerprint() in prints
+
+
+def test_splits_share_no_facts_and_no_ids():
+    splits = [Scenes(2000, 500, 500).split(name) for name in ("train", "val", "test")]
+    for first, second in itertools.combinations(splits, 2):
+        assert not {scene.signature for scene in first.facts} & {scene.signature for scene in second.facts}
+        assert not set(first.image_ids) & set(second.image_ids)
+
+
+def test_unknown_split_is_named():
+    with pytest.raises(DataError, match=r"'dev'.*train, val, test"):
+        Scenes().split("dev")
+
+
+def test_captions_differ_and_are_short_lower_case_english(val):
+    words = set()
+    for captions in [*val.captions, tuple(val.oracle_captions.values())]:
+        for caption in captions:
+            assert caption == caption.lower() and MIN_WORDS <= len(caption.split()) <= MAX_WORDS
+            words.update(caption.split())
+    assert all(len(set(captions)) == 5 for captions in val.captions)
+    assert 80 <= len(words) <= 120
+
+
+def test_all_facts_occur(val):
+    groups = [group for scene in val.facts for group in scene.groups]
+    assert {group.shape for group in groups} == set(SHAPES)
+    assert {group.colour for group in groups} == set(COLOURS)
+    assert {group.count for group in groups} == {1, 2, 3, 4}
+    assert {group.place for group in groups} == {*POSITIONS, None}
+    assert {scene.background for scene in val.facts} == set(BACKGROUNDS)
+    claims = [parse_caption(caption) for captions in val.captions for caption in captions]
+    assert {relation.relation for claim in claims for relation in claim.relations} == {*RELATIONS, "between"}
+
+
+def test_no_colour_is_lost_in_its_background(val):
+    assert not any((group.colour, scene.background) in TOO_ALIKE for scene in val.facts for group in scene.groups)
+
+
+def test_named_place_is_true_and_objects_stay_apart_and_inside(val):
+    for scene in val.facts:
+        for group in scene.groups:
+            assert group.place is None or group.place in group.positions
+            assert min(group.box) > 0 and max(group.box) < 1
+            for first, second in itertools.combinations(group.centres, 2):
+                assert max(abs(first[0] - second[0]), abs(first[1] - second[1])) > group.diameter + 0.02
+        for first_group, second_group in itertools.combinations(scene.groups, 2):
+            true = [relation for relation in RELATIONS if related(first_group, relation, second_group)]
+            assert len(true) == 1, "one relation and no other holds between two groups"
+
+
+def test_pictures_agree_with_facts(val):
+    """Paint of each colour is at every object of its group and next to nowhere else."""
+    for index, scene in enumerate(val.facts[:300]):
+        pixels = val.load_image(index, 64)
+        assert pixels.shape == (64, 64, 3) and pixels.dtype == np.uint8
+        for group in scene.groups:
+            ys, xs = np.nonzero(paint_mask(pixels, group.colour))
+            left, top, right, bottom = (side * 64 for side in group.box)
+            at_home = (xs >= left - 1) & (xs <= right) & (ys >= top - 1) & (ys <= bottom)
+            assert at_home.mean() > 0.9, "rims of other colours may pass for this one, hardly more"
+            for x, y in group.centres:
+                away = np.maximum(np.abs(xs + 0.5 - x * 64), np.abs(ys + 0.5 - y * 64))
+                assert (away <= group.diameter * 32).sum() >= 10, (scene.signature, group.shape)
+            if group.shape not in ("ring", "moon"):
+                x, y = (int(value * 64) for value in group.centres[0])
+                assert paint_mask(pixels[y, x], group.colour), (scene.signature, pixels[y, x])
+
+
+def test_relations_agree_with_pixels(val):
+    for index, scene in enumerate(val.facts[:300]):
+        for claim in parse_caption(val.captions[index][0]).relations:
+            if claim.relation not in ("left of", "above"):
+                continue
+            claims = parse_caption(val.captions[index][0])
+            shapes = [claims.groups[at].shape for at in (claim.subject, *claim.objects)]
+            colours = [group.colour for shape in shapes for group in scene.groups if group.shape == shape]
+            subject, other = (np.nonzero(paint_mask(val.load_image(index, 64), colour)) for colour in colours)
+            axis = 1 if claim.relation == "left of" else 0
+            assert np.quantile(subject[axis], 0.9) < np.quantile(other[axis], 0.1)
+
+
+def test_colours_and_shapes_and_sizes_are_far_apart():
+    for first, second in itertools.combinations(PAINT.values(), 2):
+        assert np.abs(np.subtract(first, second)).max() >= 60
+    for (colour, paint), (ground, shades) in itertools.product(PAINT.items(), GROUND.items()):
+        far = all(np.abs(np.subtract(paint, shade)).max() >= 60 for shade in shades)
+        assert far or (colour, ground) in TOO_ALIKE
+    assert DIAMETERS["large"] >= 1.7 * DIAMETERS["small"]
+    masks = {}
+    for shape in SHAPES:
+        scene = Scene("white", (Group(shape, "blue", "small", ((0.5, 0.5),), DIAMETERS["small"], "middle"),), "single")
+        masks[shape] = draw_scene(scene, 64).astype(int)
+    for one, other in itertools.combinations(SHAPES, 2):
+        assert (np.abs(masks[one] - masks[other]).max(axis=-1) > 80).sum() >= 12, (one, other)
+
+
+def test_image_looks_alike_at_every_size(val):
+    small = Image.fromarray(val.load_image(7, 224)).resize((64, 64), Image.Resampling.BOX)
+    assert np.abs(np.asarray(small, dtype=int) - val.load_image(7, 64)).mean() < 8
+
+
+def test_parser_inverts_the_grammar(val):
+    for captions in (*zip(*val.captions, strict=True), val.oracle_captions.values()):
+        metric = SceneAccuracy(val)
+        metric.update(val.image_ids, list(captions))
+        values = metric.compute()
+        assert all(value == 100 for value in values.values()), values
+
+
+def test_parser_reads_every_claim():
+    claims = parse_caption("There are two big red discs to the left of an orange box, on plain grey.")
+    assert [(g.shape, g.colour, g.size, g.count) for g in claims.groups] == [
+        ("circle", "red", "large", 2),
+        ("square", "orange", None, 1),
+    ]
+    assert [(r.subject, r.relation, r.objects) for r in claims.relations] == [(0, "left of", (1,))]
+    assert claims.backgrounds == ("grey",) and claims.positions == ()
+    claims = parse_caption("at the upper left there is a star on a sandy beach")
+    assert [(p.group, p.position) for p in claims.positions] == [(0, "top left")] and claims.backgrounds == ("sand",)
+    assert parse_caption("four hearts one in each corner").positions[0].position == "corners"
+    assert parse_caption("a ring between a star and a heart").relations[0].objects == (1, 2)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.sampled_from(SALAD)))
+def test_parser_survives_word_salad(words):
+    claims = parse_caption(" ".join(words))
+    assert len(claims.groups) == sum(word in SHAPE_OF for word in words)
+    records = SceneRecords("val", 1)
+    metric = SceneAccuracy(records)
+    metric.update(records.image_ids, [" ".join(words)])
+    assert all(0 <= value <= 100 for value in metric.compute().values())
+
+
+@given(st.text())
+def test_parser_survives_any_text(text):
+    parse_caption(text)
+
+
+def test_wrong_captions_score_low(val):
+    metric = SceneAccuracy(val)
+    metric.update(val.image_ids, [captions[0] for captions in val.captions[1:] + val.captions[:1]])
+    values = metric.compute()
+    assert all(value < 35 for value in values.values()), values
+    assert values["colour_accuracy"] < 10 and values["relation_accuracy"] < 10
+
+
+def scene_metric(*groups: Group, layout: str = "row") -> SceneAccuracy:
+    records = SceneRecords("val", 1)
+    records.facts = [Scene("sky", groups, layout)]
+    return SceneAccuracy(records)
+
+
+def test_each_claim_is_judged():
+    star = Group("star", "red", "small", ((0.25, 0.5),), 0.16)
+    ring = Group("ring", "blue", "large", ((0.75, 0.5),), 0.28)
+    metric = scene_metric(star, ring)
+    [image_id] = SceneRecords("val", 1).image_ids
+
+    def score(caption: str) -> dict[str, float]:
+        metric.reset()
+        metric.update([image_id], [caption])
+        return metric.compute()
+
+    assert score("a small red star to the left of a large blue ring in the sky")["relation_accuracy"] == 100
+    swapped = score("a small blue star to the right of two large red rings at night")
+    assert swapped["object_accuracy"] == swapped["size_accuracy"] == swapped["object_recall"] == 100
+    assert swapped["colour_accuracy"] == swapped["relation_accuracy"] == swapped["background_accuracy"] == 0
+    assert swapped["count_accuracy"] == 50
+    assert score("in the sky")["object_accuracy"] == 0, "naming nothing is no way to be right"
+    repeated = score("a red star and a red star")
+    assert repeated["object_accuracy"] == repeated["colour_accuracy"] == repeated["object_recall"] == 50
+    assert score("a red star to the left of")["relation_accuracy"] == 0
+    assert score("a red star on the left")["position_accuracy"] == 100
+    assert score("a red star on the right")["position_accuracy"] == 0
+
+
+def test_metric_names_the_unknown_id(val):
+    with pytest.raises(KeyError, match="image id 77 is none of"):
+        SceneAccuracy(val).update([77], ["a red star"])
+
+
+def test_metric_states_sum_over_processes(val):
+    captions = [captions[0] for captions in val.captions[1:] + val.captions[:1]]
+    whole, first, second = (SceneAccuracy(val) for _ in range(3))
+    whole.update(val.image_ids, captions)
+    first.update(val.image_ids[::2], captions[::2])
+    second.update(val.image_ids[1::2], captions[1::2])
+    assert all(reduction.__name__ == "dim_zero_sum" for reduction in first._reductions.values())
+    for name in first._defaults:
+        setattr(first, name, getattr(first, name) + getattr(second, name))
+    assert first.compute() == whole.compute()
+
+
+def test_records_offer_their_metric(val):
+    assert isinstance(val.build_metrics()["scenes"], SceneAccuracy)
+
+
+def test_written_coco_files_hold_the_split(tmp_path):
+    records = Scenes(num_test=6).split("test")
+    annotation_file = write_coco(records, tmp_path, size=80)
+    assert annotation_file == tmp_path / "annotations" / "captions_test.json"
+    coco = json.loads(annotation_file.read_text())
+    assert [image["id"] for image in coco["images"]] == records.image_ids
+    for index, image in enumerate(coco["images"]):
+        pixels = np.asarray(Image.open(tmp_path / "images" / image["file_name"]))
+        assert pixels.shape == (image["height"], image["width"], 3)
+        assert np.array_equal(pixels, records.load_image(index, 80))
+        captions = tuple(a["caption"] for a in coco["annotations"] if a["image_id"] == image["id"])
+        assert captions == records.captions[index]
+    assert len({annotation["id"] for annotation in coco["annotations"]}) == 30
