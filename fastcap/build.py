@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,8 +72,10 @@ def build_datamodule(cfg: DictConfig, tokenizer: CaptionTokenizer | None = None)
     return construct(cfg.data, tokenizer=tokenizer or instantiate(cfg.tokenizer), seed=cfg.seed)
 
 
-def build_model(cfg: DictConfig, tokenizer: CaptionTokenizer) -> FastCap:
-    """Build the model. Facts known only now (vocabulary, widths) are passed here and are no keys."""
+def build_model(
+    cfg: DictConfig, tokenizer: CaptionTokenizer, concept_weights: Sequence[float] | None = None
+) -> FastCap:
+    """Build the model. Facts known only now (vocabulary, widths, concepts) are passed here and are no keys."""
     special, vocab_size, max_length = tokenizer.special, tokenizer.vocab_size, int(cfg.data.max_length)
     backbone = construct(cfg.backbone)
     decoder = construct(cfg.decoder, vocab_size=vocab_size, max_length=max_length, pad_id=special.pad)
@@ -81,8 +83,9 @@ def build_model(cfg: DictConfig, tokenizer: CaptionTokenizer) -> FastCap:
         cfg.alignment,
         feature_dim=backbone.feature_dim,
         dim=decoder.dim,
-        vocab_size=vocab_size,
+        concepts=tokenizer.concepts(),
         max_length=max_length,
+        concept_weights=concept_weights,
     )
     length = construct(cfg.length, dim=decoder.dim, max_length=max_length)
     return FastCap(backbone, alignment, decoder, length, construct(cfg.refinement, special=special))
@@ -92,7 +95,7 @@ def build_module(cfg: DictConfig, datamodule: CaptionDataModule, model: FastCap 
     """Build the training system around a new model, or around one already loaded."""
     tokenizer = datamodule.tokenizer
     return CaptioningModule(
-        model=model or build_model(cfg, tokenizer),
+        model=model or build_model(cfg, tokenizer, datamodule.concept_weights()),
         special=tokenizer.special,
         decode=tokenizer.decode,
         optimizer=instantiate(cfg.optim.optimizer),

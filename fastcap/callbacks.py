@@ -40,7 +40,13 @@ class SampleCaptions(L.Callback):
         self._batches = []
 
     def on_validation_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: CaptionBatch, batch_idx: int, *_: int
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: CaptionBatch,
+        batch_idx: int,
+        *_: int,
     ) -> None:
         """Keep the first images."""
         if sum(map(len, self._batches)) < self.num_images:

@@ -57,3 +57,18 @@ def alignment_loss(image: Tensor, text: Tensor, scale: Tensor) -> Tensor:
     negative = others.flatten(0, 1).logsumexp(0)
     to_text = (torch.logaddexp(positive, negative[:, None].expand_as(positive)) - positive).mean()
     return (to_image + to_text) / 2
+
+
+def concept_loss(logits: Tensor, named: Tensor, weights: Tensor) -> Tensor:
+    """Binary cross-entropy of which concepts an image's captions name.
+
+    Args:
+        logits: Score of each concept. (B, C)
+        named: One where a caption names the concept. (B, C)
+        weights: How much each concept counts. (C,)
+
+    Returns:
+        Nats a named concept, weighted, averaged over the batch. ()
+    """
+    loss = F.binary_cross_entropy_with_logits(logits.float(), named, weights, reduction="sum")
+    return loss / (weights * named).sum().clamp(min=1.0)

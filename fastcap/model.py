@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from fastcap.alignment.cmfa import CrossModalFeatureAlignment
 from fastcap.generation.icmr import ICMRDecoder
-from fastcap.types import DecoderOutput, Refinement
+from fastcap.types import Refinement
 
 IMAGE_MEAN = (0.485, 0.456, 0.406)
 IMAGE_STD = (0.229, 0.224, 0.225)
@@ -38,7 +40,7 @@ class FastCap(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.alignment = alignment
-        self.decoder = decoder
+        self.decoder: Any = decoder
         self.length = length
         self.refinement = refinement
         self.register_buffer("image_mean", 255 * torch.tensor(IMAGE_MEAN).view(3, 1, 1), persistent=False)
@@ -48,10 +50,6 @@ class FastCap(nn.Module):
         """Make the image memory, from the image alone. images: uint8 (B, 3, H, W); returns (B, N, D)."""
         pixels = (images.to(self.image_mean.dtype) - self.image_mean) / self.image_std
         return self.alignment.project(self.backbone(pixels))
-
-    def decode(self, memory: Tensor, tokens: Tensor, pad: Tensor) -> DecoderOutput:
-        """Score masked captions. memory: (B, N, D), tokens and pad: (B * K, L)."""
-        return self.decoder(tokens, memory, pad)
 
     def generate(self, images: Tensor, record_steps: bool = False) -> Refinement:
         """Caption images. images: uint8 (B, 3, H, W)."""

@@ -42,12 +42,12 @@ def _best_metrics(trainer: L.Trainer, module: L.LightningModule, datamodule: L.L
     """Metrics of the best checkpoint, which is validated once more unless it was the last one."""
     metrics = _numbers(trainer)
     checkpoint = trainer.checkpoint_callback
-    if isinstance(checkpoint, ModelCheckpoint) and checkpoint.best_model_path and not trainer.fast_dev_run:
-        if metrics.get(checkpoint.monitor or "") != float(checkpoint.best_model_score or 0):
-            trainer.validate(
-                module, datamodule=datamodule, ckpt_path=checkpoint.best_model_path, weights_only=True, verbose=False
-            )
-            metrics |= _numbers(trainer)
+    if not isinstance(checkpoint, ModelCheckpoint) or not checkpoint.best_model_path:
+        return metrics
+    if metrics.get(checkpoint.monitor or "") != float(checkpoint.best_model_score or 0):
+        best = checkpoint.best_model_path
+        trainer.validate(module, datamodule=datamodule, ckpt_path=best, weights_only=True, verbose=False)
+        metrics |= _numbers(trainer)
     return metrics
 
 
@@ -56,7 +56,12 @@ def _numbers(trainer: L.Trainer) -> dict[str, float]:
 
 
 def _report(
-    cfg: DictConfig, run_dir: Path, trainer: L.Trainer, module: L.LightningModule, metrics: dict[str, float], minutes: float
+    cfg: DictConfig,
+    run_dir: Path,
+    trainer: L.Trainer,
+    module: L.LightningModule,
+    metrics: dict[str, float],
+    minutes: float,
 ) -> None:
     results: dict[str, Any] = {
         "metrics": metrics,

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from fastcap.losses import alignment_loss, length_loss, masked_token_loss
+from fastcap.losses import alignment_loss, concept_loss, length_loss, masked_token_loss
 
 
 def test_token_loss_counts_hidden_tokens_only():
@@ -40,3 +40,13 @@ def test_alignment_loss_does_not_set_an_images_captions_against_each_other():
     nothing = alignment_loss(image, text, torch.tensor(0.0)).item()
     # Captions to 3 images; an image to its caption among the 10 captions of the others.
     assert nothing == pytest.approx((math.log(3) + math.log(11)) / 2, abs=1e-5)
+
+
+def test_concept_loss_at_its_known_points():
+    named = torch.tensor([[1.0, 0.0, 1.0], [0.0, 1.0, 0.0]])
+    assert concept_loss(torch.zeros(2, 3), named, torch.ones(3)).item() == pytest.approx(6 * math.log(2) / 3)
+    assert concept_loss(100 * (2 * named - 1), named, torch.ones(3)).item() == pytest.approx(0.0, abs=1e-6)
+    assert concept_loss(torch.zeros(2, 3), torch.zeros(2, 3), torch.ones(3)).isfinite()
+    ignored = torch.tensor([1.0, 0.0, 1.0])
+    changed = torch.tensor([[0.0, 9.0, 0.0], [0.0, -9.0, 0.0]])
+    assert concept_loss(changed, named, ignored) == concept_loss(torch.zeros(2, 3), named, ignored)

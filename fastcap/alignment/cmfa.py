@@ -1,11 +1,14 @@
 """Cross-modal feature alignment: in training, images and captions are pulled to one place.
 
+Two losses pull: a contrastive one between whole images and whole captions (CLIP, arXiv 2103.00020), and one that lets
+the image name its captions' words (visual concepts, Fang et al. 2015, arXiv 1411.4952).
 Only ``project`` is on the way to the decoder, and it sees the image alone: no caption can leak into what is decoded.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -46,25 +49,34 @@ class CrossModalFeatureAlignment(nn.Module):
     Args:
         feature_dim: Width of the backbone's features.
         dim: Width D of the image memory (the decoder's).
-        vocab_size: Words V.
+        concepts: Number of the concept behind each word, -1 for a word without one. (V,)
+        concept_weights: How far images decide each concept; all ones if left out. (C,)
         max_length: Longest caption, in tokens.
         embed_dim: Width of the space where images and captions meet.
         temperature: First temperature of the similarities; learned from there (CLIP, arXiv 2103.00020).
     """
 
+    word_concepts: Tensor
+    concept_weights: Tensor
+
     def __init__(
         self,
         feature_dim: int,
         dim: int,
-        vocab_size: int,
+        concepts: Sequence[int],
         max_length: int,
         embed_dim: int = 128,
         temperature: float = 0.07,
+        concept_weights: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
-        self.projection = nn.Sequential(nn.Linear(feature_dim, dim), nn.LayerNorm(dim))
+        self.projection = nn.Linear(feature_dim, dim)
         self.image_head = nn.Linear(dim, embed_dim)
-        self.text_encoder = TextEncoder(vocab_size, max_length, embed_dim)
+        self.concept_head = nn.Linear(2 * dim, max(concepts) + 1)
+        self.register_buffer("word_concepts", torch.tensor(list(concepts)), persistent=False)
+        weights = torch.ones(max(concepts) + 1) if concept_weights is None else torch.tensor(list(concept_weights))
+        self.register_buffer("concept_weights", weights)
+        self.text_encoder = TextEncoder(len(concepts), max_length, embed_dim)
         self.log_scale = nn.Parameter(torch.tensor(-math.log(temperature)))
 
     def project(self, features: Tensor) -> Tensor:
@@ -86,3 +98,18 @@ class CrossModalFeatureAlignment(nn.Module):
         text = self.text_encoder(tokens.flatten(0, 1), lengths.flatten())
         text = F.normalize(text, dim=-1).unflatten(0, tokens.shape[:2])
         return image, text, self.log_scale.clamp(max=math.log(100.0)).exp()
+
+    def name_concepts(self, memory: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Score which concepts the image's captions name (training only).
+
+        Args:
+            memory: Image memory. (B, N, D)
+            tokens: Caption ids. (B, K, L)
+
+        Returns:
+            Logits, from the mean and the maximum over patches, and the truth, both (B, C) for C concepts.
+        """
+        logits = self.concept_head(torch.cat([memory.mean(1), memory.amax(1)], dim=-1))
+        named = self.word_concepts[tokens.flatten(1)]
+        truth = torch.zeros(len(logits), logits.shape[1] + 1, device=logits.device)
+        return logits, truth.scatter_(1, named + 1, 1.0)[:, 1:]

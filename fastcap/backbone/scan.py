@@ -48,7 +48,7 @@ def scan_reference(
 
 
 def _decay_matrix(log_decay: Tensor) -> Tensor:
-    """exp of the summed decay from token j (excluded) to token i, zero above the diagonal. (..., Q) -> (..., Q, Q).
+    """Return the decay from token j (excluded) to token i, zero above the diagonal. (..., Q) -> (..., Q, Q).
 
     Differences of one cumulative sum, masked before the exponential, so no exponent is ever positive.
     """

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -53,7 +54,8 @@ class GridPosition(nn.Module):
 class CrossScanMixer(nn.Module):
     """Token mixer: gated selective scan, its heads shared out over the four directions.
 
-    With heads shared out, a direction scans a quarter of the channels and the cross-scan costs one scan.
+    With heads shared out, a direction scans a quarter of the channels and the cross-scan costs one scan. The state's
+    input and output projections b and c belong to the patch, whatever the direction it is visited from.
 
     Args:
         dim: Width D.
@@ -68,7 +70,13 @@ class CrossScanMixer(nn.Module):
     """
 
     def __init__(
-        self, dim: int, d_state: int = 16, head_dim: int = 32, expand: float = 2.0, d_conv: int = 3, chunk_size: int = 64
+        self,
+        dim: int,
+        d_state: int = 16,
+        head_dim: int = 32,
+        expand: float = 2.0,
+        d_conv: int = 3,
+        chunk_size: int = 64,
     ) -> None:
         super().__init__()
         self.inner_dim = int(dim * expand)
@@ -80,10 +88,9 @@ class CrossScanMixer(nn.Module):
         self.d_state = d_state
         self.head_dim = head_dim
         self.chunk_size = chunk_size
-        share = self.inner_dim // NUM_DIRECTIONS + 2 * d_state
-        self.scan_dim = NUM_DIRECTIONS * share
-        self.in_proj = nn.Linear(dim, self.inner_dim + self.scan_dim + self.num_heads, bias=False)
-        self.conv = nn.Conv2d(self.scan_dim, self.scan_dim, d_conv, padding=d_conv // 2, groups=self.scan_dim)
+        self.conv_dim = self.inner_dim + 2 * d_state
+        self.in_proj = nn.Linear(dim, self.inner_dim + self.conv_dim + self.num_heads, bias=False)
+        self.conv = nn.Conv2d(self.conv_dim, self.conv_dim, d_conv, padding=d_conv // 2, groups=self.conv_dim)
         self.norm = nn.LayerNorm(self.inner_dim)
         self.out_proj = nn.Linear(self.inner_dim, dim, bias=False)
         # Mamba-2's initialisation: step sizes log-uniform in [0.001, 0.1], decay rates uniform in [1, 16].
@@ -96,18 +103,20 @@ class CrossScanMixer(nn.Module):
         """Mix tokens over the grid. (B, H, W, D) -> (B, H, W, D)."""
         batch, height, width, _ = x.shape
         length, heads = height * width, self.num_heads // NUM_DIRECTIONS
-        gate, scanned, step = self.in_proj(x).split([self.inner_dim, self.scan_dim, self.num_heads], dim=-1)
-        scanned = F.silu(self.conv(scanned.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
+        gate, mixed, step = self.in_proj(x).split([self.inner_dim, self.conv_dim, self.num_heads], dim=-1)
+        mixed = F.silu(self.conv(mixed.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)).reshape(batch, length, -1)
+        u, bc = mixed.split([self.inner_dim, 2 * self.d_state], dim=-1)
         order = cross_scan_order(height, width, x.device)
-        scanned = cross_scan(scanned.reshape(batch, length, NUM_DIRECTIONS, -1), order)
-        step = cross_scan(step.reshape(batch, length, NUM_DIRECTIONS, heads), order)
         # Directions join the batch: (4B, N, ...), one group of heads each.
-        u, b, c = scanned.flatten(0, 1).split([heads * self.head_dim, self.d_state, self.d_state], dim=-1)
-        u = u.reshape(batch * NUM_DIRECTIONS, length, heads, self.head_dim)
+        u = cross_scan(u.unflatten(-1, (NUM_DIRECTIONS, -1)), order)
+        step = cross_scan(step.reshape(batch, length, NUM_DIRECTIONS, heads), order)
+        bc = bc.index_select(1, order.flatten()).view(batch * NUM_DIRECTIONS, length, 1, -1)
+        b, c = bc.chunk(2, dim=-1)
+        u = u.view(batch * NUM_DIRECTIONS, length, heads, self.head_dim)
         dt = F.softplus(step.float() + self.dt_bias.float().view(NUM_DIRECTIONS, 1, heads))
         log_decay = (dt * -self.a_log.float().exp().view(NUM_DIRECTIONS, 1, heads)).flatten(0, 1)
         dt = dt.flatten(0, 1).to(u.dtype)
-        y, _ = ssd_scan(u * dt.unsqueeze(-1), log_decay, b.unsqueeze(2), c.unsqueeze(2), chunk_size=self.chunk_size)
+        y, _ = ssd_scan(u * dt.unsqueeze(-1), log_decay, b, c, chunk_size=self.chunk_size)
         y = y.view(batch, NUM_DIRECTIONS, length, heads, self.head_dim)
         u = u.view(batch, NUM_DIRECTIONS, length, heads, self.head_dim)
         y = y + u * self.skip.to(u.dtype).view(NUM_DIRECTIONS, 1, heads, 1)
@@ -133,10 +142,19 @@ class SpatialMambaBlock(nn.Module):
         return x + self.drop_path(self.ffn(self.ffn_norm(x)))
 
 
-def _halve(in_dim: int, out_dim: int, activate: bool = True) -> nn.Sequential:
-    """Convolution 3x3 of stride 2 with BatchNorm: halves the grid (rounding up)."""
-    layers: list[nn.Module] = [nn.Conv2d(in_dim, out_dim, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(out_dim)]
-    return nn.Sequential(*layers, nn.GELU()) if activate else nn.Sequential(*layers)
+def _convolution(in_dim: int, out_dim: int, stride: int) -> nn.Sequential:
+    """Convolution 3x3, BatchNorm, GELU; stride 2 halves the grid (rounding up)."""
+    convolution = nn.Conv2d(in_dim, out_dim, 3, stride=stride, padding=1, bias=False)
+    return nn.Sequential(convolution, nn.BatchNorm2d(out_dim), nn.GELU())
+
+
+def _stem(dims: Sequence[int], depths: Sequence[int]) -> nn.Sequential:
+    """Convolutional patch embedding: at each level one halving and depth - 1 further convolutions."""
+    layers: list[nn.Module] = []
+    for before, dim, depth in zip([3, *dims[:-1]], dims, depths, strict=True):
+        layers.append(_convolution(before, dim, stride=2))
+        layers += [_convolution(dim, dim, stride=1) for _ in range(depth - 1)]
+    return nn.Sequential(*layers)
 
 
 class SpatialMambaBackbone(nn.Module):
@@ -145,7 +163,9 @@ class SpatialMambaBackbone(nn.Module):
     Args:
         dims: Width of each stage; the last is ``feature_dim``.
         depths: Blocks of each stage.
-        stem_stride: Pixels a patch of the first stage, a power of two.
+        stem_dims: Widths of the patch embedding's levels before the last, whose width is ``dims[0]``. Every level
+            halves the grid: two of them make patches of 8 px.
+        stem_depths: Convolutions 3x3 of each level of the patch embedding, the last included.
         d_state: States S of each head.
         head_dim: Channels P of each head.
         expand: Inner width of the mixer over the stage's width.
@@ -155,14 +175,15 @@ class SpatialMambaBackbone(nn.Module):
         chunk_size: Tokens a chunk of the scan.
 
     Raises:
-        ValueError: If dims and depths differ in number, or stem_stride is no power of two of at least 2.
+        ValueError: If dims and depths differ in number, or stem_depths does not number one more than stem_dims.
     """
 
     def __init__(
         self,
         dims: Sequence[int] = (64, 128, 256),
         depths: Sequence[int] = (1, 2, 4),
-        stem_stride: int = 4,
+        stem_dims: Sequence[int] = (32, 64),
+        stem_depths: Sequence[int] = (1, 1, 1),
         d_state: int = 16,
         head_dim: int = 32,
         expand: float = 2.0,
@@ -174,18 +195,17 @@ class SpatialMambaBackbone(nn.Module):
         super().__init__()
         if len(dims) != len(depths):
             raise ValueError(f"backbone.dims has {len(dims)} stages and backbone.depths {len(depths)}: name as many")
-        if stem_stride < 2 or stem_stride & (stem_stride - 1):
-            raise ValueError(f"backbone.stem_stride = {stem_stride} must be a power of two of at least 2")
+        if len(stem_depths) != len(stem_dims) + 1 or min(stem_depths) < 1:
+            raise ValueError(
+                f"backbone.stem_depths = {list(stem_depths)} must number one more than stem_dims = {list(stem_dims)} "
+                "(the last level is dims[0] wide), each at least 1"
+            )
         self.feature_dim = dims[-1]
-        self.stride = stem_stride * 2 ** (len(dims) - 1)
-        halvings = stem_stride.bit_length() - 1
-        widths = [3, *(max(dims[0] // 2 ** (halvings - 1 - i), 16) for i in range(halvings - 1)), dims[0]]
-        self.patch_embed = nn.Sequential(
-            *(_halve(widths[i], widths[i + 1], activate=i + 1 < halvings) for i in range(halvings))
-        )
+        self.stride = 2 ** (len(stem_depths) + len(dims) - 1)
+        self.patch_embed = _stem([*stem_dims, dims[0]], stem_depths)
         self.position = GridPosition(dims[0])
         rates = torch.linspace(0, drop_path, sum(depths)).tolist()
-        self.downsamples = nn.ModuleList(_halve(a, b, activate=False) for a, b in zip(dims[:-1], dims[1:], strict=True))
+        self.downsamples = nn.ModuleList(_convolution(a, b, stride=2) for a, b in pairwise(dims))
         self.stages = nn.ModuleList()
         for dim, depth in zip(dims, depths, strict=True):
             blocks = []
@@ -194,7 +214,6 @@ class SpatialMambaBackbone(nn.Module):
                 blocks.append(SpatialMambaBlock(dim, mixer, ffn_ratio, rates.pop(0)))
             self.stages.append(nn.Sequential(*blocks))
         self.norm = nn.LayerNorm(self.feature_dim)
-        self.apply(_initialise)
 
     def forward(self, images: Tensor) -> Tensor:
         """Turn images into patch features.
@@ -212,10 +231,3 @@ class SpatialMambaBackbone(nn.Module):
                 x = self.downsamples[i - 1](x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
             x = stage(x)
         return self.norm(x.flatten(1, 2))
-
-
-def _initialise(module: nn.Module) -> None:
-    if isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from lightning.pytorch import LightningDataModule
 
+from fastcap.data.concepts import concept_agreement
 from fastcap.data.dataset import CaptionDataset, CaptionTokens
 from fastcap.data.errors import DataError
 from fastcap.data.pixels import PixelCache
@@ -122,6 +123,10 @@ class CaptionDataModule(LightningDataModule):
     def oracle_captions(self, split: str) -> dict[int, str]:
         """Return a perfect caption of each image id where the data set knows one (drawn scenes do), else nothing."""
         return dict(getattr(self.records(split), "oracle_captions", {}))
+
+    def concept_weights(self) -> list[float]:
+        """Return how far the training images decide each concept; see ``concept_agreement``."""
+        return concept_agreement(self.records("train").captions, self.tokenizer)
 
     def setup(self, stage: str | None = None) -> None:
         """Read and decode what ``stage`` needs, and nothing else; calling it again does nothing.

@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import Iterable, Sequence
 
+import snowballstemmer
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from fastcap.data.errors import DataError
@@ -71,6 +72,22 @@ class CaptionTokenizer:
     def normalize(self, text: str) -> str:
         """Return what is left of a caption before it is split: lower case, single blanks."""
         return self._backend.normalizer.normalize_str(text)
+
+    def concepts(self) -> list[int]:
+        """Number the concept behind each id: words of one stem share it ("ring", "rings"), a special token has none.
+
+        Returns:
+            A concept number from zero for each id, -1 for special tokens. (V,)
+        """
+        stem = snowballstemmer.stemmer("english").stemWord
+        numbers: dict[str, int] = {}
+        concepts = []
+        for index in range(self.vocab_size):
+            if index in self.special.ids:
+                concepts.append(-1)
+            else:
+                concepts.append(numbers.setdefault(stem(self.decode([index]).strip()), len(numbers)))
+        return concepts
 
     def to_json(self) -> str:
         """Return everything there is to know of the tokenizer as one JSON string."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -82,9 +82,7 @@ class GatingNetwork(nn.Module):
             raise ValueError(f"decoder.top_k = {top_k} must be in 1..num_experts = {num_experts}")
         self.num_experts = num_experts
         self.top_k = top_k
-        self.score = (
-            nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, num_experts)) if num_experts > 1 else nn.Identity()
-        )
+        self.score = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, num_experts)) if num_experts > 1 else nn.Identity()
 
     def forward(self, memory: Tensor) -> Routing:
         """Route each image. memory: (B, N, D)."""
@@ -119,7 +117,7 @@ class Expert(nn.Module):
         super().__init__()
         hidden = int(dim * ffn_ratio)
         self.cross_norm = nn.LayerNorm(dim)
-        self.cross_attention = cross_attention(dim)
+        self.cross_attention: Any = cross_attention(dim)
         self.ffn_norm = nn.LayerNorm(dim)
         self.ffn = nn.Sequential(nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, dim))
         self.dropout = nn.Dropout(dropout)
@@ -169,10 +167,9 @@ class ExpertMixture(nn.Module):
 
     def prepare(self, memory: Tensor, weights: Tensor) -> list[ExpertCache]:
         """Select images and compute image-only values. memory: (B, N, D), weights: (B, E)."""
-        if len(self.experts) == 1:
-            return [ExpertCache(0, None, weights[:, :, None], self.experts[0].prepare(memory))]
         caches = []
-        for index, expert in enumerate(self.experts):
+        for index, module in enumerate(self.experts):
+            expert = cast(Expert, module)
             chosen = weights[:, index] > 0
             count = int(chosen.sum())
             if count == memory.shape[0]:

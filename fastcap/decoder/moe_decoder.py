@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -23,10 +24,12 @@ class DecoderCache:
 
     Attributes:
         routing: Expert weights (B, E) and the gate's losses.
+        context: The image as one vector, added to every position. (B, 1, D)
         layers: Each layer's experts with their image-only values.
     """
 
     routing: Routing
+    context: Tensor
     layers: list[list[ExpertCache]]
 
 
@@ -59,7 +62,8 @@ class MoEDecoder(nn.Module):
     """Bidirectional caption decoder with image-routed experts.
 
     A position is embedded by its distance from the caption's start and from its end, which also tells the decoder the
-    length. Word embedding and vocabulary head share one matrix.
+    length, and by the image as a whole: at refinement's first step all words are [MASK], and without it every query
+    would start from its position alone. Word embedding and vocabulary head share one matrix.
 
     Args:
         vocab_size: Words V, special tokens included.
@@ -101,6 +105,7 @@ class MoEDecoder(nn.Module):
         self.word = nn.Embedding(vocab_size, dim, padding_idx=pad_id)
         self.from_start = nn.Embedding(max_length, dim)
         self.from_end = nn.Embedding(max_length, dim)
+        self.context = nn.Linear(dim, dim)
         self.dropout = nn.Dropout(dropout)
         self.gate = GatingNetwork(dim, num_experts, top_k)
         self.layers = nn.ModuleList(
@@ -113,8 +118,10 @@ class MoEDecoder(nn.Module):
 
     def prepare(self, memory: Tensor) -> DecoderCache:
         """Route each image and compute its experts' image-only values. memory: (B, N, D)."""
-        routing = self.gate(memory)
-        return DecoderCache(routing, [layer.mixture.prepare(memory, routing.weights) for layer in self.layers])
+        routing, context = self.gate(memory), self.context(memory.mean(1, keepdim=True))
+        mixtures = (cast(DecoderLayer, layer).mixture for layer in self.layers)
+        layers = [mixture.prepare(memory, routing.weights) for mixture in mixtures]
+        return DecoderCache(routing, context, layers)
 
     def denoise(self, tokens: Tensor, pad: Tensor, cache: DecoderCache) -> Tensor:
         """Score every position.
@@ -129,8 +136,9 @@ class MoEDecoder(nn.Module):
         """
         ahead = torch.arange(tokens.shape[1], device=tokens.device)
         behind = ((~pad).sum(1, keepdim=True) - 1 - ahead).clamp(min=0)
-        x = self.dropout(self.word(tokens) + self.from_start(ahead) + self.from_end(behind))
-        num_images = cache.routing.weights.shape[0]
+        x = self.word(tokens) + self.from_start(ahead) + self.from_end(behind)
+        num_images = cache.context.shape[0]
+        x = self.dropout((x.view(num_images, -1, self.dim) + cache.context).view_as(x))
         for layer, caches in zip(self.layers, cache.layers, strict=True):
             x = layer(x, pad, caches, num_images)
         return nn.functional.linear(self.norm(x), self.word.weight, self.head_bias)

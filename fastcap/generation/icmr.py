@@ -86,8 +86,9 @@ class ICMRDecoder:
 
         # 5. The candidate whose words are likeliest on average.
         scores = confidence.masked_fill(pad, 0.0).sum(1) / lengths
-        best = scores.view(candidates.shape).argmax(1) + torch.arange(len(candidates), device=memory.device) * (
-            candidates.shape[1]
+        best = (
+            scores.view(candidates.shape).argmax(1)
+            + torch.arange(len(candidates), device=memory.device) * (candidates.shape[1])
         )
         chosen = [RefinementStep(s.tokens[best], s.confidence[best], s.remasked[best]) for s in steps]
         return Refinement(tokens[best], lengths[best], scores[best], num_passes, chosen)

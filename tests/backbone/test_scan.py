@@ -15,7 +15,11 @@ def _inputs(batch, length, groups, per_group, channels, states, dtype=torch.floa
     heads = groups * per_group
     log_decay = (-4 * torch.rand(batch, length, heads, dtype=dtype, generator=generator)).requires_grad_()
     state = draw(batch, heads, channels, states) if with_state else None
-    x, b, c = draw(batch, length, heads, channels), draw(batch, length, groups, states), draw(batch, length, groups, states)
+    x, b, c = (
+        draw(batch, length, heads, channels),
+        draw(batch, length, groups, states),
+        draw(batch, length, groups, states),
+    )
     return x, log_decay, b, c, state
 
 

@@ -7,7 +7,9 @@ from fastcap.backbone.spatial_mamba import CrossScanMixer, SpatialMambaBackbone
 @pytest.fixture
 def backbone():
     torch.manual_seed(0)
-    return SpatialMambaBackbone(dims=(32, 64), depths=(1, 2), stem_stride=4, head_dim=8, expand=1.0)
+    return SpatialMambaBackbone(
+        dims=(32, 64), depths=(1, 2), stem_dims=(16,), stem_depths=(1, 2), head_dim=8, expand=1.0
+    )
 
 
 @pytest.mark.parametrize("size", [(64, 64), (32, 96), (50, 70)])
@@ -59,7 +61,7 @@ def test_bf16_autocast_stays_close(backbone):
     ("arguments", "message"),
     [
         ({"dims": (32,), "depths": (1, 2)}, "backbone.depths"),
-        ({"stem_stride": 6}, "stem_stride"),
+        ({"stem_depths": (1, 1)}, "stem_depths"),
         ({"dims": (24,), "depths": (1,), "expand": 1.0}, "head_dim"),
     ],
 )

@@ -21,7 +21,7 @@ from fastcap.data.scenes.render import GROUND, PAINT
 from fastcap.data.scenes.world import BACKGROUNDS, COLOURS, DIAMETERS, POSITIONS, RELATIONS, SHAPES, TOO_ALIKE, related
 
 SALAD = [*SHAPE_OF, *SIZE_OF, *COUNT_OF, *COLOURS, *GROUND_OF, *"left of top corner each between inside and".split()]
-GOLDEN = "9f0c21505b87961f"
+GOLDEN = "5d6a7eba4a356107"
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +124,7 @@ def test_pictures_agree_with_facts(val):
             for x, y in group.centres:
                 away = np.maximum(np.abs(xs + 0.5 - x * 64), np.abs(ys + 0.5 - y * 64))
                 assert (away <= group.diameter * 32).sum() >= 10, (scene.signature, group.shape)
-            if group.shape not in ("ring", "moon"):
+            if group.shape != "ring":
                 x, y = (int(value * 64) for value in group.centres[0])
                 assert paint_mask(pixels[y, x], group.colour), (scene.signature, pixels[y, x])
 
@@ -148,7 +148,7 @@ def test_colours_and_shapes_and_sizes_are_far_apart():
     for (colour, paint), (ground, shades) in itertools.product(PAINT.items(), GROUND.items()):
         far = all(np.abs(np.subtract(paint, shade)).max() >= 60 for shade in shades)
         assert far or (colour, ground) in TOO_ALIKE
-    assert DIAMETERS["large"] >= 1.7 * DIAMETERS["small"]
+    assert DIAMETERS["large"] >= 1.4 * DIAMETERS["small"]
     masks = {}
     for shape in SHAPES:
         scene = Scene("white", (Group(shape, "blue", "small", ((0.5, 0.5),), DIAMETERS["small"], "middle"),), "single")
@@ -178,10 +178,10 @@ def test_parser_reads_every_claim():
     ]
     assert [(r.subject, r.relation, r.objects) for r in claims.relations] == [(0, "left of", (1,))]
     assert claims.backgrounds == ("grey",) and claims.positions == ()
-    claims = parse_caption("at the upper left there is a star on a sandy beach")
+    claims = parse_caption("at the upper left there is a heart on a sandy beach")
     assert [(p.group, p.position) for p in claims.positions] == [(0, "top left")] and claims.backgrounds == ("sand",)
     assert parse_caption("four hearts one in each corner").positions[0].position == "corners"
-    assert parse_caption("a ring between a star and a heart").relations[0].objects == (1, 2)
+    assert parse_caption("a ring between a square and a heart").relations[0].objects == (1, 2)
 
 
 @settings(max_examples=200, deadline=None)
@@ -215,9 +215,9 @@ def scene_metric(*groups: Group, layout: str = "row") -> SceneAccuracy:
 
 
 def test_each_claim_is_judged():
-    star = Group("star", "red", "small", ((0.25, 0.5),), 0.16)
+    heart = Group("heart", "red", "small", ((0.25, 0.5),), 0.16)
     ring = Group("ring", "blue", "large", ((0.75, 0.5),), 0.28)
-    metric = scene_metric(star, ring)
+    metric = scene_metric(heart, ring)
     [image_id] = SceneRecords("val", 1).image_ids
 
     def score(caption: str) -> dict[str, float]:
@@ -225,22 +225,22 @@ def test_each_claim_is_judged():
         metric.update([image_id], [caption])
         return metric.compute()
 
-    assert score("a small red star to the left of a large blue ring in the sky")["relation_accuracy"] == 100
-    swapped = score("a small blue star to the right of two large red rings at night")
+    assert score("a small red heart to the left of a large blue ring in the sky")["relation_accuracy"] == 100
+    swapped = score("a small blue heart to the right of two large red rings at night")
     assert swapped["object_accuracy"] == swapped["size_accuracy"] == swapped["object_recall"] == 100
     assert swapped["colour_accuracy"] == swapped["relation_accuracy"] == swapped["background_accuracy"] == 0
     assert swapped["count_accuracy"] == 50
     assert score("in the sky")["object_accuracy"] == 0, "naming nothing is no way to be right"
-    repeated = score("a red star and a red star")
+    repeated = score("a red heart and a red heart")
     assert repeated["object_accuracy"] == repeated["colour_accuracy"] == repeated["object_recall"] == 50
-    assert score("a red star to the left of")["relation_accuracy"] == 0
-    assert score("a red star on the left")["position_accuracy"] == 100
-    assert score("a red star on the right")["position_accuracy"] == 0
+    assert score("a red heart to the left of")["relation_accuracy"] == 0
+    assert score("a red heart on the left")["position_accuracy"] == 100
+    assert score("a red heart on the right")["position_accuracy"] == 0
 
 
 def test_metric_names_the_unknown_id(val):
     with pytest.raises(KeyError, match="image id 77 is none of"):
-        SceneAccuracy(val).update([77], ["a red star"])
+        SceneAccuracy(val).update([77], ["a red heart"])
 
 
 def test_metric_states_sum_over_processes(val):

@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -81,7 +83,7 @@ def test_tokens_that_are_not_masked_again_stay(decoder, memory, schedule):
     icmr = ICMRDecoder(SPECIAL, 5, schedule, num_lengths=1)
     steps = icmr.generate(decoder, memory, length_logits(*LENGTHS), record_steps=True).steps
     assert len(steps) == 5
-    for before, after in zip(steps, steps[1:], strict=False):
+    for before, after in pairwise(steps):
         frozen = ~before.remasked
         assert torch.equal(before.tokens[frozen], after.tokens[frozen])
         assert torch.equal(before.confidence[frozen], after.confidence[frozen])

@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -10,7 +12,7 @@ def test_counts_fall_to_zero(schedule, num_steps):
     lengths = torch.arange(1, 21)
     counts = [num_to_remask(lengths, step, num_steps, schedule) for step in range(1, num_steps + 1)]
     assert (counts[-1] == 0).all()
-    assert all((later <= earlier).all() for earlier, later in zip(counts, counts[1:], strict=False))
+    assert all((later <= earlier).all() for earlier, later in pairwise(counts))
     assert all(((count >= 0) & (count < lengths)).all() for count in counts)
 
 

@@ -11,13 +11,9 @@ NOUNS: dict[str, tuple[tuple[tuple[str, str], float], ...]] = {
     "circle": ((("circle", "circles"), 0.85), (("disc", "discs"), 0.15)),
     "square": ((("square", "squares"), 0.85), (("box", "boxes"), 0.15)),
     "triangle": ((("triangle", "triangles"), 1.0),),
-    "star": ((("star", "stars"), 1.0),),
     "heart": ((("heart", "hearts"), 1.0),),
     "cross": ((("cross", "crosses"), 1.0),),
     "ring": ((("ring", "rings"), 0.85), (("hoop", "hoops"), 0.15)),
-    "diamond": ((("diamond", "diamonds"), 1.0),),
-    "moon": ((("moon", "moons"), 0.85), (("crescent", "crescents"), 0.15)),
-    "arrow": ((("arrow", "arrows"), 1.0),),
 }
 SIZES: dict[str, Table] = {
     "small": (("small", 0.8), ("little", 0.2)),
@@ -31,6 +27,8 @@ GROUNDS: dict[str, Table] = {
     "grass": (("on the grass", 0.7), ("on a field of grass", 0.3)),
     "sand": (("on the sand", 0.7), ("on a sandy beach", 0.3)),
     "night": (("at night", 0.7), ("in the dark night", 0.3)),
+    "water": (("in deep water", 0.7), ("in the water", 0.3)),
+    "road": (("on the road", 0.7), ("on a dark road", 0.3)),
 }
 PLACES: dict[str, Table] = {
     "left": (("on the left", 0.7), ("on the left side", 0.3)),

@@ -23,6 +23,7 @@ PAINT: dict[str, Colour] = {
     "pink": (255, 128, 196),
     "brown": (118, 70, 32),
     "black": (16, 16, 16),
+    "turquoise": (0, 206, 200),
 }
 GROUND: dict[str, tuple[Colour, Colour]] = {
     "white": ((248, 248, 248), (248, 248, 248)),
@@ -31,19 +32,19 @@ GROUND: dict[str, tuple[Colour, Colour]] = {
     "grass": ((160, 212, 108), (132, 192, 84)),
     "sand": ((238, 220, 178), (222, 198, 150)),
     "night": ((10, 12, 40), (28, 30, 72)),
+    "water": ((44, 128, 148), (22, 96, 118)),
+    "road": ((86, 86, 90), (80, 80, 84)),
 }
-_SPECKS: dict[str, Colour] = {"grass": (108, 172, 66), "sand": (200, 172, 122), "night": (200, 204, 230)}
-_NUM_SPECKS = {"grass": 46, "sand": 60, "night": 22}
+_SPECKS: dict[str, Colour] = {
+    "grass": (108, 172, 66),
+    "sand": (200, 172, 122),
+    "night": (200, 204, 230),
+    "road": (112, 112, 116),
+}
+_NUM_SPECKS = {"grass": 46, "sand": 60, "night": 22, "road": 40}
 _RIM = 0.009
 _RIM_SHADE = 0.58
 _RING_BAND = 0.27
-
-
-def _regular(num_corners: int, inner: float = 1.0, scale: float = 1.0, down: float = 0.0) -> list[Point]:
-    """Corners on a circle, first one up; ``inner`` under one pulls every second corner in."""
-    radii = [scale * 0.5 * (inner if corner % 2 and inner < 1 else 1.0) for corner in range(num_corners)]
-    angles = [2 * math.pi * corner / num_corners - math.pi / 2 for corner in range(num_corners)]
-    return [(r * math.cos(angle), r * math.sin(angle) + down) for r, angle in zip(radii, angles, strict=True)]
 
 
 def _heart() -> list[Point]:
@@ -62,26 +63,11 @@ def _cross(half: float = 0.47, arm: float = 0.165) -> list[Point]:
     return corners
 
 
-def _moon() -> list[Point]:
-    """A crescent open to the right: half a circle, and back along a flatter arc."""
-    angles = [math.pi * (0.5 + 1.3 * (step / 24 - 0.5) + 0.5) for step in range(25)]
-    outer = [(0.5 * math.cos(angle), 0.5 * math.sin(angle)) for angle in angles]
-    tip_x, tip_y = outer[-1]
-    hollow, reach = tip_x, abs(tip_y)
-    turns = [math.pi * (1.5 - step / 24) for step in range(1, 24)]
-    inner = [(hollow + 0.27 * math.cos(turn), reach * math.sin(turn)) for turn in turns]
-    return [(x + 0.16, y) for x, y in outer + inner]
-
-
 _OUTLINES: dict[str, list[Point]] = {
     "square": [(-0.43, -0.43), (0.43, -0.43), (0.43, 0.43), (-0.43, 0.43)],
     "triangle": [(0.0, -0.46), (0.5, 0.42), (-0.5, 0.42)],
-    "star": _regular(10, inner=0.45, scale=1.08, down=0.03),
     "heart": _heart(),
     "cross": _cross(),
-    "diamond": [(0.0, -0.52), (0.36, 0.0), (0.0, 0.52), (-0.36, 0.0)],
-    "moon": _moon(),
-    "arrow": [(0.0, -0.5), (0.5, 0.02), (0.2, 0.02), (0.2, 0.5), (-0.2, 0.5), (-0.2, 0.02), (-0.5, 0.02)],
 }
 
 
@@ -132,6 +118,8 @@ def _ground(name: str, side: int) -> Image.Image:
     rng = Random(name)
     for _ in range(_NUM_SPECKS.get(name, 0)):
         x, y = rng.random() * side, rng.random() * side
-        wide, tall = {"grass": (0.004, 0.018), "sand": (0.005, 0.005), "night": (0.006, 0.006)}[name]
+        wide, tall = {"grass": (0.004, 0.018), "sand": (0.005, 0.005), "night": (0.006, 0.006), "road": (0.005, 0.004)}[
+            name
+        ]
         draw.ellipse((x - wide * side, y - tall * side, x + wide * side, y + tall * side), fill=_SPECKS[name])
     return ground

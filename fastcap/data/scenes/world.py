@@ -21,20 +21,20 @@ from typing import TypeVar
 T = TypeVar("T")
 Point = tuple[float, float]
 
-SHAPES = ("circle", "square", "triangle", "star", "heart", "cross", "ring", "diamond", "moon", "arrow")
-COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black")
-BACKGROUNDS = ("white", "grey", "sky", "grass", "sand", "night")
+SHAPES = ("circle", "square", "triangle", "heart", "cross", "ring")
+COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "turquoise")
+BACKGROUNDS = ("white", "grey", "sky", "grass", "sand", "night", "water", "road")
 SIZES = ("small", "large")
-DIAMETERS = {"small": 0.16, "large": 0.28}
+DIAMETERS = {"small": 0.2, "large": 0.3}
 CONTAINER_DIAMETER = 0.54
 CORNERS = ("top left", "top right", "bottom left", "bottom right")
 POSITIONS = ("left", "right", "top", "bottom", "middle", *CORNERS, "corners")
 RELATIONS = ("left of", "right of", "above", "below", "inside", "around")
 SPLITS = ("train", "val", "test")
 
-TOO_ALIKE = {("green", "grass"), ("yellow", "sand"), ("brown", "night"), ("black", "night")}
+TOO_ALIKE = {("green", "grass"), ("yellow", "sand"), ("brown", "night"), ("black", "night"), ("brown", "road")}
 _CELLS = {"left": 0.2, "top": 0.2, "middle": 0.5, "right": 0.8, "bottom": 0.8}
-_SPACING = {"small": 0.23, "large": 0.325}
+_SPACING = {"small": 0.245, "large": 0.337}
 _NEAR, _FAR = 0.4, 0.6
 
 
@@ -211,7 +211,7 @@ def _single(rng: Random) -> Scene:
 def _pair(rng: Random) -> Scene:
     background, looks = _looks(rng, 2)
     layout = choose(rng, ("row", "column"))
-    counts = pick(rng, (((1, 1), 0.55), ((2, 1), 0.12), ((1, 2), 0.12), ((3, 1), 0.06), ((1, 3), 0.06), ((2, 2), 0.09)))
+    counts = pick(rng, (((1, 1), 0.7), ((2, 1), 0.08), ((1, 2), 0.08), ((3, 1), 0.04), ((1, 3), 0.04), ((2, 2), 0.06)))
     sizes = choose(rng, SIZES), choose(rng, SIZES)
     extent = max(_SPACING[size] * (count - 1) + DIAMETERS[size] for count, size in zip(counts, sizes, strict=True))
     off_axis = 0.5 + _jitter(rng, max(0.0, min(0.22, 0.46 - extent / 2)))
@@ -237,12 +237,12 @@ def _triple(rng: Random) -> Scene:
     layout = choose(rng, ("row", "column"))
     off_axis = 0.5 + _jitter(rng, 0.25)
     groups = []
-    for along, (shape, colour) in zip((0.18, 0.5, 0.82), looks, strict=True):
+    for along, (shape, colour) in zip((0.17, 0.5, 0.83), looks, strict=True):
         size = choose(rng, SIZES)
-        place, across = along + _jitter(rng, 0.012), off_axis + _jitter(rng, 0.03)
+        place, across = along + _jitter(rng, 0.006), off_axis + _jitter(rng, 0.03)
         centre = (place, across) if layout == "row" else (across, place)
         groups.append(Group(shape, colour, size, (centre,), DIAMETERS[size]))
     return Scene(background, tuple(groups), layout)
 
 
-_KINDS = ((_single, 0.55), (_pair, 0.3), (_inside, 0.08), (_triple, 0.07))
+_KINDS = ((_single, 0.62), (_pair, 0.25), (_inside, 0.07), (_triple, 0.06))

@@ -1,0 +1,52 @@
+import torch
+
+from fastcap.alignment.cmfa import CrossModalFeatureAlignment, TextEncoder
+from fastcap.data.tokenizer import train_word_tokenizer
+
+
+def _alignment(concepts=(-1, 0, 1, 1, 2)):
+    torch.manual_seed(0)
+    return CrossModalFeatureAlignment(feature_dim=12, dim=16, concepts=concepts, max_length=8, embed_dim=8)
+
+
+def test_projection_sees_the_image_alone():
+    alignment = _alignment()
+    features = torch.randn(3, 6, 12)
+    together = alignment.project(features)
+    assert together.shape == (3, 6, 16)
+    torch.testing.assert_close(together[1:2], alignment.project(features[1:2]))
+
+
+def test_embeddings_are_unit_vectors():
+    tokens, lengths = torch.randint(1, 5, (3, 2, 8)), torch.tensor([[8, 3], [1, 5], [2, 2]])
+    image, text, scale = _alignment().embed(torch.randn(3, 6, 16), tokens, lengths)
+    assert image.shape == (3, 8) and text.shape == (3, 2, 8)
+    torch.testing.assert_close(image.norm(dim=-1), torch.ones(3))
+    torch.testing.assert_close(text.norm(dim=-1), torch.ones(3, 2))
+    assert scale.item() > 1
+
+
+def test_text_padding_changes_nothing():
+    torch.manual_seed(0)
+    encoder = TextEncoder(5, 8, 8)
+    tokens, lengths = torch.randint(1, 5, (3, 8)), torch.tensor([3, 8, 1])
+    other = torch.where(torch.arange(8) >= lengths[:, None], torch.randint(1, 5, (3, 8)), tokens)
+    torch.testing.assert_close(encoder(tokens, lengths), encoder(other, lengths))
+    torch.testing.assert_close(encoder(tokens[:1, :3], lengths[:1]), encoder(tokens, lengths)[:1])
+
+
+def test_named_concepts_are_those_of_the_captions():
+    tokens = torch.tensor([[[1, 0, 0], [3, 0, 0]], [[2, 3, 4], [0, 0, 0]]])
+    logits, named = _alignment().name_concepts(torch.randn(2, 6, 16), tokens)
+    assert logits.shape == named.shape == (2, 3)
+    assert named.tolist() == [[1.0, 1.0, 0.0], [0.0, 1.0, 1.0]]
+
+
+def test_words_of_one_stem_are_one_concept():
+    tokenizer = train_word_tokenizer(["a ring", "two rings", "a box", "three boxes"], min_frequency=1)
+    concepts = dict(
+        zip(map(tokenizer.decode, ([i] for i in range(tokenizer.vocab_size))), tokenizer.concepts(), strict=True)
+    )
+    assert concepts["ring"] == concepts["rings"] != concepts["box"] == concepts["boxes"]
+    assert set(tokenizer.concepts()[:5]) == {-1}
+    assert sorted(set(tokenizer.concepts())) == list(range(-1, max(tokenizer.concepts()) + 1))

@@ -1,0 +1,182 @@
+"""The commands as a user meets them: what they print, and one clear error for each mistake."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from fastcap import caption as caption_command
+from fastcap.build import CheckpointError, ConfigError, load_checkpoint, newest_checkpoint
+from fastcap.cli import UserError
+from fastcap.eval import checkpoint_overrides
+from fastcap.train import train
+from tests.tiny import TINY, tiny_config
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    train(tiny_config("trainer.max_epochs=1"), folder)
+    return folder / "checkpoints/best.ckpt"
+
+
+@pytest.fixture
+def photos(tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    Image.new("RGB", (80, 60), "red").save(folder / "a.jpg")
+    Image.new("L", (30, 90), 128).save(folder / "b.png")
+    (folder / "c.jpg").write_bytes((folder / "a.jpg").read_bytes()[:200])
+    (folder / "notes.txt").write_text("no image")
+    return folder
+
+
+def test_caption_prints_captions_and_passes_over_broken_images(checkpoint, photos, capsys):
+    with pytest.raises(SystemExit) as stop:
+        caption_command.main([str(photos), "--ckpt", str(checkpoint), "--json", "--steps", "--num-steps", "3"])
+    assert stop.value.code == 1
+    rows = {Path(row["file"]).name: row for row in map(json.loads, capsys.readouterr().out.splitlines())}
+    assert set(rows) == {"a.jpg", "b.png", "c.jpg"}
+    assert "c.jpg" in rows["c.jpg"]["error"] and "caption" not in rows["c.jpg"]
+    for name in ("a.jpg", "b.png"):
+        row = rows[name]
+        assert row["caption"] and 0 < row["confidence"] <= 1
+        assert 1 <= len(row["steps"]) <= 3
+        assert " ".join(row["steps"][-1]["words"]) == row["caption"]
+
+
+def test_caption_in_batches_equals_one_by_one(checkpoint, photos, capsys):
+    (photos / "c.jpg").unlink()
+    outputs = []
+    for size in ("1", "16"):
+        caption_command.main(
+            [str(photos / "a.jpg"), str(photos / "b.png"), "--ckpt", str(checkpoint), "--batch-size", size]
+        )
+        outputs.append(capsys.readouterr().out)
+    assert outputs[0] == outputs[1] and outputs[0].count("\n") == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["missing.jpg"], "missing.jpg: no such file"),
+        (["."], "no image in this folder"),
+        (["--batch-size", "0", "a.jpg"], "--batch-size"),
+    ],
+)
+def test_caption_names_the_mistake(arguments, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        caption_command.main(arguments)
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("fastcap: error: ") and message in error and error.count("\n") == 1
+
+
+def test_no_checkpoint_says_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CheckpointError, match="train first"):
+        newest_checkpoint()
+
+
+def _edited(checkpoint, tmp_path, edit):
+    content = torch.load(checkpoint, weights_only=True)
+    edit(content)
+    torch.save(content, tmp_path / "edited.ckpt")
+    return tmp_path / "edited.ckpt"
+
+
+def test_wrong_checkpoints_are_named(checkpoint, tmp_path):
+    with pytest.raises(CheckpointError, match=r"nowhere\.ckpt: no such checkpoint"):
+        load_checkpoint(tmp_path / "nowhere.ckpt")
+    truncated = tmp_path / "truncated.ckpt"
+    truncated.write_bytes(checkpoint.read_bytes()[:5000])
+    with pytest.raises(CheckpointError, match=r"truncated\.ckpt: cannot be read"):
+        load_checkpoint(truncated)
+    foreign = tmp_path / "foreign.ckpt"
+    torch.save({"state_dict": {}}, foreign)
+    with pytest.raises(CheckpointError, match="field `fastcap`"):
+        load_checkpoint(foreign)
+
+
+def test_a_checkpoint_of_another_vocabulary_is_named(checkpoint, tmp_path):
+    from fastcap.data.tokenizer import train_word_tokenizer
+
+    other = train_word_tokenizer(["only three words"], min_frequency=1).to_json()
+    path = _edited(checkpoint, tmp_path, lambda c: c["fastcap"].update(tokenizer=other))
+    with pytest.raises(CheckpointError, match=r"edited\.ckpt.*vocabulary"):
+        load_checkpoint(path)
+
+
+def test_a_checkpoint_that_would_run_code_is_refused(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (print, ("code ran",))
+
+    torch.save({"fastcap": Evil()}, tmp_path / "evil.ckpt")
+    with pytest.raises(CheckpointError, match=r"evil\.ckpt"):
+        load_checkpoint(tmp_path / "evil.ckpt")
+
+
+def test_resuming_with_another_vocabulary_is_refused(checkpoint, tmp_path):
+    with pytest.raises(CheckpointError, match="another vocabulary"):
+        train(tiny_config(f"resume={checkpoint}", "tokenizer.min_frequency=40"), tmp_path)
+
+
+def test_eval_overrides_are_sorted_out():
+    assert checkpoint_overrides(["ckpt=x", "split=val", "++refinement.num_steps=8"]) == {"refinement.num_steps": 8}
+    with pytest.raises(UserError, match=r"decoder\.dim.*settled by the checkpoint"):
+        checkpoint_overrides(["++decoder.dim=8"])
+
+
+def test_an_unknown_eval_key_is_named(checkpoint):
+    with pytest.raises(ConfigError, match=r"num_stepz.*num_steps"):
+        load_checkpoint(checkpoint, {"refinement.num_stepz": 3})
+
+
+def test_a_refused_setting_names_the_part():
+    from fastcap.build import build_model
+    from fastcap.data.tokenizer import train_word_tokenizer
+
+    with pytest.raises(ConfigError, match=r"MoEDecoder: .*top_k = 9"):
+        build_model(tiny_config("decoder.top_k=9"), train_word_tokenizer(["a b"], min_frequency=1))
+
+
+def _run(folder, *arguments):
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "COLUMNS": "200"}
+    return subprocess.run(
+        [sys.executable, "-m", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        timeout=280,
+        check=False,
+        env=environment,
+    )
+
+
+def test_train_then_eval_as_processes(tmp_path):
+    """The whole path through Hydra, from another working folder; then a multirun of eval over steps."""
+    done = _run(tmp_path, "fastcap.cli", "train", *TINY, "trainer.max_epochs=1")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "Next" in done.stdout
+    done = _run(tmp_path, "fastcap.cli", "eval", "-m", "refinement.num_steps=1,2")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert len(list(tmp_path.glob("runs/eval-sweep/*/*/results.json"))) == 2
+
+
+def test_bad_data_is_one_line(tmp_path):
+    done = _run(tmp_path, "fastcap.train", "data=coco", "data.source.root=nowhere", "logger=csv")
+    assert done.returncode == 2
+    assert "fastcap: error:" in done.stderr and "nowhere" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_an_unknown_command_is_named(tmp_path):
+    done = _run(tmp_path, "fastcap.cli", "trian")
+    assert done.returncode == 2 and "unknown command 'trian'" in done.stderr

@@ -1,0 +1,61 @@
+"""What the README tells a reader to type exists and composes."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from fastcap.build import CONFIG_DIR
+from fastcap.caption import parse_arguments
+from fastcap.cli import COMMANDS
+from fastcap.eval import checkpoint_overrides
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+LINES = sorted({m.group(0) for m in re.finditer(r"make [a-z-]+(?: (?:ARGS|PHOTO)=(?:\"[^\"]*\"|[^\s`#]+))*", README)})
+
+
+def _parts(line):
+    words = shlex.split(line)[1:]
+    settings = dict(word.split("=", 1) for word in words[1:])
+    return words[0], shlex.split(settings.get("ARGS", "")), settings.get("PHOTO")
+
+
+def test_the_main_commands_are_there():
+    assert {_parts(line)[0] for line in LINES} >= {"train", "eval", "caption", "sweep", "test", "help"}
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_every_make_line_is_real(line):
+    target, arguments, photo = _parts(line)
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert re.search(rf"^{target}:", makefile, re.MULTILINE)
+    overrides = [a for a in arguments if a != "-m"]
+    if target in ("train", "sweep"):
+        first = [o.split(",")[0] if target == "sweep" else o for o in overrides]
+        with initialize_config_dir(CONFIG_DIR, version_base="1.3"):
+            compose("train", overrides=first)
+    elif target == "eval":
+        known = {"refinement.num_steps"}
+        assert set(checkpoint_overrides(overrides)) <= known
+    elif target == "caption":
+        parse_arguments([photo, *arguments])
+
+
+def test_subcommands_are_named():
+    assert all(command in README for command in COMMANDS)
+
+
+def test_code_map_names_real_places():
+    paths = re.findall(r"^\| (.+?) \|", README.split("## Code map")[1].split("##")[0], re.MULTILINE)
+    named = [name for row in paths[2:] for name in re.findall(r"`([^`]+)`", row)]
+    assert len(named) >= 10
+    for name in named:
+        assert (ROOT / name).exists() or (ROOT / "fastcap" / name).exists(), name
+
+
+def test_experiment_records_exist():
+    for link in re.findall(r"\]\(((?!http)[^)#]+)\)", README):
+        assert (ROOT / link).exists(), link

@@ -1,0 +1,162 @@
+"""Whole runs, tiny: they learn, they repeat, they resume."""
+
+import json
+from pathlib import Path
+
+import lightning as L
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from fastcap.build import build_datamodule, build_module, build_trainer, load_checkpoint
+from fastcap.eval import evaluate
+from fastcap.train import train
+from tests.tiny import tiny_config
+
+GOLDEN = Path(__file__).parent / "assets/golden_losses.json"
+
+
+def _weights(path):
+    return torch.load(path, weights_only=True)["state_dict"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """One finished run: (configuration, folder, metrics)."""
+    folder = tmp_path_factory.mktemp("run")
+    cfg = tiny_config("trainer.max_epochs=4")
+    return cfg, folder, train(cfg, folder)
+
+
+def test_a_run_leaves_what_it_promises(run):
+    _, folder, metrics = run
+    for name in ("checkpoints/best.ckpt", "checkpoints/last.ckpt", "metrics.csv", "results.json", "captions.json"):
+        assert (folder / name).is_file(), name
+    assert sorted(p.name for p in (folder / "samples").iterdir())[0] == "epoch_000.png"
+    promised = {"cider", "cider_oracle", "bleu1", "bleu2", "bleu3", "bleu4", "rouge_l", "loss", "object_accuracy"}
+    assert promised <= {name.removeprefix("val/") for name in metrics}
+    header = (folder / "metrics.csv").read_text().splitlines()[0].split(",")
+    assert {"train/loss", "train/loss_token", "train/loss_length", "train/loss_alignment", "val/cider"} <= set(header)
+    assert {"moe/load_e0", "moe/load_e1", "dlag/mae", "time/images_per_s"} <= set(header)
+    rows = json.loads((folder / "captions.json").read_text())
+    assert len(rows) == 16 and all(len(row["references"]) == 5 for row in rows)
+
+
+def test_eval_repeats_the_last_validation_exactly(run, tmp_path):
+    _, folder, metrics = run
+    again = evaluate(folder / "checkpoints/best.ckpt", "val", {}, tmp_path)
+    for name, value in metrics.items():
+        if name.startswith("val/"):
+            assert again[name] == value, name
+
+
+def test_eval_of_another_split_and_refinement(run, tmp_path):
+    _, folder, _ = run
+    metrics = evaluate(folder / "checkpoints/best.ckpt", "test", {"refinement.num_steps": 1}, tmp_path)
+    assert "test/cider" in metrics
+    assert len(json.loads((tmp_path / "captions.json").read_text())) == 8
+
+
+def test_checkpoint_rebuilds_the_model_by_itself(run):
+    cfg, folder, _ = run
+    loaded = load_checkpoint(folder / "checkpoints/last.ckpt")
+    assert loaded.config == OmegaConf.to_container(cfg, resolve=True)
+    for name, value in _weights(folder / "checkpoints/last.ckpt").items():
+        assert torch.equal(loaded.model.state_dict()[name.removeprefix("model.")], value)
+
+
+def test_a_resumed_run_equals_an_unbroken_one(run, tmp_path):
+    _, folder, metrics = run
+
+    class Interrupt(L.Callback):
+        def on_train_epoch_start(self, trainer, pl_module):
+            if trainer.current_epoch == 2:
+                raise KeyboardInterrupt
+
+    cfg = tiny_config("trainer.max_epochs=4")
+    datamodule = build_datamodule(cfg)
+    datamodule.prepare()
+    module = build_module(cfg, datamodule)
+    trainer = build_trainer(cfg, tmp_path / "broken")
+    trainer.callbacks.append(Interrupt())
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        trainer.fit(module, datamodule=datamodule)
+    cfg = tiny_config("trainer.max_epochs=4", f"resume={tmp_path}/broken/checkpoints/last.ckpt")
+    resumed = train(cfg, tmp_path / "broken")
+    whole, mended = (_weights(p / "checkpoints/last.ckpt") for p in (folder, tmp_path / "broken"))
+    assert all(torch.equal(whole[name], mended[name]) for name in whole)
+    assert {k: v for k, v in resumed.items() if k.startswith("val/")} == {
+        k: v for k, v in metrics.items() if k.startswith("val/")
+    }
+
+
+def test_one_batch_is_learnt_by_heart(tmp_path):
+    """A right system overfits: ICMR then gives the very captions back."""
+    torch.manual_seed(0)
+    cfg = tiny_config(
+        "data.source.num_train=8",
+        "data.captions_per_image=1",
+        "data.image_size=32",
+        "decoder.dim=64",
+        "objective.label_smoothing=0",
+        "decoder.num_experts=1",
+        "optim.weight_decay=0",
+    )
+    datamodule = build_datamodule(cfg)
+    datamodule.prepare()
+    datamodule.setup("fit")
+    module = build_module(cfg, datamodule)
+    batch = next(iter(datamodule.train_dataloader()))
+    optimizer = torch.optim.Adam(module.parameters(), lr=3e-3)
+    module.train()
+    for step in range(250):
+        optimizer.zero_grad()
+        losses, _ = module.losses(batch, torch.Generator().manual_seed(step))
+        losses["total"].backward()
+        optimizer.step()
+    captions = module.texts(module.eval()(batch.images))
+    rows = zip(batch.tokens[:, 0].tolist(), batch.lengths[:, 0].tolist(), strict=True)
+    assert captions == [module.decode_text(ids[:length]) for ids, length in rows]
+
+
+def test_drafts_are_mixed_in_and_scored():
+    cfg = tiny_config("objective.draft_share=0.5")
+    datamodule = build_datamodule(cfg)
+    datamodule.prepare()
+    datamodule.setup("fit")
+    module = build_module(cfg, datamodule)
+    batch = next(iter(datamodule.train_dataloader()))
+    tokens, lengths = batch.tokens.flatten(0, 1), batch.lengths.flatten()
+    pad = torch.arange(tokens.shape[1]) >= lengths[:, None]
+    hidden = torch.zeros_like(pad)
+    hidden[:, 0] = True
+    visible = tokens.masked_fill(hidden, module.special.mask)
+    cache = module.model.decoder.prepare(module.model.encode(batch.images))
+    mixed, scored = module._mix_in_draft(visible, hidden, tokens, pad, cache, torch.Generator().manual_seed(0))
+    replaced = scored & ~hidden
+    share = replaced.sum() / (~pad & ~hidden).sum()
+    assert 0.3 < share < 0.7
+    assert not (replaced & pad).any() and scored[hidden].all()
+    assert torch.equal(mixed[~replaced], visible[~replaced])
+    assert (mixed[replaced] != tokens[replaced]).any()
+    assert not torch.isin(mixed[replaced], torch.tensor(module.special.ids)).any()
+
+
+def test_golden_losses():
+    """Losses of the first steps of a fixed run: a refactor must not move them."""
+    cfg = tiny_config()
+    L.seed_everything(cfg.seed)
+    datamodule = build_datamodule(cfg)
+    datamodule.prepare()
+    datamodule.setup("fit")
+    module = build_module(cfg, datamodule).train()
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    losses = []
+    for step, batch in enumerate(datamodule.train_dataloader()):
+        torch.manual_seed(step)
+        values, _ = module.losses(batch, torch.Generator().manual_seed(step))
+        optimizer.zero_grad()
+        values["total"].backward()
+        optimizer.step()
+        losses.append(round(values["total"].item(), 4))
+    assert losses == pytest.approx(json.loads(GOLDEN.read_text()), abs=2e-3)
