@@ -214,6 +214,7 @@ class SpatialMambaBackbone(nn.Module):
                 blocks.append(SpatialMambaBlock(dim, mixer, ffn_ratio, rates.pop(0)))
             self.stages.append(nn.Sequential(*blocks))
         self.norm = nn.LayerNorm(self.feature_dim)
+        self.feature_position = GridPosition(self.feature_dim)
 
     def forward(self, images: Tensor) -> Tensor:
         """Turn images into patch features.
@@ -230,4 +231,4 @@ class SpatialMambaBackbone(nn.Module):
             if i > 0:
                 x = self.downsamples[i - 1](x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
             x = stage(x)
-        return self.norm(x.flatten(1, 2))
+        return self.feature_position(self.norm(x)).flatten(1, 2)

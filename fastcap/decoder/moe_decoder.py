@@ -113,8 +113,10 @@ class MoEDecoder(nn.Module):
         )
         self.norm = nn.LayerNorm(dim)
         self.head_bias = nn.Parameter(torch.zeros(vocab_size))
-        for embedding in (self.word, self.from_start, self.from_end):
-            nn.init.normal_(embedding.weight, std=dim**-0.5)
+        # Words are scaled up again on the way in: there, words and positions weigh alike, and more than the context.
+        nn.init.normal_(self.word.weight, std=dim**-0.5)
+        for position in (self.from_start, self.from_end):
+            nn.init.normal_(position.weight, std=0.7)
 
     def prepare(self, memory: Tensor) -> DecoderCache:
         """Route each image and compute its experts' image-only values. memory: (B, N, D)."""
@@ -136,7 +138,7 @@ class MoEDecoder(nn.Module):
         """
         ahead = torch.arange(tokens.shape[1], device=tokens.device)
         behind = ((~pad).sum(1, keepdim=True) - 1 - ahead).clamp(min=0)
-        x = self.word(tokens) + self.from_start(ahead) + self.from_end(behind)
+        x = self.dim**0.5 * self.word(tokens) + self.from_start(ahead) + self.from_end(behind)
         num_images = cache.context.shape[0]
         x = self.dropout((x.view(num_images, -1, self.dim) + cache.context).view_as(x))
         for layer, caches in zip(self.layers, cache.layers, strict=True):

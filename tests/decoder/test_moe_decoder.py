@@ -44,7 +44,7 @@ def test_one_expert_is_the_dense_decoder():
     decoder = _decoder(num_experts=1).double()
     tokens, pad = _captions()
     memory = torch.randn(6, 7, 16).double()
-    x = decoder.word(tokens) + decoder.from_start.weight[:9]
+    x = 4 * decoder.word(tokens) + decoder.from_start.weight[:9] + decoder.context(memory.mean(1, keepdim=True))
     x = x + decoder.from_end((((~pad).sum(1, keepdim=True)) - 1 - torch.arange(9)).clamp(min=0))
     for layer in decoder.layers:
         expert = layer.mixture.experts[0]

@@ -10,9 +10,8 @@
 Every choice is skewed: one form leads, mostly with half or more of the weight. A caption makes its choices of style
 (with sizes or not, with colours or not, which synonym) once, for all its nouns.
 
-The order of facts is fixed and visible in the picture. Of two groups the larger comes first, and of equal sizes the
-left or the upper one; the inner object comes before its ring; a fifth of the captions says the relation the other way
-round. Of three groups the middle one is named first, then the others from left to right or top to bottom.
+The order of facts is fixed and visible in the picture. Of two groups the left or the upper one comes first, and the
+inner object before its ring; a tenth of the captions says the relation the other way round. Of three groups the middle one is named first, then the others from left to right or top to bottom.
 
 A caption shorter than ``MIN_WORDS`` or longer than ``MAX_WORDS`` is drawn again.
 """
@@ -29,7 +28,7 @@ MIN_WORDS, MAX_WORDS = 5, 16
 _FRAMES = (("", 0.52), ("there", 0.25), ("a picture of", 0.15), ("place first", 0.08))
 _DETAILS = (("place ground", 0.4), ("ground", 0.35), ("place", 0.25))
 _PAIR_FORMS = (("", 0.65), ("is", 0.13), ("sits", 0.1), ("and", 0.12))
-_COLOURED, _SIZED, _CONVERSE, _GROUNDED, _BETWEEN = 0.96, 0.6, 0.2, 0.55, 0.8
+_COLOURED, _SIZED, _CONVERSE, _GROUNDED, _BETWEEN = 0.96, 0.6, 0.1, 0.55, 0.8
 _CONVERSES = {"left of": "right of", "above": "below", "inside": "around"}
 _CONVERSES |= {back: there for there, back in _CONVERSES.items()}
 
@@ -90,8 +89,6 @@ def _one(rng: Random, scene: Scene) -> str:
 
 def _two(rng: Random, scene: Scene) -> str:
     first, second = scene.groups
-    if scene.layout != "inside" and first.size == "small" and second.size == "large":
-        first, second = second, first
     relation = next(relation for relation in RELATIONS if related(first, relation, second))
     if rng.random() < _CONVERSE:
         first, second, relation = second, first, _CONVERSES[relation]
