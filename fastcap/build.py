@@ -84,7 +84,6 @@ def build_model(
         feature_dim=backbone.feature_dim,
         dim=decoder.dim,
         concepts=tokenizer.concepts(),
-        max_length=max_length,
         concept_weights=concept_weights,
     )
     length = construct(cfg.length, dim=decoder.dim, max_length=max_length)

@@ -67,7 +67,7 @@ def caption_files(files: list[Path], arguments: argparse.Namespace) -> Iterator[
         for file in files[start : start + arguments.batch_size]:
             row: dict[str, Any] = {"file": str(file)}
             try:
-                pixels.append(torch.from_numpy(decode_image(file, size)).permute(2, 0, 1))
+                pixels.append(torch.tensor(decode_image(file, size)).permute(2, 0, 1))
                 row["position"] = len(pixels) - 1
             except DataError as error:
                 row["error"] = str(error)

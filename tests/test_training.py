@@ -74,6 +74,7 @@ def test_a_resumed_run_equals_an_unbroken_one(run, tmp_path):
                 raise KeyboardInterrupt
 
     cfg = tiny_config("trainer.max_epochs=4")
+    L.seed_everything(cfg.seed)
     datamodule = build_datamodule(cfg)
     datamodule.prepare()
     module = build_module(cfg, datamodule)

@@ -16,31 +16,23 @@ from torch.nn import functional as F
 
 
 class TextEncoder(nn.Module):
-    """A caption as one vector: word and position embedding, one transformer layer, mean over the words.
+    """A caption as one vector: the mean of its words' embeddings, then two layers (deep averaging network, Iyyer 2015).
 
     Args:
         vocab_size: Words V.
-        max_length: Longest caption, in tokens.
         dim: Width of the embedding.
-        num_heads: Attention heads.
     """
 
-    def __init__(self, vocab_size: int, max_length: int, dim: int, num_heads: int = 4) -> None:
+    def __init__(self, vocab_size: int, dim: int) -> None:
         super().__init__()
         self.word = nn.Embedding(vocab_size, dim)
-        self.position = nn.Embedding(max_length, dim)
-        self.layer = nn.TransformerEncoderLayer(
-            dim, num_heads, 2 * dim, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
-        )
-        for embedding in (self.word, self.position):
-            nn.init.normal_(embedding.weight, std=dim**-0.5)
+        self.layers = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, 2 * dim), nn.GELU(), nn.Linear(2 * dim, dim))
 
     def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         """Encode captions. tokens: (B, L), lengths: (B,) at least one; returns (B, dim)."""
-        ahead = torch.arange(tokens.shape[1], device=tokens.device)
-        pad = ahead >= lengths.unsqueeze(1)
-        x = self.layer(self.word(tokens) + self.position(ahead), src_key_padding_mask=pad)
-        return x.masked_fill(pad.unsqueeze(-1), 0.0).sum(1) / lengths.unsqueeze(1)
+        pad = torch.arange(tokens.shape[1], device=tokens.device) >= lengths.unsqueeze(1)
+        total = self.word(tokens).masked_fill(pad.unsqueeze(-1), 0.0).sum(1)
+        return self.layers(total / lengths.unsqueeze(1))
 
 
 class CrossModalFeatureAlignment(nn.Module):
@@ -51,7 +43,6 @@ class CrossModalFeatureAlignment(nn.Module):
         dim: Width D of the image memory (the decoder's).
         concepts: Number of the concept behind each word, -1 for a word without one. (V,)
         concept_weights: How far images decide each concept; all ones if left out. (C,)
-        max_length: Longest caption, in tokens.
         embed_dim: Width of the space where images and captions meet.
         temperature: First temperature of the similarities; learned from there (CLIP, arXiv 2103.00020).
     """
@@ -64,7 +55,6 @@ class CrossModalFeatureAlignment(nn.Module):
         feature_dim: int,
         dim: int,
         concepts: Sequence[int],
-        max_length: int,
         embed_dim: int = 128,
         temperature: float = 0.07,
         concept_weights: Sequence[float] | None = None,
@@ -76,7 +66,7 @@ class CrossModalFeatureAlignment(nn.Module):
         self.register_buffer("word_concepts", torch.tensor(list(concepts)), persistent=False)
         weights = torch.ones(max(concepts) + 1) if concept_weights is None else torch.tensor(list(concept_weights))
         self.register_buffer("concept_weights", weights)
-        self.text_encoder = TextEncoder(len(concepts), max_length, embed_dim)
+        self.text_encoder = TextEncoder(len(concepts), embed_dim)
         self.log_scale = nn.Parameter(torch.tensor(-math.log(temperature)))
 
     def project(self, features: Tensor) -> Tensor:

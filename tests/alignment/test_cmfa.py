@@ -6,7 +6,7 @@ from fastcap.data.tokenizer import train_word_tokenizer
 
 def _alignment(concepts=(-1, 0, 1, 1, 2)):
     torch.manual_seed(0)
-    return CrossModalFeatureAlignment(feature_dim=12, dim=16, concepts=concepts, max_length=8, embed_dim=8)
+    return CrossModalFeatureAlignment(feature_dim=12, dim=16, concepts=concepts, embed_dim=8)
 
 
 def test_projection_sees_the_image_alone():
@@ -28,7 +28,7 @@ def test_embeddings_are_unit_vectors():
 
 def test_text_padding_changes_nothing():
     torch.manual_seed(0)
-    encoder = TextEncoder(5, 8, 8)
+    encoder = TextEncoder(5, 8)
     tokens, lengths = torch.randint(1, 5, (3, 8)), torch.tensor([3, 8, 1])
     other = torch.where(torch.arange(8) >= lengths[:, None], torch.randint(1, 5, (3, 8)), tokens)
     torch.testing.assert_close(encoder(tokens, lengths), encoder(other, lengths))

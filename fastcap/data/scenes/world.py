@@ -245,4 +245,4 @@ def _triple(rng: Random) -> Scene:
     return Scene(background, tuple(groups), layout)
 
 
-_KINDS = ((_single, 0.62), (_pair, 0.25), (_inside, 0.07), (_triple, 0.06))
+_KINDS = ((_single, 0.63), (_pair, 0.26), (_inside, 0.07), (_triple, 0.04))
