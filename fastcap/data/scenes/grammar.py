@@ -11,7 +11,8 @@ Every choice is skewed: one form leads, mostly with half or more of the weight. 
 (with sizes or not, with colours or not, which synonym) once, for all its nouns.
 
 The order of facts is fixed and visible in the picture. Of two groups the left or the upper one comes first, and the
-inner object before its ring; a tenth of the captions says the relation the other way round. Of three groups the middle one is named first, then the others from left to right or top to bottom.
+inner object before its ring; a tenth of the captions says the relation the other way round. Of three groups the middle
+one is named first, then the others from left to right or top to bottom.
 
 A caption shorter than ``MIN_WORDS`` or longer than ``MAX_WORDS`` is drawn again.
 """
