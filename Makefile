@@ -58,7 +58,7 @@ eval: $(STAMP) ## Evaluate: the newest run's checkpoint, or ARGS="ckpt=PATH"
 caption: $(STAMP) ## Caption a photograph or a folder: PHOTO=path
 	$(PY) -m fastcap.caption $(if $(PHOTO),"$$PHOTO") $(ARGS)
 
-sweep: $(STAMP) ## Train once for each combination: ARGS="optim.lr=1e-3,3e-4", or a small default (SWEEP)
+sweep: $(STAMP) ## Train once for each combination: ARGS="optim.optimizer.lr=1e-3,3e-4", or a small default (SWEEP)
 	$(PY) -m fastcap.train -m $(if $(ARGS),$(ARGS),$(SWEEP))
 
 test: $(STAMP) ## Run the tests, less the slow ones: ARGS="-k scan"

@@ -39,3 +39,28 @@ def warmup_cosine(
         return final_share + (1 - final_share) * 0.5 * (1 + math.cos(math.pi * progress))
 
     return LambdaLR(optimizer, factor)
+
+
+def warmup_stable_decay(
+    optimizer: Optimizer,
+    total_steps: int,
+    warmup_share: float = 0.05,
+    decay_share: float = 0.2,
+    final_share: float = 0.01,
+) -> LambdaLR:
+    """Rise linearly, stay at the peak, and fall linearly at the end (WSD, MiniCPM, arXiv 2404.06395).
+
+    Args:
+        optimizer: Its learning rate is the peak.
+        total_steps: Optimiser steps of the whole run.
+        warmup_share: Share of the steps spent rising.
+        decay_share: Share of the steps spent falling.
+        final_share: Last learning rate over the peak.
+    """
+    warmup, decay = max(1, round(total_steps * warmup_share)), max(1, round(total_steps * decay_share))
+
+    def factor(step: int) -> float:
+        rising, falling = (step + 1) / warmup, (total_steps - step) / decay
+        return max(final_share, min(1.0, rising, falling))
+
+    return LambdaLR(optimizer, factor)

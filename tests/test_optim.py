@@ -1,0 +1,33 @@
+import pytest
+import torch
+
+from fastcap.optim import parameter_groups, warmup_cosine, warmup_stable_decay
+
+
+def _rates(schedule, steps=100):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=2.0)
+    scheduler, rates = schedule(optimizer, total_steps=steps), []
+    for _ in range(steps):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    return rates
+
+
+@pytest.mark.parametrize("schedule", [warmup_cosine, warmup_stable_decay])
+def test_schedules_rise_to_the_peak_and_end_low(schedule):
+    rates = _rates(schedule)
+    assert rates[0] == pytest.approx(0.4) and max(rates) == pytest.approx(2.0)
+    assert rates[:5] == sorted(rates[:5]) and rates[80:] == sorted(rates[80:], reverse=True)
+    assert 0 < rates[-1] < 0.11
+
+
+def test_stable_means_stable():
+    assert set(_rates(warmup_stable_decay)[4:80]) == {2.0}
+
+
+def test_only_matrices_decay():
+    module = torch.nn.Sequential(torch.nn.Embedding(3, 4), torch.nn.Linear(4, 5), torch.nn.LayerNorm(5))
+    decayed, kept = parameter_groups(module, 0.1)
+    assert [p.shape for p in decayed["params"]] == [(5, 4)] and decayed["weight_decay"] == 0.1
+    assert len(kept["params"]) == 4 and kept["weight_decay"] == 0.0
