@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 
 class DynamicLengthPredictor(nn.Module):
@@ -40,9 +38,3 @@ class DynamicLengthPredictor(nn.Module):
 def top_lengths(logits: Tensor, count: int) -> Tensor:
     """The ``count`` likeliest lengths, likeliest first. (B, max_length) -> (B, count), each in 1..max_length."""
     return logits.topk(min(count, logits.shape[-1]), dim=-1).indices + 1
-
-
-def expected_length(logits: Tensor) -> Tensor:
-    """Mean of the predicted distribution. (B, max_length) -> (B,)."""
-    lengths = torch.arange(1, logits.shape[-1] + 1, device=logits.device, dtype=logits.dtype)
-    return (F.softmax(logits, -1) * lengths).sum(-1)
