@@ -13,8 +13,10 @@ import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from torch import nn
 
 import fastcap
+from fastcap.backbone.weights import load_backbone
 from fastcap.data import CaptionTokenizer, DataError
 from fastcap.data.datamodule import CaptionDataModule
 from fastcap.model import FastCap
@@ -72,12 +74,41 @@ def build_datamodule(cfg: DictConfig, tokenizer: CaptionTokenizer | None = None)
     return construct(cfg.data, tokenizer=tokenizer or instantiate(cfg.tokenizer), seed=cfg.seed)
 
 
+def build_backbone(cfg: DictConfig, fresh: bool = True) -> nn.Module:
+    """Build the backbone, from pretrained weights where the configuration names some.
+
+    Args:
+        cfg: With the nodes ``backbone`` and, for saved weights to start from, ``init.backbone``.
+        fresh: False when a checkpoint will fill in the weights: starting ones are then neither needed nor read.
+
+    Raises:
+        ConfigError: If a setting is refused or the weights do not fit.
+    """
+    node = cfg.backbone
+    if not fresh and "pretrained" in node:
+        node = OmegaConf.merge(node, {"pretrained": None})
+    backbone: nn.Module = construct(node)
+    start = OmegaConf.select(cfg, "init.backbone")
+    if fresh and start:
+        try:
+            load_backbone(start, backbone)
+        except ValueError as error:
+            raise ConfigError(f"init.backbone: {error}") from error
+    return backbone
+
+
 def build_model(
-    cfg: DictConfig, tokenizer: CaptionTokenizer, concept_weights: Sequence[float] | None = None
+    cfg: DictConfig,
+    tokenizer: CaptionTokenizer,
+    concept_weights: Sequence[float] | None = None,
+    fresh: bool = True,
 ) -> FastCap:
-    """Build the model. Facts known only now (vocabulary, widths, concepts) are passed here and are no keys."""
+    """Build the model. Facts known only now (vocabulary, widths, concepts) are passed here and are no keys.
+
+    ``fresh`` is False when a checkpoint will fill in the weights.
+    """
     special, vocab_size, max_length = tokenizer.special, tokenizer.vocab_size, int(cfg.data.max_length)
-    backbone = construct(cfg.backbone)
+    backbone: Any = build_backbone(cfg, fresh)
     decoder = construct(cfg.decoder, vocab_size=vocab_size, max_length=max_length, pad_id=special.pad)
     alignment = construct(
         cfg.alignment,
@@ -94,7 +125,7 @@ def build_module(cfg: DictConfig, datamodule: CaptionDataModule, model: FastCap 
     """Build the training system around a new model, or around one already loaded."""
     tokenizer = datamodule.tokenizer
     return CaptioningModule(
-        model=model or build_model(cfg, tokenizer, datamodule.concept_weights()),
+        model=model or build_model(cfg, tokenizer, datamodule.concept_weights(), fresh=not cfg.get("resume")),
         special=tokenizer.special,
         decode=tokenizer.decode,
         optimizer=instantiate(cfg.optim.optimizer),
@@ -180,7 +211,7 @@ def load_checkpoint(path: Path | str, overrides: Mapping[str, Any] | None = None
     for key, value in (overrides or {}).items():
         override_config(config, key, value)
     tokenizer = CaptionTokenizer.from_json(checkpoint["fastcap"]["tokenizer"])
-    model = build_model(config, tokenizer)
+    model = build_model(config, tokenizer, fresh=False)
     state = {k.removeprefix("model."): v for k, v in checkpoint["state_dict"].items() if k.startswith("model.")}
     embedding = state.get("decoder.word.weight")
     if embedding is not None and embedding.shape[0] != tokenizer.vocab_size:

@@ -9,10 +9,7 @@ from torch import Tensor, nn
 
 from fastcap.alignment.cmfa import CrossModalFeatureAlignment
 from fastcap.generation.icmr import ICMRDecoder
-from fastcap.types import Refinement
-
-IMAGE_MEAN = (0.485, 0.456, 0.406)
-IMAGE_STD = (0.229, 0.224, 0.225)
+from fastcap.types import IMAGE_MEAN, IMAGE_STD, Refinement
 
 
 class FastCap(nn.Module):

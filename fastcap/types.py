@@ -13,6 +13,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+# What backbones expect their pixels (0 to 1) to be standardised with: ImageNet's RGB mean and deviation.
+IMAGE_MEAN = (0.485, 0.456, 0.406)
+IMAGE_STD = (0.229, 0.224, 0.225)
+
 
 @dataclass(frozen=True)
 class SpecialTokens:

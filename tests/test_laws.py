@@ -2,9 +2,13 @@
 
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 
-from fastcap.build import build_datamodule, build_module
-from tests.tiny import tiny_config
+from fastcap.backbone.efficientnet_lite import load_packaged
+from fastcap.backbone.timm_encoder import create_net
+from fastcap.build import CONFIG_DIR, build_datamodule, build_module
+from fastcap.optim import parameter_groups
+from tests.tiny import TINY, tiny_config
 
 DECODERS = {
     "moe_top1": [],
@@ -67,6 +71,28 @@ def test_every_parameter_gets_a_gradient(system):
     losses, _ = module.losses(batch, torch.Generator().manual_seed(0))
     losses["total"].backward()
     assert not [name for name, p in module.named_parameters() if p.grad is None]
+
+
+def test_a_frozen_pretrained_encoder_is_the_one_exception():
+    """With `backbone=efficientnet_lite0`, what generation reads untrained is `backbone.net`, trained on ImageNet."""
+    rest = [override for override in TINY if not override.startswith("backbone.")]
+    with initialize_config_dir(CONFIG_DIR, version_base="1.3"):
+        cfg = compose("train", overrides=[*rest, "backbone=efficientnet_lite0", "data.image_size=64"])
+    datamodule = build_datamodule(cfg)
+    datamodule.prepare()
+    module = build_module(cfg, datamodule)
+    datamodule.setup("fit")
+    batch = next(iter(datamodule.train_dataloader()))
+    losses, _ = module.losses(batch, torch.Generator().manual_seed(0))
+    losses["total"].backward()
+    untrained = {name for name, p in module.model.named_parameters() if p.grad is None}
+    assert untrained == {name for name, _ in module.model.named_parameters() if name.startswith("backbone.net.")}
+    given = create_net("tf_efficientnet_lite0")
+    load_packaged(given, 0)
+    for name, p in given.named_parameters():
+        assert name.startswith("classifier.") or torch.equal(p, module.model.backbone.net.get_parameter(name))
+    groups = parameter_groups(module.model, 0.1)
+    assert all(p.requires_grad for group in groups for p in group["params"])
 
 
 def test_refinement_drives_the_trained_decoder_itself(system):

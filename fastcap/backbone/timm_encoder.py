@@ -1,0 +1,190 @@
+"""Any encoder of the timm library as a backbone: its last feature map or tokens, by name, with a local weights file."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastcap.backbone.spatial_mamba import GridPosition
+from fastcap.types import IMAGE_MEAN, IMAGE_STD
+
+INSTALL = "pip install -c constraints.txt -e '.[peers]'"
+
+
+class TimmEncoder(nn.Module):
+    """Wrap a timm model: standardised images (B, 3, H, W) to features (B, N, feature_dim), class tokens left out.
+
+    Args:
+        name: A model of timm, e.g. ``resnet18`` or ``vit_small_patch16_224.augreg_in1k``.
+        pretrained: File with its weights (.safetensors, .pth), or None for random ones. Nothing is downloaded.
+        frozen: Keep the weights as they are: no gradients, and BatchNorm stays in eval mode.
+        position: Add a learned code of the grid position to the features (trained, even when the rest is frozen).
+        out_index: Level whose features are taken (timm's ``forward_intermediates``), or None for the last layer's.
+        options: Further arguments of ``timm.create_model``, e.g. ``dynamic_img_size: true`` of a ViT.
+        pixel_mean: Mean that the model's pixels (0 to 1) are standardised with; None takes timm's for this name.
+        pixel_std: Standard deviation likewise.
+
+    Raises:
+        ValueError: If timm is not installed, knows no such model, or the file does not fit it.
+    """
+
+    pixel_scale: Tensor
+    pixel_shift: Tensor
+
+    def __init__(
+        self,
+        name: str,
+        pretrained: str | None = None,
+        frozen: bool = False,
+        position: bool = True,
+        out_index: int | None = None,
+        options: Mapping[str, Any] | None = None,
+        pixel_mean: Sequence[float] | None = None,
+        pixel_std: Sequence[float] | None = None,
+    ) -> None:
+        super().__init__()
+        self.name, self.frozen, self.out_index = name, frozen, out_index
+        self.net = create_net(name, options)
+        if pretrained:
+            self.load_pretrained(pretrained)
+        expected = self.net.pretrained_cfg
+        self._remove_head()
+        self._set_pixels(pixel_mean or expected["mean"], pixel_std or expected["std"])
+        side = (options or {}).get("img_size") or expected.get("input_size", (3, 224, 224))[-1]
+        self.feature_dim = self._probe(side)
+        self.position = GridPosition(self.feature_dim) if position else None
+        if frozen:
+            self.net.requires_grad_(False)
+            self.net.eval()
+
+    def load_pretrained(self, pretrained: Any) -> None:
+        """Load the weights file; the classifier's share of it is passed over."""
+        load_file(self.net, pretrained)
+
+    def train(self, mode: bool = True) -> TimmEncoder:
+        """Switch mode; a frozen net stays in eval mode."""
+        super().train(mode)
+        if self.frozen:
+            self.net.eval()
+        return self
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Turn images into patch features.
+
+        Args:
+            images: RGB, standardised with ImageNet's mean and deviation. (B, 3, H, W)
+
+        Returns:
+            Features in raster order. (B, N, D)
+        """
+        features = self.feature_map(images)
+        if self.position is not None:
+            features = self.position(features)
+        return features.flatten(1, 2)
+
+    def feature_map(self, images: Tensor) -> Tensor:
+        """Compute the features on their grid, without the position code. (B, 3, H, W) -> (B, h, w, D)."""
+        with torch.no_grad() if self.frozen else nullcontext():
+            pixels = images * self.pixel_scale + self.pixel_shift
+            return self._on_grid(self._run(pixels), images.shape[-2] / images.shape[-1])
+
+    def _run(self, pixels: Tensor) -> Tensor:
+        if self.out_index is None:
+            return self.net.forward_features(pixels)
+        indices = [self.out_index]
+        return self.net.forward_intermediates(pixels, indices=indices, intermediates_only=True, output_fmt="NCHW")[0]
+
+    def _on_grid(self, x: Tensor, aspect: float) -> Tensor:
+        """Bring a map (either layout) or tokens with class tokens in front to (B, h, w, D)."""
+        if x.ndim == 3:
+            x = x[:, getattr(self.net, "num_prefix_tokens", 0) :]
+            rows = round((x.shape[1] * aspect) ** 0.5)
+            if rows * (x.shape[1] // max(rows, 1)) != x.shape[1]:
+                raise ValueError(f"{self.name}: {x.shape[1]} tokens make no grid of the image's shape")
+            return x.unflatten(1, (rows, -1))
+        if self.out_index is None and getattr(self.net, "output_fmt", "NCHW") == "NHWC":
+            return x
+        return x.permute(0, 2, 3, 1)
+
+    def _remove_head(self) -> None:
+        """Drop what comes after the features that are taken."""
+        if self.out_index is None:
+            self.net.reset_classifier(0, "")
+        elif not hasattr(self.net, "prune_intermediate_layers"):
+            raise ValueError(f"backbone.out_index: timm's {self.name} gives no intermediate features")
+        else:
+            try:
+                (self.out_index,) = self.net.prune_intermediate_layers([self.out_index], prune_head=True)
+            except (AssertionError, IndexError, ValueError) as error:
+                raise ValueError(f"backbone.out_index = {self.out_index}: {error}") from error
+
+    def _set_pixels(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        """Fold both standardisations, ImageNet's undone and the model's applied, into one scale and shift."""
+        given_mean, given_std, net_mean, net_std = (
+            torch.tensor(values, dtype=torch.float64).view(3, 1, 1) for values in (IMAGE_MEAN, IMAGE_STD, mean, std)
+        )
+        self.register_buffer("pixel_scale", (given_std / net_std).float(), persistent=False)
+        self.register_buffer("pixel_shift", ((given_mean - net_mean) / net_std).float(), persistent=False)
+
+    def _probe(self, side: int) -> int:
+        """Find the features' width, and freeze parameters that they do not depend on (of a head that timm leaves).
+
+        Runs a copy on torch's meta device, which computes shapes only.
+        """
+        shadow = copy.deepcopy(self).to("meta").eval()
+        shadow.frozen = False
+        features = shadow.feature_map(torch.zeros(1, 3, side, side, device="meta"))
+        features.sum().backward()
+        for own, copied in zip(self.net.parameters(), shadow.net.parameters(), strict=True):
+            own.requires_grad_(copied.grad is not None)
+        return features.shape[-1]
+
+
+def create_net(name: str, options: Mapping[str, Any] | None = None) -> Any:
+    """Make a timm model with random weights.
+
+    Raises:
+        ValueError: If timm is not installed or knows no such model.
+    """
+    try:
+        import timm
+    except ImportError as error:
+        raise ValueError(f"backbone {name!r} needs the package timm; install it: {INSTALL}") from error
+    try:
+        return timm.create_model(name, pretrained=False, **dict(options or {}))
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"backbone.name = {name!r}: timm cannot make it ({error})") from error
+
+
+def load_file(net: Any, file: str) -> None:
+    """Load a local weights file into a timm model; a classifier of another shape is passed over.
+
+    Raises:
+        ValueError: Naming the file, if it is missing, unreadable, or of another model.
+    """
+    from timm.models import load_state_dict
+
+    if not Path(file).is_file():
+        raise ValueError(f"backbone.pretrained: {file}: no such file")
+    try:
+        state = load_state_dict(file, device="cpu", weights_only=True)
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"backbone.pretrained: {file}: cannot be read as weights ({reason})") from error
+    heads = net.pretrained_cfg.get("classifier") or ()
+    heads = tuple(f"{head}." for head in ([heads] if isinstance(heads, str) else heads))
+    own = net.state_dict()
+    state = {k: v for k, v in state.items() if not (k.startswith(heads) and k in own and own[k].shape != v.shape)}
+    try:
+        missing, unexpected = net.load_state_dict(state, strict=False)
+    except RuntimeError as error:
+        raise ValueError(f"backbone.pretrained: {file}: {' '.join(str(error).split())[:300]}") from error
+    wrong = [key for key in (*missing, *unexpected) if not key.startswith(heads)]
+    if wrong:
+        raise ValueError(f"backbone.pretrained: {file}: not weights of this model (field {wrong[0]!r})")

@@ -1,0 +1,66 @@
+"""A backbone's weights as a file of their own: safetensors, with its configuration as JSON in the header."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+FORMAT = "fastcap-backbone-1"
+
+
+def save_backbone(path: Path, backbone: nn.Module, config: Mapping[str, Any]) -> None:
+    """Write a backbone's weights; the file appears at once when whole.
+
+    Args:
+        path: The file.
+        backbone: Its weights and BatchNorm statistics are kept.
+        config: Plain data that the backbone was built from.
+    """
+    state = {name: value.detach().cpu().contiguous() for name, value in backbone.state_dict().items()}
+    part = path.with_suffix(".part")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(state, part, metadata={"format": FORMAT, "config": json.dumps(config)})
+    os.replace(part, path)
+
+
+def load_backbone(path: Path | str, backbone: nn.Module) -> dict[str, Any]:
+    """Fill a backbone with saved weights.
+
+    Returns:
+        The configuration that the file's backbone was built from.
+
+    Raises:
+        ValueError: Naming the file and the field, if it is missing, no backbone file, or of another backbone.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path}: cannot be read as safetensors ({error})") from error
+    if metadata.get("format") != FORMAT:
+        raise ValueError(f"{path}: not a FastCap backbone file (its metadata field `format` is not {FORMAT!r})")
+    config: dict[str, Any] = json.loads(metadata["config"])
+    own = backbone.state_dict()
+    for name in sorted(own.keys() | state.keys()):
+        if name not in state:
+            raise ValueError(f"{path}: field {name!r} is missing: weights of another backbone, built from {config}")
+        if name not in own:
+            raise ValueError(f"{path}: field {name!r} is none of this backbone's, but of one built from {config}")
+        if own[name].shape != state[name].shape:
+            raise ValueError(
+                f"{path}: field {name!r} is {tuple(state[name].shape)}, this backbone's {tuple(own[name].shape)}; "
+                f"the file's was built from {config}"
+            )
+    backbone.load_state_dict(state)
+    return config

