@@ -17,7 +17,7 @@ ARGS ?=
 export PHOTO ?=
 SWEEP ?= experiment=scenes_smoke refinement.num_steps=1,2,4
 
-.PHONY: help setup train eval caption sweep test test-slow lint types check format clean
+.PHONY: help setup train eval caption distill pretrain sweep test test-slow lint types check format clean
 
 help: ## List the targets
 	@echo 'make TARGET [ARGS="..."]'
@@ -57,6 +57,12 @@ eval: $(STAMP) ## Evaluate: the newest run's checkpoint, or ARGS="ckpt=PATH"
 
 caption: $(STAMP) ## Caption a photograph or a folder: PHOTO=path
 	$(PY) -m fastcap.caption $(if $(PHOTO),"$$PHOTO") $(ARGS)
+
+distill: $(STAMP) ## Teach a backbone what a packaged ImageNet encoder sees: ARGS="folder=DIR"
+	$(PY) -m fastcap.distill $(ARGS)
+
+pretrain: $(STAMP) ## Train a backbone on class folders: ARGS="data_dir=DIR"
+	$(PY) -m fastcap.pretrain $(ARGS)
 
 sweep: $(STAMP) ## Train once for each combination: ARGS="optim.optimizer.lr=1e-3,3e-4", or a small default (SWEEP)
 	$(PY) -m fastcap.train -m $(if $(ARGS),$(ARGS),$(SWEEP))

@@ -169,20 +169,30 @@ def newest_checkpoint(runs: Path = RUNS_DIR) -> Path:
     return found[-1]
 
 
-def read_checkpoint(path: Path | str) -> dict[str, Any]:
-    """Read a checkpoint without unpickling code.
+def open_checkpoint(path: Path | str) -> dict[str, Any]:
+    """Read any checkpoint of Lightning's without unpickling code.
 
     Raises:
-        CheckpointError: If the file is missing, unreadable, or not FastCap's.
+        CheckpointError: If the file is missing or unreadable.
     """
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint")
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"{path}: cannot be read as a checkpoint ({reason})") from error
+    return checkpoint
+
+
+def read_checkpoint(path: Path | str) -> dict[str, Any]:
+    """Read a captioner's checkpoint without unpickling code.
+
+    Raises:
+        CheckpointError: If the file is missing, unreadable, or not FastCap's.
+    """
+    checkpoint = open_checkpoint(path)
     artifacts = checkpoint.get("fastcap") if isinstance(checkpoint, dict) else None
     if not isinstance(artifacts, dict) or not {"config", "tokenizer", "format_version"} <= artifacts.keys():
         raise CheckpointError(f"{path}: not a FastCap checkpoint (its field `fastcap` is missing or incomplete)")

@@ -132,6 +132,13 @@ class RunCheckpoint(L.pytorch.callbacks.ModelCheckpoint):
         super().setup(trainer, pl_module, stage)
 
 
+class LastCheckpoint(RunCheckpoint):
+    """Keep ``checkpoints/last.ckpt`` alone, to resume from."""
+
+    def __init__(self) -> None:
+        L.pytorch.callbacks.ModelCheckpoint.__init__(self, filename="last", enable_version_counter=False)
+
+
 def csv_logger(run_dir: str) -> Logger:
     """Log scalars to ``metrics.csv`` in the run's folder."""
     return CSVLogger(run_dir, name=None, version="")

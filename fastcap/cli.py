@@ -13,6 +13,8 @@ COMMANDS = {
     "train": "train a captioner (Hydra overrides: data=flickr8k trainer.max_epochs=5 ...; -m for a sweep)",
     "eval": "score a checkpoint on a split (ckpt=PATH split=val refinement.num_steps=8)",
     "caption": "caption image files and folders",
+    "distill": "teach a backbone what a packaged ImageNet encoder sees, on any images (folder=DIR)",
+    "pretrain": "train a backbone on class folders, ImageNet's layout (data_dir=DIR)",
 }
 USAGE = "usage: fastcap COMMAND ...\n\n" + "\n".join(f"  {name:<9}{text}" for name, text in COMMANDS.items())
 

@@ -1,6 +1,6 @@
 """The house's import direction, read from the source with ``ast``.
 
-    entry points -> build -> module, data, callbacks
+    entry points -> build -> module, data, callbacks;  distill, pretrain -> pretraining -> build
     module -> model, losses, metrics, optim;  model -> backbone, alignment, decoder, generation -> types
 
 A room may import whatever its arrows lead to, at any distance. A new top-level module of ``fastcap`` needs a line in
@@ -37,6 +37,8 @@ def room(arrows: str = "", frameworks: str = "") -> Room:
 # Entry points speak Hydra and Lightning, and put everything together through build. They share what cli holds, which
 # finds them by name when it runs one, and never import each other.
 ENTRY = room("cli build", "lightning hydra omegaconf")
+# Entry points that train a backbone alone, and what they share.
+PRETRAINING = room("cli build pretraining", "lightning hydra omegaconf")
 
 ROOMS = {
     "__init__": room("types"),
@@ -45,6 +47,9 @@ ROOMS = {
     "train": ENTRY,
     "eval": ENTRY,
     "caption": ENTRY,
+    "distill": PRETRAINING,
+    "pretrain": PRETRAINING,
+    "pretraining": room("cli build", "lightning hydra omegaconf"),
     "bench": ENTRY,
     "export": ENTRY,
     "build": room("module data callbacks", "lightning hydra omegaconf"),

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from fastcap.backbone.timm_encoder import INSTALL, TimmEncoder
+from fastcap.backbone.timm_encoder import INSTALL, TimmEncoder, create_net
 
 # The weights were trained on pixels standardised as (x - 127) / 128.
 PIXEL_MEAN = (127 / 255,) * 3
@@ -74,6 +74,18 @@ def load_packaged(net: Any, variant: int) -> None:
     if len(state) != len(own):
         raise ValueError(f"{path}: holds {len(state)} tensors, timm's tf_efficientnet_lite{variant} {len(own)}")
     net.load_state_dict(renamed)
+
+
+def packaged_classifier(variant: int) -> nn.Linear:
+    """Make the packaged classifier of ImageNet's 1000 classes, for pooled features (B, 1280).
+
+    Raises:
+        ValueError: If a package is missing.
+    """
+    net = create_net(f"tf_efficientnet_lite{variant}")
+    load_packaged(net, variant)
+    classifier: nn.Linear = net.classifier
+    return classifier
 
 
 def packaged_weights(variant: int) -> Path:

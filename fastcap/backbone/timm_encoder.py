@@ -59,6 +59,7 @@ class TimmEncoder(nn.Module):
         side = (options or {}).get("img_size") or expected.get("input_size", (3, 224, 224))[-1]
         self.feature_dim = self._probe(side)
         self.position = GridPosition(self.feature_dim) if position else None
+        self.net.to(memory_format=torch.channels_last)  # convolutions: about twice as fast on CPUs
         if frozen:
             self.net.requires_grad_(False)
             self.net.eval()
@@ -92,6 +93,7 @@ class TimmEncoder(nn.Module):
         """Compute the features on their grid, without the position code. (B, 3, H, W) -> (B, h, w, D)."""
         with torch.no_grad() if self.frozen else nullcontext():
             pixels = images * self.pixel_scale + self.pixel_shift
+            pixels = pixels.contiguous(memory_format=torch.channels_last)
             return self._on_grid(self._run(pixels), images.shape[-2] / images.shape[-1])
 
     def _run(self, pixels: Tensor) -> Tensor:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from torch.utils.data import Dataset
 
+from fastcap.data.augment import crop
 from fastcap.data.errors import DataError, Skipped, log_once
 from fastcap.data.pixels import PixelCache
 from fastcap.data.sampler import BatchIndex, counter_uniform
@@ -215,16 +214,5 @@ class CaptionDataset(Dataset[CaptionBatch]):
         flipped = np.flatnonzero(self.may_flip[positions] & (draw(_FLIP) < 0.5))
         if len(flipped):
             images[flipped] = images[flipped].flip(-1)
-        if self.crop_scale < 1:
-            least = math.sqrt(self.crop_scale)
-            sides = np.rint((least + (1 - least) * draw(_SIDE)) * self.size).astype(int).clip(1, self.size)
-            tops, lefts = (np.floor(draw(stream) * (self.size - sides + 1)).astype(int) for stream in (_TOP, _LEFT))
-            for row, (side, top, left) in enumerate(zip(sides.tolist(), tops.tolist(), lefts.tolist(), strict=True)):
-                images[row] = _zoom(images[row : row + 1, :, top : top + side, left : left + side], self.size)[0]
+        crop(images, self.crop_scale, draw(_SIDE), draw(_TOP), draw(_LEFT))
         return images
-
-
-def _zoom(window: Tensor, size: int) -> Tensor:
-    """Resize uint8 pixels; torch's fast path wants the channels last (5 times grid_sample's speed at 128 px)."""
-    window = window.contiguous(memory_format=torch.channels_last)
-    return F.interpolate(window, (size, size), mode="bilinear", align_corners=False)
