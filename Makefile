@@ -17,7 +17,7 @@ ARGS ?=
 export PHOTO ?=
 SWEEP ?= experiment=scenes_smoke refinement.num_steps=1,2,4
 
-.PHONY: help setup train eval caption distill pretrain sweep test test-slow lint types check format clean
+.PHONY: help setup train eval caption distill pretrain bench sweep test test-slow lint types check format clean
 
 help: ## List the targets
 	@echo 'make TARGET [ARGS="..."]'
@@ -63,6 +63,9 @@ distill: $(STAMP) ## Teach a backbone what a packaged ImageNet encoder sees: ARG
 
 pretrain: $(STAMP) ## Train a backbone on class folders: ARGS="data_dir=DIR"
 	$(PY) -m fastcap.pretrain $(ARGS)
+
+bench: $(STAMP) ## Measure backbones: ARGS="backbone --sizes 224 --batches 1"
+	$(PY) -m fastcap.bench $(if $(ARGS),$(ARGS),backbone)
 
 sweep: $(STAMP) ## Train once for each combination: ARGS="optim.optimizer.lr=1e-3,3e-4", or a small default (SWEEP)
 	$(PY) -m fastcap.train -m $(if $(ARGS),$(ARGS),$(SWEEP))

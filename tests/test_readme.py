@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
+from fastcap import bench
 from fastcap.build import CONFIG_DIR
 from fastcap.caption import parse_arguments
 from fastcap.cli import COMMANDS
@@ -40,6 +41,11 @@ def test_every_make_line_is_real(line):
     elif target == "eval":
         known = {"refinement.num_steps"}
         assert set(checkpoint_overrides(overrides)) <= known
+    elif target == "distill":
+        with initialize_config_dir(CONFIG_DIR, version_base="1.3"):
+            compose("distill", overrides=overrides)
+    elif target == "bench":
+        bench.parse_arguments(arguments)
     elif target == "caption":
         parse_arguments([photo, *arguments])
 

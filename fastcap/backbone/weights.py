@@ -27,6 +27,7 @@ def save_backbone(path: Path, backbone: nn.Module, config: Mapping[str, Any]) ->
     part = path.with_suffix(".part")
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file(state, part, metadata={"format": FORMAT, "config": json.dumps(config)})
+    part.chmod(0o644)  # safetensors makes files for the owner alone
     os.replace(part, path)
 
 

@@ -96,6 +96,15 @@ class BackbonePretraining(L.LightningModule):
         schedule = self.make_schedule(optimizer, total_steps=int(self.trainer.estimated_stepping_batches))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
+    def configure_gradient_clipping(
+        self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        """Clip the gradients' norm; Lightning's own refuses a fused optimiser in bf16, where nothing is scaled."""
+        if gradient_clip_val:
+            nn.utils.clip_grad_norm_(
+                [p for group in optimizer.param_groups for p in group["params"]], gradient_clip_val
+            )
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leave helpers' weights out: they never change."""
         state = checkpoint["state_dict"]

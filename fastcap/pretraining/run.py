@@ -56,9 +56,8 @@ def pretrain_backbone(
         (run_dir / "results.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
         title = f"{cfg.name}: {trainer.current_epoch} epochs, {minutes:.1f} minutes"
         print_table(title, {k: v for k, v in sorted(metrics.items()) if k.startswith("val/")})
-        print(
-            f'Weights     {module.weights_path}\nNext        make train ARGS="init.backbone={module.weights_path} ..."'
-        )
+        weights = module.weights_path
+        print(f'Weights     {weights}\nNext        make train ARGS="backbone=... init.backbone={weights}"')
     return metrics
 
 

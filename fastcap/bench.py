@@ -1,0 +1,136 @@
+"""Measure: `fastcap bench backbone`. Writes a table (CSV), a plot (PNG) and the circumstances (JSON)."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import sys
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from fastcap.cli import UserError, one_clear_error
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(prog="fastcap bench", description="Measure speed, memory and arithmetic.")
+    commands = parser.add_subparsers(dest="what", required=True)
+    command = commands.add_parser("backbone", help="backbones side by side, over image sizes and batches")
+    command.add_argument(
+        "--backbones",
+        nargs="+",
+        metavar="NAME",
+        help="choices of the backbone group; NAME+sequential is the same network scanning token by token "
+        "(default: ours, each also sequential, vit_small and efficientnet_lite0)",
+    )
+    command.add_argument("--sizes", nargs="+", type=_positive, default=[128, 224, 384, 512], metavar="PX")
+    command.add_argument("--batches", nargs="+", type=_positive, default=[1, 16], metavar="N")
+    command.add_argument("--rounds", type=_positive, default=5, help="interleaved rounds (default: %(default)s)")
+    command.add_argument("--threads", type=_positive, default=os.cpu_count() or 1, help="torch threads (default: all)")
+    command.add_argument("--no-memory", action="store_true", help="leave out memory, which takes a process a case")
+    command.add_argument("--out", type=Path, help="folder (default: a new one under runs/bench)")
+    return parser.parse_args(arguments)
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a positive integer, found {text!r}")
+    return int(text)
+
+
+def bench_backbone(arguments: argparse.Namespace) -> Path:
+    """Run the backbones' benchmark; returns the folder with ``backbone.{csv,png,json}``."""
+    import torch
+
+    from fastcap.benchmark.backbones import default_backbones, measure
+
+    torch.set_num_threads(arguments.threads)
+    names = list(dict.fromkeys(arguments.backbones or default_backbones()))
+    rows, facts = measure(
+        names,
+        sorted(set(arguments.sizes)),
+        sorted(set(arguments.batches)),
+        arguments.rounds,
+        not arguments.no_memory,
+        lambda line: print(line, file=sys.stderr),
+    )
+    folder = arguments.out or Path("runs/bench") / f"{datetime.now():%Y-%m-%d_%H-%M-%S}_{os.getpid()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(folder / "backbone.csv", "w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+        (folder / "backbone.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"--out {folder}: cannot be written ({error})") from error
+    draw(folder / "backbone.png", rows, facts)
+    print_rows(rows, facts)
+    print(
+        f"Table    {folder / 'backbone.csv'}\nPlot     {folder / 'backbone.png'}\nFacts    {folder / 'backbone.json'}"
+    )
+    return folder
+
+
+def print_rows(rows: list[dict[str, Any]], facts: dict[str, Any]) -> None:
+    """Print the table."""
+    peak = facts["matmul_peak_gflop_per_s"]
+    print(f"{facts['processor']}, {facts['threads']} threads, fp32 matmul peak {peak} GFLOP/s")
+    fields = {
+        "size_px": "px",
+        "batch": "batch",
+        "latency_p50_ms": "ms",
+        "gflop_per_image": "GFLOP",
+        "gflop_per_s": "GFLOP/s",
+        "share_of_peak": "of peak",
+        "peak_memory_mb": "MB",
+    }
+    width = max(len(row["backbone"]) for row in rows)
+    print(f"{'backbone':<{width}}" + "".join(f"{title:>9}" for title in fields.values()))
+    for row in rows:
+        print(f"{row['backbone']:<{width}}" + "".join(f"{row[field]:>9.5g}" for field in fields))
+
+
+def draw(path: Path, rows: list[dict[str, Any]], facts: dict[str, Any]) -> None:
+    """Draw latency, GFLOP/s and memory over the image size, one column of panels a batch size."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    panels = {"latency_p50_ms": "latency, ms", "gflop_per_s": "GFLOP/s", "peak_memory_mb": "peak memory, MB"}
+    batches = sorted({row["batch"] for row in rows})
+    names = list(dict.fromkeys(row["backbone"] for row in rows))
+    colours = {base: f"C{i}" for i, base in enumerate(dict.fromkeys(name.split("+")[0] for name in names))}
+    figure = Figure(figsize=(5.5 * len(batches) + 2.5, 10), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(len(panels), len(batches), squeeze=False)
+    for (field, label), line in zip(panels.items(), axes, strict=True):
+        for axis, batch in zip(line, batches, strict=True):
+            for name in names:
+                points = [row for row in rows if row["backbone"] == name and row["batch"] == batch]
+                sides, values = [p["size_px"] for p in points], [p[field] for p in points]
+                style = "--" if name.endswith("+sequential") else "-"
+                axis.plot(sides, values, style, marker="o", color=colours[name.split("+")[0]], label=name)
+            if field == "gflop_per_s":
+                axis.axhline(facts["matmul_peak_gflop_per_s"], color="grey", linestyle=":", label="matmul peak")
+            axis.set(xscale="log", yscale="log", xlabel="image side, px", ylabel=label, title=f"batch {batch}")
+            ticks = sorted({row["size_px"] for row in rows})
+            axis.set_xticks(ticks, map(str, ticks))
+            axis.minorticks_off()
+            axis.grid(alpha=0.3)
+    handles, labels = axes[1][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right upper", fontsize=8)
+    figure.suptitle(f"{facts['processor']}, {facts['threads']} threads, fp32", fontsize=10)
+    figure.savefig(path, dpi=110)
+
+
+@one_clear_error
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point."""
+    bench_backbone(parse_arguments(arguments))
+
+
+if __name__ == "__main__":
+    main()
