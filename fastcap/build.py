@@ -77,8 +77,11 @@ def build_datamodule(cfg: DictConfig, tokenizer: CaptionTokenizer | None = None)
 def build_backbone(cfg: DictConfig, fresh: bool = True) -> nn.Module:
     """Build the backbone, from pretrained weights where the configuration names some.
 
+    Weights are named by a backbone's own key ``pretrained`` (those it brings), and by ``init.backbone`` (a file of
+    ``fastcap distill`` or ``fastcap pretrain``).
+
     Args:
-        cfg: With the nodes ``backbone`` and, for saved weights to start from, ``init.backbone``.
+        cfg: With the node ``backbone``.
         fresh: False when a checkpoint will fill in the weights: starting ones are then neither needed nor read.
 
     Raises:

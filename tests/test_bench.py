@@ -63,7 +63,7 @@ class Scan(torch.nn.Module):
 
 
 def test_gflop_counts_the_scans_matrix_products_and_attention():
-    # One chunk of Q = 64: C B^T once a group, Q x Q x P for each of 4 heads; the final state, P x Q x S, may be left out.
+    # One chunk of Q = 64: C B^T once a group, Q x Q x P for each of 4 heads; the final state may be left out.
     products, state = 2 * (64 * 64 * 16) + 2 * 4 * (64 * 64 * 32), 2 * 4 * (32 * 64 * 16)
     assert count_gflop(Scan(), torch.zeros(1)) * 1e9 in (2 * products, 2 * (products + state))
     tokens = (64 // 16) ** 2 + 1

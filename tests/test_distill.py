@@ -1,6 +1,9 @@
 """Pretraining of a backbone, tiny: it learns, it resumes, and experiments start from what it saved."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import lightning as L
@@ -115,6 +118,7 @@ def test_an_experiment_starts_from_the_weights(distilled):
     saved, images = load_file(path), torch.randn(2, 3, 48, 48)
     assert all(torch.equal(saved[name], value) for name, value in model.backbone.state_dict().items())
     trained = torch.load(run_dir / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+    cfg.init.backbone = "gone.safetensors"  # a checkpoint's model asks for no starting weights
     fresh = build_model(cfg, tokenizer, fresh=False).eval().backbone
     with torch.no_grad():
         assert not torch.allclose(fresh(images), model.backbone(images))
@@ -276,3 +280,21 @@ def test_a_term_alone_trains_and_agreement_is_logged(kept, folder, tmp_path):
     overrides = [f"module.weights.{term}={float(term == kept)}" for term in terms]
     metrics = pretrain_backbone(_distill_config(folder, *overrides, "trainer.max_epochs=1"), tmp_path)
     assert 0 <= metrics["val/top1_agreement"] <= 1
+
+
+@pytest.mark.slow
+def test_distil_then_train_as_processes(folder, tmp_path):
+    """The whole path through Hydra: distil, then start an experiment from the file."""
+
+    def run(*arguments):
+        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "COLUMNS": "200"}
+        command = [sys.executable, "-m", "fastcap.cli", *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
+        assert done.returncode == 0, done.stderr[-2000:]
+        return done.stdout
+
+    printed = run("distill", *SMALL, f"folder={folder}", "teacher_size=64", "trainer.max_epochs=1")
+    (weights,) = tmp_path.glob("runs/distill/*/backbone.safetensors")
+    assert f"init.backbone={weights}" in printed
+    run("train", "backbone=spatial_mamba_tiny", *TINY, "trainer.max_epochs=1", f"init.backbone={weights}")
+    run("pretrain", *SMALL, f"data_dir={folder}", "trainer.max_epochs=1")

@@ -81,6 +81,7 @@ class ImageDataset(Dataset[ImageBatch]):
         self.records, self.size, self.cache, self.training = records, size, cache, training
         self.crop_scale, self.horizontal_flip, self.seed = crop_scale, horizontal_flip, seed
         self.labels = np.asarray(getattr(records, "labels", [-1] * len(records.image_ids)), np.int64)
+        self._seen_bad: set[int] = set()
         skipped = Skipped(f"{records.name}: images")
         for _, reason in cache.bad if cache else ():
             skipped.add("that cannot be decoded", reason)
@@ -115,7 +116,9 @@ class ImageDataset(Dataset[ImageBatch]):
                 kept.append(position)
             except DataError as bad:
                 error = bad
-                log_once(f"left out: {bad}", 30)
+                if position not in self._seen_bad:
+                    self._seen_bad.add(position)
+                    log_once(f"left out: {bad}", 30)
         if not images:
             raise error
         return torch.from_numpy(np.ascontiguousarray(np.stack(images).transpose(0, 3, 1, 2))), np.array(kept)

@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from fastcap.backbone.weights import save_backbone
 from fastcap.data.images import ImageBatch
+from fastcap.module import step_seed
 from fastcap.optim import parameter_groups
 from fastcap.types import IMAGE_MEAN, IMAGE_STD
 
@@ -33,6 +34,7 @@ class BackbonePretraining(L.LightningModule):
         optimizer: Makes the optimiser from parameter groups.
         schedule: Makes the learning-rate schedule from (optimizer, total_steps).
         weight_decay: Of matrices; biases, norms and embeddings do not decay.
+        seed: Root of all randomness.
     """
 
     image_mean: Tensor
@@ -46,11 +48,13 @@ class BackbonePretraining(L.LightningModule):
         optimizer: Callable[..., Optimizer],
         schedule: Callable[..., LRScheduler],
         weight_decay: float = 0.05,
+        seed: int = 0,
     ) -> None:
         super().__init__()
         self.backbone: Any = backbone
         self.backbone_config = dict(backbone_config)
-        self.make_optimizer, self.make_schedule, self.weight_decay = optimizer, schedule, weight_decay
+        self.make_optimizer, self.make_schedule = optimizer, schedule
+        self.weight_decay, self.seed = weight_decay, seed
         self.register_buffer("image_mean", 255 * torch.tensor(IMAGE_MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("image_std", 255 * torch.tensor(IMAGE_STD).view(3, 1, 1), persistent=False)
 
@@ -67,7 +71,8 @@ class BackbonePretraining(L.LightningModule):
 
     def training_step(self, batch: ImageBatch, batch_idx: int) -> Tensor:
         """Lose on a batch."""
-        torch.manual_seed(self.global_step)  # drop path: a resumed run equals an unbroken one
+        # Drop path's chance follows from the position in the run, so that a resumed run equals an unbroken one.
+        torch.manual_seed(step_seed(self.seed, self.current_epoch, batch_idx, self.global_rank))
         loss, values = self.losses(batch)
         self.log("train/loss", loss.detach(), prog_bar=True)
         self.log_dict({f"train/{name}": value.detach() for name, value in values.items()})

@@ -42,6 +42,7 @@ def pretrain_backbone(
         optimizer=instantiate(cfg.optim.optimizer),
         schedule=instantiate(cfg.optim.schedule),
         weight_decay=cfg.optim.weight_decay,
+        seed=cfg.seed,
         **(facts(images) if facts else {}),
     )
     if cfg.resume:
