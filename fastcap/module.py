@@ -19,7 +19,7 @@ from fastcap.generation.schedule import sample_mask
 from fastcap.losses import alignment_loss, concept_loss, length_loss, masked_token_loss
 from fastcap.metrics import CaptionMetrics
 from fastcap.model import FastCap
-from fastcap.optim import parameter_groups
+from fastcap.optim import clip_gradients, parameter_groups
 from fastcap.types import CaptionBatch, DecoderOutput, Refinement, SpecialTokens
 
 
@@ -192,6 +192,12 @@ class CaptioningModule(L.LightningModule):
         optimizer = self.make_optimizer(parameter_groups(self.model, self.weight_decay))
         schedule = self.make_schedule(optimizer, total_steps=int(self.trainer.estimated_stepping_batches))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def configure_gradient_clipping(
+        self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        """Clip the gradients' norm."""
+        clip_gradients(optimizer, gradient_clip_val)
 
     # Evaluation
 

@@ -19,6 +19,15 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
 
 
+def clip_gradients(optimizer: Optimizer, max_norm: float | None) -> None:
+    """Scale all gradients down to a common norm; None or zero leaves them.
+
+    Lightning's own clipping refuses fused optimisers under bf16-mixed, though no scaling of losses is involved there.
+    """
+    if max_norm:
+        nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], max_norm)
+
+
 def warmup_cosine(
     optimizer: Optimizer, total_steps: int, warmup_share: float = 0.05, final_share: float = 0.01
 ) -> LambdaLR:

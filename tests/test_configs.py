@@ -1,5 +1,6 @@
 """Every choice of every group composes and instantiates, and no file sets a key that nothing reads."""
 
+import inspect
 from pathlib import Path
 
 import pytest
@@ -26,32 +27,39 @@ def test_the_promised_groups_exist():
     assert set(promised.split()) <= set(GROUPS)
 
 
+def _check(node, path):
+    if not isinstance(node, DictConfig):
+        return
+    if "_target_" in node:
+        target = node["_target_"]
+        try:
+            found = get_class(target)
+        except ValueError:
+            found = get_method(target)
+        signature = inspect.signature(found)
+        names = set(signature.parameters)
+        anything = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
+        unknown = {str(k) for k in node if not str(k).startswith("_")} - names
+        # A torch optimiser or a Lightning class may take keywords through its base; ours may not.
+        assert not unknown or (anything and not target.startswith("fastcap.")), f"{path}: {unknown}"
+    for key in node:
+        _check(node[key], f"{path}.{key}")
+
+
 @pytest.mark.parametrize(("group", "choice"), CHOICES, ids=lambda value: value)
 def test_every_choice_composes_and_names_real_code(group, choice):
     cfg = _compose(f"{group}={choice}")
     OmegaConf.resolve(cfg)
 
-    def check(node, path):
-        if not isinstance(node, DictConfig):
-            return
-        if "_target_" in node:
-            target = node["_target_"]
-            try:
-                found = get_class(target)
-            except ValueError:
-                found = get_method(target)
-            import inspect
+    _check(cfg, "cfg")
 
-            signature = inspect.signature(found)
-            names = set(signature.parameters)
-            anything = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
-            unknown = {str(k) for k in node if not str(k).startswith("_")} - names
-            # A torch optimiser or a Lightning class may take keywords through its base; ours may not.
-            assert not unknown or (anything and not target.startswith("fastcap.")), f"{path}: {unknown}"
-        for key in node:
-            check(node[key], f"{path}.{key}")
 
-    check(cfg, "cfg")
+@pytest.mark.parametrize("job", ["distill", "pretrain"])
+def test_pretraining_configs_name_real_code(job):
+    with initialize_config_dir(CONFIG_DIR, version_base="1.3"):
+        cfg = compose(job, overrides=["data_dir=images"] if job == "pretrain" else [])
+    OmegaConf.resolve(cfg)
+    _check(cfg, job)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from fastcap.optim import parameter_groups, warmup_cosine, warmup_stable_decay
+from fastcap.optim import clip_gradients, parameter_groups, warmup_cosine, warmup_stable_decay
 
 
 def _rates(schedule, steps=100):
@@ -24,6 +24,15 @@ def test_schedules_rise_to_the_peak_and_end_low(schedule):
 
 def test_stable_means_stable():
     assert set(_rates(warmup_stable_decay)[4:80]) == {2.0}
+
+
+def test_clipping_keeps_the_direction():
+    parameter = torch.nn.Parameter(torch.zeros(2))
+    optimizer = torch.optim.SGD([parameter], lr=1.0)
+    for limit, expected in ((None, [3.0, 4.0]), (10.0, [3.0, 4.0]), (1.0, [0.6, 0.8])):
+        parameter.grad = torch.tensor([3.0, 4.0])
+        clip_gradients(optimizer, limit)
+        assert parameter.grad.tolist() == pytest.approx(expected, rel=1e-4)
 
 
 def test_only_matrices_decay():

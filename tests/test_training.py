@@ -143,6 +143,11 @@ def test_drafts_are_mixed_in_and_scored():
     assert not torch.isin(mixed[replaced], torch.tensor(module.special.ids)).any()
 
 
+def test_bf16_trains_with_the_default_optimiser(tmp_path):
+    metrics = train(tiny_config("trainer.precision=bf16-mixed", "trainer.max_epochs=1"), tmp_path)
+    assert metrics["val/loss"] > 0
+
+
 def test_golden_losses():
     """Losses of the first steps of a fixed run: a refactor must not move them."""
     cfg = tiny_config()

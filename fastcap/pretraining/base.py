@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from fastcap.backbone.weights import save_backbone
 from fastcap.data.images import ImageBatch
 from fastcap.module import step_seed
-from fastcap.optim import parameter_groups
+from fastcap.optim import clip_gradients, parameter_groups
 from fastcap.types import IMAGE_MEAN, IMAGE_STD
 
 WEIGHTS_FILE = "backbone.safetensors"
@@ -104,11 +104,8 @@ class BackbonePretraining(L.LightningModule):
     def configure_gradient_clipping(
         self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
-        """Clip the gradients' norm; Lightning's own refuses a fused optimiser in bf16, where nothing is scaled."""
-        if gradient_clip_val:
-            nn.utils.clip_grad_norm_(
-                [p for group in optimizer.param_groups for p in group["params"]], gradient_clip_val
-            )
+        """Clip the gradients' norm."""
+        clip_gradients(optimizer, gradient_clip_val)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leave helpers' weights out: they never change."""
