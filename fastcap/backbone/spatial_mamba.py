@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastcap.backbone.scan import NUM_DIRECTIONS, cross_merge, cross_scan, cross_scan_order, ssd_scan
+from fastcap.backbone.scan import NUM_DIRECTIONS, NUM_WALKS, cross_merge, cross_scan, ssd_scan
 
 
 class DropPath(nn.Module):
@@ -102,25 +102,21 @@ class CrossScanMixer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Mix tokens over the grid. (B, H, W, D) -> (B, H, W, D)."""
         batch, height, width, _ = x.shape
-        length, heads = height * width, self.num_heads // NUM_DIRECTIONS
+        heads = self.num_heads // NUM_WALKS  # of each walk: the first half runs forwards, the second backwards
         gate, mixed, step = self.in_proj(x).split([self.inner_dim, self.conv_dim, self.num_heads], dim=-1)
-        mixed = F.silu(self.conv(mixed.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)).reshape(batch, length, -1)
+        mixed = F.silu(self.conv(mixed.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
         u, bc = mixed.split([self.inner_dim, 2 * self.d_state], dim=-1)
-        order = cross_scan_order(height, width, x.device)
-        # Directions join the batch: (4B, N, ...), one group of heads each.
-        u = cross_scan(u.unflatten(-1, (NUM_DIRECTIONS, -1)), order)
-        step = cross_scan(step.reshape(batch, length, NUM_DIRECTIONS, heads), order)
-        bc = bc.index_select(1, order.flatten()).view(batch * NUM_DIRECTIONS, length, 1, -1)
-        b, c = bc.chunk(2, dim=-1)
-        u = u.view(batch * NUM_DIRECTIONS, length, heads, self.head_dim)
-        dt = F.softplus(step.float() + self.dt_bias.float().view(NUM_DIRECTIONS, 1, heads))
-        log_decay = (dt * -self.a_log.float().exp().view(NUM_DIRECTIONS, 1, heads)).flatten(0, 1)
-        dt = dt.flatten(0, 1).to(u.dtype)
-        y, _ = ssd_scan(u * dt.unsqueeze(-1), log_decay, b, c, chunk_size=self.chunk_size)
-        y = y.view(batch, NUM_DIRECTIONS, length, heads, self.head_dim)
-        u = u.view(batch, NUM_DIRECTIONS, length, heads, self.head_dim)
-        y = y + u * self.skip.to(u.dtype).view(NUM_DIRECTIONS, 1, heads, 1)
-        y = cross_merge(y.flatten(3), order).reshape(batch, height, width, self.inner_dim)
+        dt = F.softplus(step.float() + self.dt_bias.float())
+        # The two walks join the batch: (2B, N, ...).
+        u = cross_scan(u.unflatten(-1, (NUM_WALKS, -1)))
+        dt = cross_scan(dt.unflatten(-1, (NUM_WALKS, -1)))
+        b, c = cross_scan(bc.unsqueeze(3).expand(-1, -1, -1, NUM_WALKS, -1)).flatten(0, 1).unsqueeze(2).chunk(2, dim=-1)
+        log_decay = dt * -self.a_log.float().exp().view(NUM_WALKS, 1, heads)
+        u = u.unflatten(-1, (heads, self.head_dim))
+        scaled = (u * dt.to(u.dtype).unsqueeze(-1)).flatten(0, 1)
+        y, _ = ssd_scan(scaled, log_decay.flatten(0, 1), b, c, num_backward=heads // 2, chunk_size=self.chunk_size)
+        y = y.unflatten(0, (batch, NUM_WALKS)) + u * self.skip.to(u.dtype).view(NUM_WALKS, 1, heads, 1)
+        y = cross_merge(y.flatten(3), height, width).flatten(3)
         return self.out_proj(self.norm(y) * F.silu(gate))
 
 
