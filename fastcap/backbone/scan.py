@@ -1,4 +1,4 @@
-"""Selective state-space scans in plain torch, and the four-direction cross-scan over a patch grid.
+"""Selective state-space scans in plain torch.
 
 The recurrence, per head with a scalar decay (Mamba-2 / SSD, Dao and Gu 2024, arXiv 2405.21060):
 
@@ -8,10 +8,6 @@ The recurrence, per head with a scalar decay (Mamba-2 / SSD, Dao and Gu 2024, ar
 ``x`` is already multiplied by the step size dt, and ``log_decay`` is dt * a with a < 0. Some heads may run backwards,
 from the last token to the first. Two forms: ``scan_reference`` is the recurrence itself, token by token, to compare
 against and never to train with; ``ssd_scan`` is the same function as matrix products over chunks of tokens.
-
-The cross-scan (VMamba, arXiv 2401.10166) walks a grid row by row and column by column, each forwards and backwards, so
-that a causal scan lets every patch see all others. ``cross_scan`` lays the grid out along the two walks; whether a walk
-goes forwards or backwards is a matter of the head, so no token is copied to be read in reverse.
 """
 
 from __future__ import annotations
@@ -19,9 +15,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-
-NUM_DIRECTIONS = 4
-NUM_WALKS = 2
 
 
 def scan_reference(
@@ -166,33 +159,3 @@ def _turned(t: Tensor, num_backward: int, dim: int) -> Tensor:
         return t
     forward, backward = t.split([t.shape[dim] - num_backward, num_backward], dim=dim)
     return torch.cat([forward, backward.flip(1)], dim=dim)
-
-
-def cross_scan(grid: Tensor) -> Tensor:
-    """Lay a grid out along its two walks: the first share of channels row by row, the second column by column.
-
-    Args:
-        grid: One share of channels a walk. (B, H, W, 2, C)
-
-    Returns:
-        (B, 2, N, C), N = H * W
-    """
-    rows, columns = grid.unbind(3)
-    return torch.stack([rows.flatten(1, 2), columns.transpose(1, 2).flatten(1, 2)], dim=1)
-
-
-def cross_merge(walks: Tensor, height: int, width: int) -> Tensor:
-    """Undo ``cross_scan``.
-
-    Args:
-        walks: Scanned channels. (B, 2, N, C)
-        height: Rows H of the grid.
-        width: Columns W of the grid.
-
-    Returns:
-        (B, H, W, 2, C)
-    """
-    rows, columns = walks.unbind(1)
-    return torch.stack(
-        [rows.unflatten(1, (height, width)), columns.unflatten(1, (width, height)).transpose(1, 2)], dim=3
-    )

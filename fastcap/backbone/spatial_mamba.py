@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastcap.backbone.scan import NUM_DIRECTIONS, NUM_WALKS, cross_merge, cross_scan, ssd_scan
+from fastcap.backbone.cross_scan import NUM_DIRECTIONS, grid_scan
 
 
 class DropPath(nn.Module):
@@ -101,22 +101,14 @@ class CrossScanMixer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Mix tokens over the grid. (B, H, W, D) -> (B, H, W, D)."""
-        batch, height, width, _ = x.shape
-        heads = self.num_heads // NUM_WALKS  # of each walk: the first half runs forwards, the second backwards
         gate, mixed, step = self.in_proj(x).split([self.inner_dim, self.conv_dim, self.num_heads], dim=-1)
         mixed = F.silu(self.conv(mixed.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
-        u, bc = mixed.split([self.inner_dim, 2 * self.d_state], dim=-1)
+        u, b, c = mixed.split([self.inner_dim, self.d_state, self.d_state], dim=-1)
+        u = u.unflatten(-1, (self.num_heads, self.head_dim))
         dt = F.softplus(step.float() + self.dt_bias.float())
-        # The two walks join the batch: (2B, N, ...).
-        u = cross_scan(u.unflatten(-1, (NUM_WALKS, -1)))
-        dt = cross_scan(dt.unflatten(-1, (NUM_WALKS, -1)))
-        b, c = cross_scan(bc.unsqueeze(3).expand(-1, -1, -1, NUM_WALKS, -1)).flatten(0, 1).unsqueeze(2).chunk(2, dim=-1)
-        log_decay = dt * -self.a_log.float().exp().view(NUM_WALKS, 1, heads)
-        u = u.unflatten(-1, (heads, self.head_dim))
-        scaled = (u * dt.to(u.dtype).unsqueeze(-1)).flatten(0, 1)
-        y, _ = ssd_scan(scaled, log_decay.flatten(0, 1), b, c, num_backward=heads // 2, chunk_size=self.chunk_size)
-        y = y.unflatten(0, (batch, NUM_WALKS)) + u * self.skip.to(u.dtype).view(NUM_WALKS, 1, heads, 1)
-        y = cross_merge(y.flatten(3), height, width).flatten(3)
+        log_decay = dt * -self.a_log.float().exp()
+        y = grid_scan(u * dt.to(u.dtype).unsqueeze(-1), log_decay, b, c, self.chunk_size)
+        y = torch.addcmul(y, u, self.skip.to(u.dtype).unsqueeze(-1)).flatten(3)
         return self.out_proj(self.norm(y) * F.silu(gate))
 
 

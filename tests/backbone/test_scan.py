@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastcap.backbone.scan import cross_merge, cross_scan, scan_reference, ssd_scan
+from fastcap.backbone.scan import scan_reference, ssd_scan
 
 
 def _inputs(batch, length, groups, per_group, channels, states, dtype=torch.float64, with_state=True, seed=0):
@@ -71,35 +71,3 @@ def test_strong_decays_stay_finite():
     y.sum().backward()
     assert y.isfinite().all() and final.isfinite().all()
     assert x.grad.isfinite().all() and log_decay.grad.isfinite().all()
-
-
-@given(height=st.integers(1, 9), width=st.integers(1, 9))
-@settings(max_examples=30, deadline=None)
-def test_merge_undoes_scan(height, width):
-    tracer = torch.arange(2 * height * width * 2 * 3, dtype=torch.float32).view(2, height, width, 2, 3)
-    assert torch.equal(cross_merge(cross_scan(tracer), height, width), tracer)
-
-
-def test_walks_go_by_rows_and_by_columns():
-    raster = torch.arange(6).view(1, 2, 3, 1, 1).expand(-1, -1, -1, 2, -1)
-    rows, columns = cross_scan(raster)[0, ..., 0].tolist()
-    assert rows == [0, 1, 2, 3, 4, 5]
-    assert columns == [0, 3, 1, 4, 2, 5]
-
-
-@pytest.mark.parametrize("direction", ["right", "left", "down", "up"])
-@pytest.mark.parametrize("chunk_size", [4, 64])
-def test_each_direction_reaches_what_it_should_and_no_more(direction, chunk_size):
-    height, width, source = 4, 5, 7
-    grid = torch.zeros(1, height * width, 2, 2)  # two walks, a head forwards and a head backwards in each
-    grid[0, source] = 1.0
-    scanned = cross_scan(grid.view(1, height, width, 2, 2)).view(2, -1, 2, 1)
-    decay = torch.full(scanned.shape[:3], -0.1)
-    ones = torch.ones(2, height * width, 1, 1)
-    y, _ = ssd_scan(scanned, decay, ones, ones, num_backward=1, chunk_size=chunk_size)
-    merged = cross_merge(y.view(1, 2, -1, 2), height, width).view(-1, 4)
-    reached = merged[:, ["right", "left", "down", "up"].index(direction)] != 0
-    row, column = torch.arange(height * width) // width, torch.arange(height * width) % width
-    by_rows, by_columns = row * width + column, column * height + row
-    at = {"right": by_rows, "left": -by_rows, "down": by_columns, "up": -by_columns}[direction]
-    assert torch.equal(reached, at >= at[source])
