@@ -122,9 +122,7 @@ def _scored(
     return captions, metric.tokenizer_name
 
 
-def _evaluation(
-    results: dict[str, Any], captions: list[ScoredCaption], speed: Speed, cfg: DictConfig
-) -> Evaluation:
+def _evaluation(results: dict[str, Any], captions: list[ScoredCaption], speed: Speed, cfg: DictConfig) -> Evaluation:
     """Put together what the report says."""
     split, prefix = results["split"], f"{results['split']}/"
     return Evaluation(

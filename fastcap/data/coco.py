@@ -169,9 +169,7 @@ def read_json(source: Path, what: str) -> Any:
         raise DataError(f"{source}: {what} is not readable JSON ({error})") from error
 
 
-def parse_annotations(
-    source: Path, need_files: bool = True
-) -> tuple[dict[int, str], dict[int, list[str]], list[str]]:
+def parse_annotations(source: Path, need_files: bool = True) -> tuple[dict[int, str], dict[int, list[str]], list[str]]:
     """Read one annotation file.
 
     Args:

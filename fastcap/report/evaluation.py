@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from fastcap.metrics import CaptionMetrics, caption_faults
-from fastcap.report.figures import length_histogram, score_histogram
+from fastcap.report.figures import MEAN, MEDIAN, length_histogram, score_histogram
 from fastcap.report.page import data_uri, write_html
 
 log = logging.getLogger(__name__)
@@ -186,9 +186,7 @@ def choose(captions: Sequence[ScoredCaption], number: int = SHOWN) -> dict[str, 
     Returns:
         Captions by kind, best first; a set too small for three kinds is "All captions".
     """
-    ranked = sorted(
-        captions, key=lambda c: (-c.scores["cider"], -c.scores["rouge_l"], -c.scores["bleu4"], c.image_id)
-    )
+    ranked = sorted(captions, key=lambda c: (-c.scores["cider"], -c.scores["rouge_l"], -c.scores["bleu4"], c.image_id))
     number = min(number, len(ranked) // 3)
     if not number:
         return {"All captions": ranked}
@@ -216,6 +214,7 @@ def _page(evaluation: Evaluation, picture: Picture | None) -> dict[str, Any]:
     sections = {title: [card(row) for row in rows] for title, rows in choose(captions).items()}
     if failures:
         log.warning("%d pictures left out of the report (first: %s)", len(failures), failures[0])
+    scores = [row.scores["cider"] for row in captions]
     lengths = [row.length for row in captions]
     reference_lengths = [len(text.split()) for row in captions for text in row.references]
     main = [name for name in _MAIN if name in evaluation.metrics]
@@ -225,7 +224,8 @@ def _page(evaluation: Evaluation, picture: Picture | None) -> dict[str, Any]:
         "main": main,
         "others": {k: v for k, v in sorted(evaluation.metrics.items()) if k not in main},
         "sections": sections,
-        "cider_figure": score_histogram([row.scores["cider"] for row in captions], "CIDEr-D"),
+        "cider_figure": score_histogram(scores, "CIDEr-D"),
+        "cider_marks": (("mean", float(np.mean(scores)), MEAN), ("median", float(np.median(scores)), MEDIAN)),
         "length_figure": length_histogram(lengths, reference_lengths),
         "faults": _faults(captions),
         "reference_length": float(np.mean(reference_lengths)),

@@ -13,6 +13,7 @@ import numpy as np
 Figure = dict[str, Any]
 # Okabe and Ito's colours, readable with any colour vision, less their yellow; further runs get dashes.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#4B4B4B", "#8C510A")
+MEAN, MEDIAN = "#D55E00", "#4B4B4B"
 DASHES = ("solid", "dash", "dot", "dashdot")
 
 
@@ -39,7 +40,7 @@ def score_histogram(scores: Sequence[float], name: str, bins: int = 30) -> Figur
     """Draw how a score spreads over images, with its mean and median."""
     counts, edges = np.histogram(scores, bins=bins, range=(0.0, max(max(scores), 1e-6)))
     centres = (edges[:-1] + edges[1:]) / 2
-    marks = ((float(np.mean(scores)), "mean", "#D55E00", 1.0), (float(np.median(scores)), "median", "#4B4B4B", 0.88))
+    marks = ((float(np.mean(scores)), MEAN), (float(np.median(scores)), MEDIAN))
     return {
         "data": [
             {
@@ -56,21 +57,7 @@ def score_histogram(scores: Sequence[float], name: str, bins: int = 30) -> Figur
             "yaxis": {"title": {"text": "images"}},
             "shapes": [
                 {"type": "line", "x0": x, "x1": x, "y0": 0, "y1": 1, "yref": "paper", "line": {"color": c, "width": 2}}
-                for x, _, c, _ in marks
-            ],
-            "annotations": [
-                {
-                    "x": x,
-                    "y": y,
-                    "yref": "paper",
-                    "text": f"{text} {x:.1f}",
-                    "showarrow": False,
-                    "xanchor": "left",
-                    "xshift": 5,
-                    "font": {"color": c},
-                    "bgcolor": "rgba(255,255,255,0.85)",
-                }
-                for x, text, c, y in marks
+                for x, c in marks
             ],
         },
     }
@@ -78,7 +65,7 @@ def score_histogram(scores: Sequence[float], name: str, bins: int = 30) -> Figur
 
 def length_histogram(captions: Sequence[int], references: Sequence[int]) -> Figure:
     """Draw the lengths (in words) of captions beside those of their references, each as a share of its kind."""
-    words = list(range(0 if min(captions) == 0 else 1, max(*captions, *references) + 1))
+    words = list(range(min(*captions, *references), max(*captions, *references) + 1))
     data = []
     for name, lengths, colour in (("captions", captions, COLOURS[0]), ("references", references, "#B8BFC7")):
         counts = Counter(lengths)
@@ -104,8 +91,16 @@ def length_histogram(captions: Sequence[int], references: Sequence[int]) -> Figu
     }
 
 
-def curves(lines: Sequence[Curve], x_title: str) -> Figure:
-    """Overlay one metric of several runs; the page's own legend switches runs by ``meta``."""
+def curves(lines: Sequence[Curve], x_title: str, falls_far: bool = False) -> Figure:
+    """Overlay one metric of several runs; the page's own legend switches runs by ``meta``.
+
+    Args:
+        lines: One for each run that has the metric.
+        x_title: What x is.
+        falls_far: Draw y on a logarithmic scale where its largest value dwarfs the usual ones, as early losses do.
+    """
+    values = np.concatenate([np.asarray(line.y, dtype=float) for line in lines])
+    steep = falls_far and values.min() > 0 and values.max() > 8 * np.median(values)
     return {
         "data": [
             {
@@ -121,7 +116,11 @@ def curves(lines: Sequence[Curve], x_title: str) -> Figure:
             }
             for line in lines
         ],
-        "layout": {"xaxis": {"title": {"text": x_title}}, "hovermode": "x unified"},
+        "layout": {
+            "xaxis": {"title": {"text": x_title}, "rangemode": "tozero"},
+            "yaxis": {"type": "log", "title": {"text": "logarithmic"}} if steep else {},
+            "hovermode": "x unified",
+        },
     }
 
 

@@ -19,6 +19,7 @@ import yaml
 log = logging.getLogger(__name__)
 
 LIVELY = 300  # seconds since the last written file within which a run without results counts as running
+_TRIVIAL = re.compile(r"~?(logger|callbacks|hydra)\b")
 _MARKS = ("metrics.csv", "results.json", ".hydra/config.yaml", ".hydra/overrides.yaml")
 
 
@@ -80,7 +81,7 @@ class Run:
 
     @property
     def status(self) -> str:
-        """"finished", "diverged", "running", "unfinished", or "failed" where nothing was ever logged."""
+        """One of "finished", "diverged", "running", "unfinished", and "failed" where nothing was ever logged."""
         if self.results:
             return "finished"
         losses = self.history.get("train/loss") or ()
@@ -102,6 +103,11 @@ class Run:
         """The best logged value of a metric."""
         points = [p for p in self.history.get(metric, ()) if math.isfinite(p.value)]
         return (max if highest else min)(points, key=lambda p: p.value, default=None)
+
+    def last(self, metric: str) -> float | None:
+        """The last logged value of a metric."""
+        points = self.history.get(metric)
+        return points[-1].value if points else None
 
     def samples(self) -> list[Path]:
         """The newest picture of each kind in ``samples/``; ``epoch_003.png`` and ``epoch_004.png`` are one kind."""
@@ -147,8 +153,8 @@ def read_run(path: Path) -> Run:
 
 
 def differing(runs: Sequence[Run]) -> list[str]:
-    """Keys whose overrides differ between runs, in order of appearance."""
-    keys = dict.fromkeys(key for run in runs for key in run.overrides)
+    """Keys whose overrides differ between runs, in order of appearance; how a run logs makes no difference."""
+    keys = dict.fromkeys(key for run in runs for key in run.overrides if not _TRIVIAL.match(key))
     return [key for key in keys if len({run.overrides.get(key) for run in runs}) > 1]
 
 
@@ -164,14 +170,16 @@ def labels(runs: Sequence[Run]) -> list[str]:
 
 
 def num_jobs(sweep: Path) -> int | None:
-    """Jobs that a sweep was to have, where its ``multirun.yaml`` lists plain choices: ``a=1,2 b=x,y`` are four."""
+    """Jobs that a sweep was to have, where its ``multirun.yaml`` lists plain choices: ``a=1,2 b=[1,2],[3]`` are four."""
     content = _yaml(sweep / "multirun.yaml")
     try:
         tasks = [str(task) for task in content["hydra"]["overrides"]["task"]]
     except (KeyError, TypeError):
         return None
-    values = [task.partition("=")[2] for task in tasks]
-    return None if any(set(value) & set("([{'\"") for value in values) else math.prod(v.count(",") + 1 for v in values)
+    values = [re.sub(r"\[[^][]*\]|'[^']*'|\"[^\"]*\"", "", task.partition("=")[2]) for task in tasks]
+    if any(set(value) & set("([{'\"") for value in values):
+        return None
+    return math.prod(value.count(",") + 1 for value in values)
 
 
 def _walk(path: Path) -> Iterable[Path]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import time
 from collections.abc import Sequence
 from itertools import groupby
@@ -19,10 +20,10 @@ from fastcap.report.runs import Point, Run, differing, labels, num_jobs
 log = logging.getLogger(__name__)
 
 SHOWN = 10  # runs whose curves are visible at first, and whose pictures are in the page
-POINTS = 6000  # of one plot, shared between its curves
+POINTS = 120  # of one curve; longer ones are averaged
 SIDE = 1100  # pixels, longest side of a sample picture
 _PLOTS = {
-    "Quality": ("val/cider", "val/bleu4", "val/rouge_l", "dlag/mae"),
+    "Quality": ("val/cider", "val/bleu4", "dlag/mae"),
     "Losses": ("val/loss", "train/loss", "train/loss_*"),
     "Routing and speed": ("moe/load_e*", "time/images_per_s"),
     "Further metrics": ("*",),
@@ -30,7 +31,6 @@ _PLOTS = {
 _TITLES = {
     "val/cider": "CIDEr-D",
     "val/bleu4": "BLEU-4",
-    "val/rouge_l": "ROUGE-L",
     "dlag/mae": "error of caption lengths, in tokens",
     "time/images_per_s": "training images a second",
 }
@@ -44,11 +44,11 @@ def write_runs_page(runs: Sequence[Run], path: Path, title: str = "FastCap runs"
         path: The HTML file.
         title: Headline.
     """
-    trained = sorted((r for r in runs if not r.is_evaluation), key=lambda run: run.path.name, reverse=True)
-    trained.sort(key=lambda run: run.sweep is not None)  # a sweep's jobs are named by number, not by date
+    base = Path(os.path.commonpath([run.path.absolute().parent for run in runs]))
+    trained = sorted((run for run in runs if not run.is_evaluation), key=_date, reverse=True)
     names = labels(trained)
-    rows = [_row(run, label, style) for style, (run, label) in enumerate(zip(trained, names, strict=True))]
-    evaluations = [run for run in runs if run.is_evaluation]
+    rows = [_row(run, label, style, base) for style, (run, label) in enumerate(zip(trained, names, strict=True))]
+    evaluations = [run for run in runs if run.is_evaluation and not run.sweep]
     scored = [row for row in rows if row["cider"] is not None]
     write_html(
         path,
@@ -60,9 +60,7 @@ def write_runs_page(runs: Sequence[Run], path: Path, title: str = "FastCap runs"
         keys=differing(trained),
         sections=_sections(trained, names),
         sweeps=[_sweep(folder, list(jobs)) for folder, jobs in _by_sweep(runs)],
-        evaluations=[
-            _row(run, label, 0) for run, label in zip(evaluations, labels(evaluations), strict=True) if not run.sweep
-        ],
+        evaluations=[_row(r, label, 0, base) for r, label in zip(evaluations, labels(evaluations), strict=True)],
         samples=_samples(rows),
         shown=SHOWN,
     )
@@ -77,12 +75,13 @@ def thin(points: Sequence[Point], limit: int, by_epoch: bool) -> tuple[list[floa
     return x, [float(f"{sum(p.value for p in group) / len(group):.6g}") for group in groups]
 
 
-def _row(run: Run, label: str, style: int) -> dict[str, Any]:
-    metrics, best, last = run.metrics, run.best("val/cider"), (run.history.get("val/cider") or [None])[-1]
-    loss, speed = run.best("val/loss", highest=False), run.history.get("time/images_per_s")
+def _row(run: Run, label: str, style: int, base: Path) -> dict[str, Any]:
+    metrics, best, loss = run.metrics, run.best("val/cider"), run.best("val/loss", highest=False)
+    speed = "time/eval_images_per_s" if run.is_evaluation else "time/images_per_s"
     lengths = {"solid": "none", "dash": "6 3", "dot": "2 2", "dashdot": "6 2 2 2"}
     return {
         "run": run,
+        "name": os.path.relpath(run.path, base),
         "label": label,
         "style": style,
         "colour": colour(style),
@@ -90,20 +89,19 @@ def _row(run: Run, label: str, style: int) -> dict[str, Any]:
         "age": _age(time.time() - run.written),
         "cider": best.value if best else metrics.get("val/cider"),
         "epoch": best.epoch + 1 if best else None,
-        "last": last.value if last else None,
+        "last": run.last("val/cider"),
         "bleu4": metrics.get("val/bleu4", _value(run.best("val/bleu4"))),
         "rouge_l": metrics.get("val/rouge_l", _value(run.best("val/rouge_l"))),
         "loss": _value(loss) if loss else metrics.get("val/loss"),
         "minutes": run.results.get("minutes"),
         "parameters": run.results.get("parameters"),
-        "images_per_s": metrics.get("time/eval_images_per_s") if run.is_evaluation else speed and speed[-1].value,
+        "images_per_s": metrics.get(speed, run.last(speed)),
     }
 
 
 def _sections(runs: Sequence[Run], names: Sequence[str]) -> list[dict[str, Any]]:
     """Every logged metric's plot, under the first heading that asks for it."""
     waiting = sorted({name for run in runs for name in run.history})
-    limit = min(500, max(60, POINTS // max(1, len(runs))))
     sections = []
     for heading, patterns in _PLOTS.items():
         plots = []
@@ -114,11 +112,11 @@ def _sections(runs: Sequence[Run], names: Sequence[str]) -> list[dict[str, Any]]
                 by_epoch = not name.startswith(("train/", "moe/"))
                 lines = []
                 for style, (run, label) in enumerate(zip(runs, names, strict=True)):
-                    x, y = thin(run.history.get(name, ()), limit, by_epoch)
+                    x, y = thin(run.history.get(name, ()), POINTS, by_epoch)
                     if x:
                         lines.append(Curve(str(style), label, style, x, y))
                 if lines:
-                    figure = curves(lines, "epochs" if by_epoch else "steps")
+                    figure = curves(lines, "epochs" if by_epoch else "steps", falls_far="loss" in name)
                     plots.append({"name": name, "title": _TITLES.get(name, ""), "figure": figure})
         sections.append({"heading": heading, "plots": plots})
     return [section for section in sections if section["plots"]]
@@ -130,9 +128,8 @@ def _by_sweep(runs: Sequence[Run]) -> Any:
 
 
 def _sweep(folder: Path, jobs: list[Run]) -> dict[str, Any]:
-    jobs = sorted(jobs, key=lambda run: (not run.path.name.isdigit(), int(run.path.name) if run.path.name.isdigit() else 0))
     keys = differing(jobs)
-    rows = [_row(run, " ".join(f"{k}={run.overrides.get(k, '')}" for k in keys), 0) for run in jobs]
+    rows = [_row(run, " ".join(f"{k}={run.overrides.get(k, '')}" for k in keys), 0, folder) for run in jobs]
     scored = [row for row in rows if row["cider"] is not None and math.isfinite(row["cider"])]
     best = max(scored, key=lambda row: row["cider"], default=None)
     planned = num_jobs(folder)
@@ -150,6 +147,11 @@ def _sweep(folder: Path, jobs: list[Run]) -> dict[str, Any]:
         "unfinished": sum(row["run"].status != "finished" for row in rows),
         "figure": trade_off(points, "images a second", "CIDEr-D") if evaluations and len(points) > 1 else None,
     }
+
+
+def _date(run: Run) -> str:
+    """Folders are named by date; a sweep's jobs by number, below a folder named by date."""
+    return run.path.parent.name if run.sweep else run.path.name
 
 
 def _samples(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
