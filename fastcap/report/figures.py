@@ -141,7 +141,7 @@ def trade_off(points: Sequence[Mapping[str, Any]], x_title: str, y_title: str) -
                 "x": [point["x"] for point in points],
                 "y": [point["y"] for point in points],
                 "text": [html.escape(point["label"]) for point in points],
-                "textposition": "top center",
+                "textposition": "top right",
                 "cliponaxis": False,
                 "line": {"color": COLOURS[0], "width": 1.5, "dash": "dot"},
                 "marker": {"size": 9},
