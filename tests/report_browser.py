@@ -48,7 +48,9 @@ def open_page(page, action=""):
     source = page.read_text(encoding="utf-8")
     assert source.count("<head>") == 1 and source.count("</body>") == 1
     copy = page.with_name("probed.html")
-    copy.write_text(source.replace("<head>", CATCH).replace("</body>", PROBE.replace("ACTION", action)))
+    copy.write_text(
+        source.replace("<head>", CATCH).replace("</body>", PROBE.replace("ACTION", action)), encoding="utf-8"
+    )
     options = ["--headless", "--disable-gpu", "--disable-dev-shm-usage", "--host-resolver-rules=MAP * ~NOTFOUND"]
     if os.geteuid() == 0:
         options.append("--no-sandbox")

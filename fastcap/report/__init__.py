@@ -1,8 +1,9 @@
 """One-file HTML pages that open without a network: an evaluation, and the comparison of runs."""
 
-from fastcap.report.evaluation import Evaluation, ScoredCaption, Speed, score_captions, write_page, write_scores
+from fastcap.report.evaluation import Evaluation, Speed, write_page
 from fastcap.report.runs import Run, RunFolderError, find_runs
 from fastcap.report.runs_page import write_runs_page
+from fastcap.report.scores import ScoredCaption, score_captions, write_scores
 
 __all__ = [
     "Evaluation",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import logging
 import math
@@ -16,6 +15,8 @@ from typing import Any
 
 import yaml
 
+from fastcap.report.history import Point, read_history
+
 log = logging.getLogger(__name__)
 
 LIVELY = 300  # seconds since the last written file within which a run without results counts as running
@@ -25,21 +26,6 @@ _MARKS = ("metrics.csv", "results.json", ".hydra/config.yaml", ".hydra/overrides
 
 class RunFolderError(ValueError):
     """A folder that holds no run; the message names it."""
-
-
-@dataclass(frozen=True)
-class Point:
-    """One logged value of a metric.
-
-    Attributes:
-        step: Optimiser steps done.
-        epoch: Epochs done before this one.
-        value: The value, finite or not.
-    """
-
-    step: int
-    epoch: int
-    value: float
 
 
 @dataclass
@@ -75,7 +61,9 @@ class Run:
     @property
     def metrics(self) -> dict[str, float]:
         """Metrics of the best checkpoint; those of an evaluation's split stand under ``val/`` too."""
-        found = {k: float(v) for k, v in dict(self.results.get("metrics") or {}).items() if isinstance(v, int | float)}
+        logged = self.results.get("metrics")
+        numbers = logged.items() if isinstance(logged, dict) else ()
+        found = {name: float(value) for name, value in numbers if isinstance(value, int | float)}
         prefix = f"{self.results.get('split')}/"
         return {f"val/{k.removeprefix(prefix)}": v for k, v in found.items() if k.startswith(prefix)} | found
 
@@ -147,7 +135,7 @@ def read_run(path: Path) -> Run:
         {key: value for key, _, value in listed},
         config if isinstance(config, dict) else {},
         results if isinstance(results, dict) else {},
-        _history(path / "metrics.csv"),
+        read_history(path / "metrics.csv"),
         max(times, default=0.0),
     )
 
@@ -170,7 +158,7 @@ def labels(runs: Sequence[Run]) -> list[str]:
 
 
 def num_jobs(sweep: Path) -> int | None:
-    """Jobs that a sweep was to have, where its ``multirun.yaml`` lists plain choices: ``a=1,2 b=[1,2],[3]`` are four."""
+    """Jobs that a sweep was to have, where its ``multirun.yaml`` lists plain choices: ``a=1,2 b=[1],[3]`` are four."""
     content = _yaml(sweep / "multirun.yaml")
     try:
         tasks = [str(task) for task in content["hydra"]["overrides"]["task"]]
@@ -193,44 +181,6 @@ def _walk(path: Path) -> Iterable[Path]:
 
 def _natural(path: Path) -> list[tuple[int, int | str]]:
     return [(0, int(part)) if part.isdigit() else (1, part) for part in path.parts]
-
-
-def _history(path: Path) -> dict[str, list[Point]]:
-    """Read a CSV of Lightning's, less what was logged when the best checkpoint was validated again at the end."""
-    history: dict[str, dict[tuple[int, int], Point]] = {}
-    try:
-        with open(path, encoding="utf-8", newline="") as file:
-            for row in csv.DictReader(line for line in file if "\0" not in line):
-                step, epoch = _number(row.get("step")), _number(row.get("epoch"))
-                if step is None or epoch is None or not (math.isfinite(step) and math.isfinite(epoch)):
-                    continue
-                for name, text in row.items():
-                    value = _number(text) if name not in ("step", "epoch", None) else None
-                    if value is not None:
-                        point = Point(int(step), int(epoch), value)
-                        history.setdefault(name, {}).setdefault((point.step, point.epoch), point)
-    except FileNotFoundError:
-        pass
-    except (OSError, ValueError, csv.Error) as error:
-        log.warning("%s left out: %s", path, error)
-    again = _validated_again(list(history.get("val/cider", {}).values()))
-    return {name: [p for key, p in points.items() if key != again] for name, points in history.items()}
-
-
-def _validated_again(scores: Sequence[Point]) -> tuple[int, int] | None:
-    """Step and epoch of a last score that repeats an earlier one right after the last epoch."""
-    if len(scores) < 2:
-        return None
-    last, before = scores[-1], scores[-2]
-    repeated = last.step == before.step + 1 and any(last.value == point.value for point in scores[:-1])
-    return (last.step, last.epoch) if repeated else None
-
-
-def _number(text: Any) -> float | None:
-    try:
-        return float(text)
-    except (TypeError, ValueError):
-        return None
 
 
 def _json(path: Path) -> Any:

@@ -14,8 +14,9 @@ from typing import Any
 from PIL import Image
 
 from fastcap.report.figures import Curve, colour, curves, dash, trade_off
+from fastcap.report.history import Point
 from fastcap.report.page import data_uri, write_html
-from fastcap.report.runs import Point, Run, differing, labels, num_jobs
+from fastcap.report.runs import Run, differing, labels, num_jobs
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ import pytest
 
 from fastcap.metrics import CaptionMetrics
 from fastcap.report import Evaluation, ScoredCaption, Speed, score_captions, write_page, write_scores
-from fastcap.report.evaluation import choose
+from fastcap.report.scores import choose
 from tests.report_browser import assert_offline, open_page
 
 NASTY = '<script>window.hacked = 1</script> "a" dog, \N{DOG FACE}'
@@ -91,7 +91,15 @@ def test_the_page_in_a_browser_shows_pictures_and_plots_and_runs_nothing_foreign
     assert len(found["images"]) == 27 and min(found["images"]) > 200
     assert [plot["svgs"] > 0 and plot["marks"] > 5 and plot["width"] > 300 for plot in found["plots"]] == [True, True]
     assert found["overflow"] <= 0
-    for shown in ("Best captions", "Median captions", "Worst captions", NASTY, "125", "8.0", "batches of 64, 2 threads"):
+    for shown in (
+        "Best captions",
+        "Median captions",
+        "Worst captions",
+        NASTY,
+        "125",
+        "8.0",
+        "batches of 64, 2 threads",
+    ):
         assert shown in found["text"]
 
 

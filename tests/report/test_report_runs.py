@@ -9,7 +9,8 @@ from PIL import Image
 
 from fastcap import compare
 from fastcap.report import RunFolderError, find_runs, write_runs_page
-from fastcap.report.runs import Point, labels, num_jobs, read_run
+from fastcap.report.history import Point
+from fastcap.report.runs import labels, num_jobs, read_run
 from fastcap.report.runs_page import thin
 from tests.report_browser import assert_offline, open_page
 
@@ -70,7 +71,16 @@ def runs(tmp_path):
 
 def test_runs_are_found_once_in_order_and_named_by_what_differs(runs):
     found = find_runs([runs / "scenes", runs, runs / "scenes/2026-01-01_a"])
-    assert [run.path.name for run in found] == ["0", "1", "2026-01-01_a", "2026-01-02_b", "2026-01-03_c", "0", "1", "10"]
+    assert [run.path.name for run in found] == [
+        "0",
+        "1",
+        "2026-01-01_a",
+        "2026-01-02_b",
+        "2026-01-03_c",
+        "0",
+        "1",
+        "10",
+    ]
     scenes = found[2:5]
     assert labels(scenes)[0] == "optim.optimizer.lr=1e-3" and labels(scenes)[2] == "optim.optimizer.lr=3e-3"
     assert labels([scenes[0], scenes[0]])[0] == "2026-01-01_a"
@@ -136,7 +146,8 @@ def test_the_page_in_a_browser_draws_curves_sweeps_and_pictures(runs, tmp_path):
     """
     found = open_page(page, switch)
     assert found["problems"] == [] and found["resources"] == [] and found["hacked"] is None
-    # val/cider, val/bleu4, dlag/mae, val/loss, train/loss, train/loss_token, moe/load_e0, time/images_per_s; speed/quality
+    # Of the runs val/cider, val/bleu4, dlag/mae, val/loss, train/loss, train/loss_token, moe/load_e0 and
+    # time/images_per_s; the evaluations' speed and quality.
     assert len(found["plots"]) == 9 and all(plot["svgs"] and plot["marks"] for plot in found["plots"])
     assert found["plots"][0]["marks"] == 5
     assert found["switched"] == [5, 4] and found["none"] == 1 and found["all"] == [p["marks"] for p in found["plots"]]
