@@ -71,7 +71,7 @@ def evaluate(ckpt: Path, split: str, overrides: dict[str, Any], run_dir: Path) -
             metrics["time/eval_images_per_s"],
             datamodule.eval_batch_size,
             torch.get_num_threads(),
-            str(trainer.strategy.root_device),
+            str(trainer.strategy.root_device) + (f", each of {n} processes" if (n := trainer.world_size) > 1 else ""),
         )
         results = {
             "ckpt": str(ckpt),

@@ -118,7 +118,7 @@ def curves(lines: Sequence[Curve], x_title: str, falls_far: bool = False) -> Fig
         ],
         "layout": {
             "xaxis": {"title": {"text": x_title}, "rangemode": "tozero"},
-            "yaxis": {"type": "log", "title": {"text": "logarithmic"}} if steep else {},
+            "yaxis": {"type": "log"} if steep else {},
             "hovermode": "x unified",
         },
     }

@@ -21,7 +21,7 @@ from fastcap.report.runs import Run, differing, labels, num_jobs
 log = logging.getLogger(__name__)
 
 SHOWN = 10  # runs whose curves are visible at first, and whose pictures are in the page
-POINTS = 120  # of one curve; longer ones are averaged
+POINTS, COARSE = 120, 40  # of one curve; longer ones are averaged, the noisy expert loads most
 SIDE = 1100  # pixels, longest side of a sample picture
 _PLOTS = {
     "Quality": ("val/cider", "val/bleu4", "dlag/mae"),
@@ -113,12 +113,14 @@ def _sections(runs: Sequence[Run], names: Sequence[str]) -> list[dict[str, Any]]
                 by_epoch = not name.startswith(("train/", "moe/"))
                 lines = []
                 for style, (run, label) in enumerate(zip(runs, names, strict=True)):
-                    x, y = thin(run.history.get(name, ()), POINTS, by_epoch)
+                    x, y = thin(run.history.get(name, ()), COARSE if name.startswith("moe/") else POINTS, by_epoch)
                     if x:
                         lines.append(Curve(str(style), label, style, x, y))
                 if lines:
                     figure = curves(lines, "epochs" if by_epoch else "steps", falls_far="loss" in name)
-                    plots.append({"name": name, "title": _TITLES.get(name, ""), "figure": figure})
+                    logarithmic = figure["layout"]["yaxis"].get("type") == "log"
+                    title = _TITLES.get(name, "logarithmic scale" if logarithmic else "")
+                    plots.append({"name": name, "title": title, "figure": figure})
         sections.append({"heading": heading, "plots": plots})
     return [section for section in sections if section["plots"]]
 
