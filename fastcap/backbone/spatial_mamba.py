@@ -131,9 +131,9 @@ class SpatialMambaBlock(nn.Module):
 
 
 def _convolution(in_dim: int, out_dim: int, stride: int) -> nn.Sequential:
-    """Convolution 3x3, BatchNorm, GELU; stride 2 halves the grid (rounding up)."""
+    """Convolution 3x3, BatchNorm, ReLU; stride 2 halves the grid (rounding up)."""
     convolution = nn.Conv2d(in_dim, out_dim, 3, stride=stride, padding=1, bias=False)
-    return nn.Sequential(convolution, nn.BatchNorm2d(out_dim), nn.GELU())
+    return nn.Sequential(convolution, nn.BatchNorm2d(out_dim), nn.ReLU(inplace=True))
 
 
 def _stem(dims: Sequence[int], depths: Sequence[int]) -> nn.Sequential:
