@@ -15,9 +15,13 @@ PYTHON ?= python3.11 python3 python
 ARGS ?=
 # Through the environment, so that a path may hold spaces and quotes.
 export PHOTO ?=
+export RESULTS ?=
+export REFERENCES ?=
+# Run folders, or folders of them, with blanks between.
+RUNS ?=
 SWEEP ?= experiment=scenes_smoke refinement.num_steps=1,2,4
 
-.PHONY: help setup train eval caption distill pretrain bench sweep test test-slow lint types check format clean
+.PHONY: help setup train eval caption score report distill pretrain bench sweep test test-slow lint types check format clean
 
 help: ## List the targets
 	@echo 'make TARGET [ARGS="..."]'
@@ -57,6 +61,12 @@ eval: $(STAMP) ## Evaluate: the newest run's checkpoint, or ARGS="ckpt=PATH"
 
 caption: $(STAMP) ## Caption a photograph or a folder: PHOTO=path
 	$(PY) -m fastcap.caption $(if $(PHOTO),"$$PHOTO") $(ARGS)
+
+score: $(STAMP) ## Score anybody's captions: RESULTS=captions.json REFERENCES=annotations.json, both in COCO's format
+	$(PY) -m fastcap.score $(if $(RESULTS),"$$RESULTS") $(if $(REFERENCES),"$$REFERENCES") $(ARGS)
+
+report: $(STAMP) ## Compare runs in one offline page, report.html: RUNS="runs/a runs/b", or all of runs/
+	$(PY) -m fastcap.compare $(RUNS) $(ARGS)
 
 distill: $(STAMP) ## Teach a backbone what a packaged ImageNet encoder sees: ARGS="folder=DIR"
 	$(PY) -m fastcap.distill $(ARGS)

@@ -13,10 +13,13 @@ COMMANDS = {
     "train": "train a captioner (Hydra overrides: data=flickr8k trainer.max_epochs=5 ...; -m for a sweep)",
     "eval": "score a checkpoint on a split (ckpt=PATH split=val refinement.num_steps=8)",
     "caption": "caption image files and folders",
+    "score": "score anybody's COCO result file (RESULTS.json REFERENCES.json)",
+    "report": "compare runs in one offline HTML page (runs/a runs/b -o report.html)",
     "bench": "measure speed, memory and arithmetic (bench backbone --sizes 224 --batches 1)",
     "distill": "teach a backbone what a packaged ImageNet encoder sees, on any images (folder=DIR)",
     "pretrain": "train a backbone on class folders, ImageNet's layout (data_dir=DIR)",
 }
+MODULES = {"report": "compare"}  # where the module is not called like its command
 USAGE = "usage: fastcap COMMAND ...\n\n" + "\n".join(f"  {name:<9}{text}" for name, text in COMMANDS.items())
 
 
@@ -52,8 +55,9 @@ def _users_mistake(error: BaseException | None) -> BaseException | None:
 
     from fastcap.build import CheckpointError, ConfigError
     from fastcap.data import DataError
+    from fastcap.report import RunFolderError
 
-    kinds = (UserError, CheckpointError, ConfigError, DataError, OmegaConfBaseException)
+    kinds = (UserError, CheckpointError, ConfigError, DataError, RunFolderError, OmegaConfBaseException)
     while error is not None and not isinstance(error, kinds):
         error = error.__cause__
     return error
@@ -80,7 +84,7 @@ def main() -> None:
         print(f"fastcap: error: unknown command {command!r}\n\n{USAGE}", file=sys.stderr)
         sys.exit(2)
     sys.argv[0] = f"fastcap {command}"
-    importlib.import_module(f"fastcap.{command}").main()
+    importlib.import_module(f"fastcap.{MODULES.get(command, command)}").main()
 
 
 if __name__ == "__main__":

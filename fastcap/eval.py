@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
+import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import hydra
+import numpy as np
+import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
+import fastcap
 from fastcap.build import (
     CONFIG_DIR,
     build_datamodule,
@@ -21,6 +28,12 @@ from fastcap.build import (
     newest_checkpoint,
 )
 from fastcap.cli import UserError, one_clear_error, print_table
+from fastcap.data.pixels import decode_thumbnail
+from fastcap.data.results import write_results
+from fastcap.metrics import CaptionMetrics, caption_faults
+from fastcap.module import CaptioningModule, Prediction
+from fastcap.report import Evaluation, ScoredCaption, Speed, score_captions, write_page, write_scores
+from fastcap.types import CaptionRecords
 
 OPEN_GROUPS = ("data", "refinement", "trainer", "metrics", "logger", "callbacks")
 
@@ -32,7 +45,9 @@ def evaluate(ckpt: Path, split: str, overrides: dict[str, Any], run_dir: Path) -
         ckpt: The checkpoint; its own configuration rebuilds data and model.
         split: A split of its data.
         overrides: Values by dotted key, of the groups that no weight depends on.
-        run_dir: Where ``results.json``, ``captions.json`` and the sample picture go.
+        run_dir: Where the outputs go: ``results.json`` (metrics, speed, faults), the captions in COCO's result format
+            (``captions_SPLIT_fastcap_results.json``), ``scores.csv`` (every image) and ``report.html``, beside what
+            the checkpoint's callbacks write.
 
     Returns:
         Metrics by name.
@@ -49,12 +64,110 @@ def evaluate(ckpt: Path, split: str, overrides: dict[str, Any], run_dir: Path) -
     trainer = build_trainer(cfg, run_dir)
     trainer.validate(module, dataloaders=datamodule.dataloader(split), verbose=False)
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    predictions = _gathered(module.predictions)
     if trainer.is_global_zero:
-        results = {"ckpt": str(ckpt), "split": split, "overrides": overrides, "metrics": metrics}
+        captions, tokenizer = _scored(predictions, module, datamodule.records(split))
+        speed = Speed(
+            metrics["time/eval_images_per_s"],
+            datamodule.eval_batch_size,
+            torch.get_num_threads(),
+            str(trainer.strategy.root_device) + (f", each of {n} processes" if (n := trainer.world_size) > 1 else ""),
+        )
+        results = {
+            "ckpt": str(ckpt),
+            "split": split,
+            "overrides": overrides,
+            "metrics": metrics,
+            "images": len(captions),
+            "parameters": sum(p.numel() for p in module.parameters()),
+            "tokenizer": tokenizer,
+            "speed": dataclasses.asdict(speed),
+            "faults": caption_faults([row.caption for row in captions]),
+        }
         (run_dir / "results.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
+        coco = run_dir / f"captions_{split}_fastcap_results.json"
+        write_results(coco, [(row.image_id, row.caption) for row in captions])
+        write_scores(captions, run_dir / "scores.csv")
         print_table(f"{ckpt}, {split}", {k: v for k, v in sorted(metrics.items()) if k.startswith(f"{split}/")})
-        print(f"Captions    {run_dir / 'captions.json'}")
+        print(f"Captions    {coco}\nEach image  {run_dir / 'scores.csv'}")
+        evaluation = _evaluation(results, captions, speed, cfg)
+        if write_page(evaluation, run_dir / "report.html", _album(datamodule.records(split))):
+            print(f"Report      {run_dir / 'report.html'}")
     return metrics
+
+
+def _gathered(predictions: Sequence[Prediction]) -> list[Prediction]:
+    """All processes' predictions, each image once."""
+    parts: list[Any] = [predictions]
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        parts = [None] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(parts, list(predictions))
+    return list({p.image_id: p for part in reversed(parts) for p in part}.values())
+
+
+def _scored(
+    predictions: Sequence[Prediction], module: CaptioningModule, records: CaptionRecords
+) -> tuple[list[ScoredCaption], str]:
+    """Score each image by itself; returns the tokenizer's name too."""
+    files = {i: Path(path).name for i, path in zip(records.image_ids, getattr(records, "paths", ()), strict=False)}
+    metric = CaptionMetrics(**module.metric_options, sync_on_compute=False)
+    captions = score_captions(
+        [p.image_id for p in predictions],
+        [p.caption for p in predictions],
+        [p.references for p in predictions],
+        metric,
+        [files.get(p.image_id, "") for p in predictions],
+        [math.exp(p.score) for p in predictions],
+    )
+    return captions, metric.tokenizer_name
+
+
+def _evaluation(results: dict[str, Any], captions: list[ScoredCaption], speed: Speed, cfg: DictConfig) -> Evaluation:
+    """Put together what the report says."""
+    split, prefix = results["split"], f"{results['split']}/"
+    return Evaluation(
+        title=f"{cfg.name}: evaluation on {split}",
+        subtitle=f"{len(captions):,} images, captioned by {results['ckpt']}",
+        metrics={k.removeprefix(prefix): v for k, v in results["metrics"].items() if k.startswith(prefix)},
+        captions=captions,
+        tokenizer=results["tokenizer"],
+        speed=speed,
+        settings={
+            "Checkpoint": results["ckpt"],
+            "Overrides": ", ".join(f"{k}={v}" for k, v in results["overrides"].items()) or "none",
+            "Refinement": ", ".join(f"{k} {v}" for k, v in cfg.refinement.items() if not str(k).startswith("_")),
+            "Parameters": f"{results['parameters']:,}",
+            "Code": f"FastCap {fastcap.__version__}, commit {_commit()}; torch {torch.__version__}",
+        },
+        config=OmegaConf.to_yaml(cfg, resolve=True),
+    )
+
+
+def _album(records: CaptionRecords) -> Any:
+    """A function from image id to pixels for people to look at: the photograph itself where there is a file."""
+    positions = {image_id: position for position, image_id in enumerate(records.image_ids)}
+    paths = getattr(records, "paths", None)
+
+    def picture(image_id: int) -> np.ndarray:
+        position = positions[image_id]
+        return decode_thumbnail(paths[position], 640) if paths else records.load_image(position, 256)
+
+    return picture
+
+
+def _commit() -> str:
+    """The commit of the code that runs, "unknown" outside a checkout of FastCap's own."""
+    root = Path(fastcap.__file__).parents[1]
+    try:
+        git = ["git", "-C", str(root)]
+        options: dict[str, Any] = {"capture_output": True, "text": True, "timeout": 10, "check": True}
+        top, commit = subprocess.run([*git, "rev-parse", "--show-toplevel", "HEAD"], **options).stdout.split("\n")[:2]
+        changed = subprocess.run([*git, "status", "--porcelain", "--untracked-files=no"], **options).stdout
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    if Path(top).resolve() != root.resolve():
+        return "unknown"
+    return commit[:10] + (" with changes" if changed.strip() else "")
 
 
 def checkpoint_overrides(task: list[str]) -> dict[str, Any]:

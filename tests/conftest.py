@@ -18,7 +18,7 @@ os.environ["WANDB_MODE"] = "offline"
 os.environ["WANDB_SILENT"] = "true"
 os.environ["HF_HUB_OFFLINE"] = "1"
 # `make test ARGS=...` must not reach a make that a test runs.
-for name in ("ARGS", "PHOTO", "MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES"):
+for name in ("ARGS", "PHOTO", "RESULTS", "REFERENCES", "RUNS", "MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES"):
     os.environ.pop(name, None)
 
 import pytest  # noqa: E402

@@ -6,13 +6,16 @@ import time
 
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
 from PIL import Image
 
 from fastcap import bench
-from fastcap.backbone import spatial_mamba
+from fastcap.backbone import cross_scan, spatial_mamba
 from fastcap.backbone.scan import ssd_scan
-from fastcap.benchmark.backbones import SEQUENTIAL, build, default_backbones
+from fastcap.benchmark.backbones import SEQUENTIAL, build, default_backbones, fold
 from fastcap.benchmark.measure import count_gflop, in_fresh_processes, peak_memory_mb, time_interleaved
+from fastcap.build import CONFIG_DIR
 
 OURS = "spatial_mamba_mini"
 
@@ -52,7 +55,23 @@ def test_the_sequential_version_is_the_same_network():
     with torch.inference_mode():
         torch.testing.assert_close(sequential(images), ours(images), rtol=1e-3, atol=1e-4)
     assert sequential.calls > calls
-    assert spatial_mamba.ssd_scan is ssd_scan  # put back
+    assert cross_scan.ssd_scan is ssd_scan and spatial_mamba.grid_scan is cross_scan.grid_scan  # put back
+
+
+@pytest.mark.parametrize("name", [OURS, "efficientnet_lite0", "timm"])
+def test_batch_norms_are_folded_in_ours_and_in_the_peers(name):
+    with initialize_config_dir(CONFIG_DIR, version_base="1.3"):
+        plain = instantiate(compose("train", overrides=[f"backbone={name}"]).backbone).eval()
+    with torch.no_grad():
+        for module in plain.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.running_mean.normal_(0, 0.2)
+                module.running_var.uniform_(0.5, 2)
+        images = torch.randn(1, 3, 64, 64)
+        expected = plain(images)
+        folded = fold(plain)
+        torch.testing.assert_close(folded(images), expected, rtol=1e-3, atol=1e-3)
+    assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in folded.modules())
 
 
 class Scan(torch.nn.Module):

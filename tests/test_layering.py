@@ -1,6 +1,7 @@
 """The house's import direction, read from the source with ``ast``.
 
-    entry points -> build -> module, data, callbacks;  distill, pretrain -> pretraining -> build
+    entry points -> build -> module, data, callbacks;  entry points -> report -> metrics
+    distill, pretrain -> pretraining -> build;  bench -> benchmark -> build
     module -> model, losses, metrics, optim;  model -> backbone, alignment, decoder, generation -> types
 
 A room may import whatever its arrows lead to, at any distance. A new top-level module of ``fastcap`` needs a line in
@@ -36,17 +37,19 @@ def room(arrows: str = "", frameworks: str = "") -> Room:
 
 # Entry points speak Hydra and Lightning, and put everything together through build. They share what cli holds, which
 # finds them by name when it runs one, and never import each other.
-ENTRY = room("cli build", "lightning hydra omegaconf")
+ENTRY = room("cli build report", "lightning hydra omegaconf")
 # Entry points that train a backbone alone, and what they share.
 PRETRAINING = room("cli build pretraining", "lightning hydra omegaconf")
 
 ROOMS = {
     "__init__": room("types"),
     "__main__": room("cli"),
-    "cli": room("build", "lightning hydra omegaconf"),
+    "cli": room("build report", "lightning hydra omegaconf"),
     "train": ENTRY,
     "eval": ENTRY,
     "caption": ENTRY,
+    "score": ENTRY,
+    "compare": ENTRY,
     "distill": PRETRAINING,
     "pretrain": PRETRAINING,
     "pretraining": room("cli build", "lightning hydra omegaconf"),
@@ -58,6 +61,7 @@ ROOMS = {
     "module": room("model losses metrics optim", "lightning"),
     "data": room("types", "lightning"),
     "metrics": room("types"),
+    "report": room("types metrics"),
     "losses": room("types"),
     "optim": room("types"),
     "model": room("backbone alignment decoder generation"),

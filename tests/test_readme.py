@@ -7,30 +7,47 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
-from fastcap import bench
+from fastcap import bench, caption, compare, score
 from fastcap.build import CONFIG_DIR
-from fastcap.caption import parse_arguments
 from fastcap.cli import COMMANDS
 from fastcap.eval import checkpoint_overrides
 
+PARSERS = {"caption": caption.parse_arguments, "score": score.parse_arguments, "report": compare.parse_arguments}
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-LINES = sorted({m.group(0) for m in re.finditer(r"make [a-z-]+(?: (?:ARGS|PHOTO)=(?:\"[^\"]*\"|[^\s`#]+))*", README)})
+LINES = sorted(
+    {
+        m.group(0)
+        for m in re.finditer(
+            r"make [a-z-]+(?: (?:ARGS|PHOTO|RUNS|RESULTS|REFERENCES)=(?:\"[^\"]*\"|[^\s`#]+))*", README
+        )
+    }
+)
 
 
 def _parts(line):
     words = shlex.split(line)[1:]
     settings = dict(word.split("=", 1) for word in words[1:])
-    return words[0], shlex.split(settings.get("ARGS", "")), settings.get("PHOTO")
+    named = [settings[name] for name in ("PHOTO", "RESULTS", "REFERENCES") if name in settings]
+    return words[0], shlex.split(settings.get("ARGS", "")), named + shlex.split(settings.get("RUNS", ""))
 
 
 def test_the_main_commands_are_there():
-    assert {_parts(line)[0] for line in LINES} >= {"train", "eval", "caption", "sweep", "test", "help"}
+    assert {_parts(line)[0] for line in LINES} >= {
+        "train",
+        "eval",
+        "caption",
+        "score",
+        "report",
+        "sweep",
+        "test",
+        "help",
+    }
 
 
 @pytest.mark.parametrize("line", LINES)
 def test_every_make_line_is_real(line):
-    target, arguments, photo = _parts(line)
+    target, arguments, paths = _parts(line)
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     assert re.search(rf"^{target}:", makefile, re.MULTILINE)
     overrides = [a for a in arguments if a != "-m"]
@@ -46,8 +63,8 @@ def test_every_make_line_is_real(line):
             compose("distill", overrides=overrides)
     elif target == "bench":
         bench.parse_arguments(arguments)
-    elif target == "caption":
-        parse_arguments([photo, *arguments])
+    elif target in PARSERS:
+        PARSERS[target]([*paths, *arguments])
 
 
 def test_subcommands_are_named():

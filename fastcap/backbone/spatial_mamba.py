@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastcap.backbone.scan import NUM_DIRECTIONS, cross_merge, cross_scan, cross_scan_order, ssd_scan
+from fastcap.backbone.cross_scan import NUM_DIRECTIONS, grid_scan
 
 
 class DropPath(nn.Module):
@@ -101,26 +101,14 @@ class CrossScanMixer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Mix tokens over the grid. (B, H, W, D) -> (B, H, W, D)."""
-        batch, height, width, _ = x.shape
-        length, heads = height * width, self.num_heads // NUM_DIRECTIONS
         gate, mixed, step = self.in_proj(x).split([self.inner_dim, self.conv_dim, self.num_heads], dim=-1)
-        mixed = F.silu(self.conv(mixed.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)).reshape(batch, length, -1)
-        u, bc = mixed.split([self.inner_dim, 2 * self.d_state], dim=-1)
-        order = cross_scan_order(height, width, x.device)
-        # Directions join the batch: (4B, N, ...), one group of heads each.
-        u = cross_scan(u.unflatten(-1, (NUM_DIRECTIONS, -1)), order)
-        step = cross_scan(step.reshape(batch, length, NUM_DIRECTIONS, heads), order)
-        bc = bc.index_select(1, order.flatten()).view(batch * NUM_DIRECTIONS, length, 1, -1)
-        b, c = bc.chunk(2, dim=-1)
-        u = u.view(batch * NUM_DIRECTIONS, length, heads, self.head_dim)
-        dt = F.softplus(step.float() + self.dt_bias.float().view(NUM_DIRECTIONS, 1, heads))
-        log_decay = (dt * -self.a_log.float().exp().view(NUM_DIRECTIONS, 1, heads)).flatten(0, 1)
-        dt = dt.flatten(0, 1).to(u.dtype)
-        y, _ = ssd_scan(u * dt.unsqueeze(-1), log_decay, b, c, chunk_size=self.chunk_size)
-        y = y.view(batch, NUM_DIRECTIONS, length, heads, self.head_dim)
-        u = u.view(batch, NUM_DIRECTIONS, length, heads, self.head_dim)
-        y = y + u * self.skip.to(u.dtype).view(NUM_DIRECTIONS, 1, heads, 1)
-        y = cross_merge(y.flatten(3), order).reshape(batch, height, width, self.inner_dim)
+        mixed = F.silu(self.conv(mixed.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
+        u, b, c = mixed.split([self.inner_dim, self.d_state, self.d_state], dim=-1)
+        u = u.unflatten(-1, (self.num_heads, self.head_dim))
+        dt = F.softplus(step.float() + self.dt_bias.float())
+        log_decay = dt * -self.a_log.float().exp()
+        y = grid_scan(u * dt.to(u.dtype).unsqueeze(-1), log_decay, b, c, self.chunk_size)
+        y = torch.addcmul(y, u, self.skip.to(u.dtype).unsqueeze(-1)).flatten(3)
         return self.out_proj(self.norm(y) * F.silu(gate))
 
 
@@ -143,9 +131,9 @@ class SpatialMambaBlock(nn.Module):
 
 
 def _convolution(in_dim: int, out_dim: int, stride: int) -> nn.Sequential:
-    """Convolution 3x3, BatchNorm, GELU; stride 2 halves the grid (rounding up)."""
+    """Convolution 3x3, BatchNorm, ReLU; stride 2 halves the grid (rounding up)."""
     convolution = nn.Conv2d(in_dim, out_dim, 3, stride=stride, padding=1, bias=False)
-    return nn.Sequential(convolution, nn.BatchNorm2d(out_dim), nn.GELU())
+    return nn.Sequential(convolution, nn.BatchNorm2d(out_dim), nn.ReLU(inplace=True))
 
 
 def _stem(dims: Sequence[int], depths: Sequence[int]) -> nn.Sequential:

@@ -121,7 +121,7 @@ class CocoCaptions:
         if not folder.is_dir():
             raise DataError(f"{folder}: image folder (images) is missing")
         source = self.root / self.annotations[name]
-        files, captions, empty = _parse(source)
+        files, captions, empty = parse_annotations(source)
 
         skipped = Skipped(f"{source} ({name})")
         for where in empty:
@@ -154,8 +154,27 @@ def normalise_caption(text: str) -> str:
     return " ".join(text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").split())
 
 
-def _parse(source: Path) -> tuple[dict[int, str], dict[int, list[str]], list[str]]:
+def read_json(source: Path, what: str) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        DataError: Naming the file, when it is absent or no JSON.
+    """
+    try:
+        with open(source, encoding="utf-8-sig") as file:
+            return json.load(file)
+    except FileNotFoundError as error:
+        raise DataError(f"{source}: {what} is missing") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{source}: {what} is not readable JSON ({error})") from error
+
+
+def parse_annotations(source: Path, need_files: bool = True) -> tuple[dict[int, str], dict[int, list[str]], list[str]]:
     """Read one annotation file.
+
+    Args:
+        source: The file.
+        need_files: Whether each image must name its file; otherwise one that does not gets "".
 
     Returns:
         File name of each image id, captions of each image id, and the places of empty captions.
@@ -163,13 +182,7 @@ def _parse(source: Path) -> tuple[dict[int, str], dict[int, list[str]], list[str
     Raises:
         DataError: Naming the file and the field, at the first thing that is not COCO's format.
     """
-    try:
-        with open(source, encoding="utf-8-sig") as file:
-            content = json.load(file)
-    except FileNotFoundError as error:
-        raise DataError(f"{source}: annotation file is missing") from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{source}: annotation file is not readable JSON ({error})") from error
+    content = read_json(source, "annotation file")
     if not isinstance(content, dict):
         raise DataError(f"{source}: must hold a JSON object, found {type(content).__name__}")
     for key in ("images", "annotations"):
@@ -180,9 +193,13 @@ def _parse(source: Path) -> tuple[dict[int, str], dict[int, list[str]], list[str
     files: dict[int, str] = {}
     for index, entry in enumerate(content["images"]):
         where = f"{source}: images[{index}]"
-        image_id, file_name = _field(entry, "id", int, where), _field(entry, "file_name", str, where)
+        image_id = read_field(entry, "id", int, where)
         if image_id in files:
             raise DataError(f"{where}.id {image_id} is a duplicate")
+        if not need_files and "file_name" not in entry:
+            files[image_id] = ""
+            continue
+        file_name = read_field(entry, "file_name", str, where)
         path = PurePosixPath(file_name)
         if not path.name or path.is_absolute() or ".." in path.parts:
             raise DataError(f"{where}.file_name must be a path below the image folder, found {file_name!r}")
@@ -192,8 +209,8 @@ def _parse(source: Path) -> tuple[dict[int, str], dict[int, list[str]], list[str
     empty: list[str] = []
     for index, entry in enumerate(content["annotations"]):
         where = f"annotations[{index}]"
-        image_id = _field(entry, "image_id", int, f"{source}: {where}")
-        text = normalise_caption(_field(entry, "caption", str, f"{source}: {where}"))
+        image_id = read_field(entry, "image_id", int, f"{source}: {where}")
+        text = normalise_caption(read_field(entry, "caption", str, f"{source}: {where}"))
         if image_id not in files:
             raise DataError(f"{source}: {where}.image_id {image_id} is not among the ids of images")
         if text:
@@ -203,7 +220,12 @@ def _parse(source: Path) -> tuple[dict[int, str], dict[int, list[str]], list[str
     return files, captions, empty
 
 
-def _field(entry: Any, key: str, kind: type, where: str) -> Any:
+def read_field(entry: Any, key: str, kind: type, where: str) -> Any:
+    """Take a field out of an entry: an integer of 64 bits or a string.
+
+    Raises:
+        DataError: Saying ``where``, which field, and what was found instead.
+    """
     if not isinstance(entry, dict):
         raise DataError(f"{where} must be an object, found {type(entry).__name__}")
     value = entry.get(key)

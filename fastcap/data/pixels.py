@@ -9,7 +9,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any
@@ -42,6 +42,34 @@ def decode_image(source: str | os.PathLike[str] | bytes, size: int, name: str | 
         DataError: When the file is missing, is no image, is cut short, or has more pixels than
             ``PIL.Image.MAX_IMAGE_PIXELS``.
     """
+    return np.asarray(_decode(source, size, name, lambda image: image.resize((size, size), Image.Resampling.BICUBIC)))
+
+
+def decode_thumbnail(source: str | os.PathLike[str] | bytes, side: int, name: str | None = None) -> np.ndarray:
+    """Decode an image for people to look at: shrunk to fit a square, never stretched, aspect ratio kept.
+
+    Args:
+        source: As in ``decode_image``.
+        side: Longest side, in pixels.
+        name: As in ``decode_image``.
+
+    Returns:
+        RGB pixels, uint8. (H, W, 3)
+
+    Raises:
+        DataError: As ``decode_image``.
+    """
+
+    def shrink(image: Image.Image) -> Image.Image:
+        image.thumbnail((side, side), Image.Resampling.BICUBIC)
+        return image
+
+    return np.asarray(_decode(source, side, name, shrink))
+
+
+def _decode(
+    source: str | os.PathLike[str] | bytes, size: int, name: str | None, resize: Callable[[Image.Image], Image.Image]
+) -> Image.Image:
     name = name or ("image" if isinstance(source, bytes) else os.fspath(source))
     try:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
@@ -49,8 +77,7 @@ def decode_image(source: str | os.PathLike[str] | bytes, size: int, name: str | 
             if limit is not None and image.width * image.height > limit:
                 raise DataError(f"{name}: {image.width} x {image.height} pixels are more than the limit of {limit}")
             image.draft(None, (size, size))  # JPEG: decode at 1/2, 1/4, 1/8 where enough
-            square = _to_rgb(_upright(image)).resize((size, size), Image.Resampling.BICUBIC)
-            return np.asarray(square)
+            return resize(_to_rgb(_upright(image)))
     except (DataError, MemoryError):
         raise
     except FileNotFoundError as error:

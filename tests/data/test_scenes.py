@@ -21,7 +21,7 @@ from fastcap.data.scenes.render import GROUND, PAINT
 from fastcap.data.scenes.world import BACKGROUNDS, COLOURS, DIAMETERS, POSITIONS, RELATIONS, SHAPES, TOO_ALIKE, related
 
 SALAD = [*SHAPE_OF, *SIZE_OF, *COUNT_OF, *COLOURS, *GROUND_OF, *"left of top corner each between inside and".split()]
-GOLDEN = "36b669917b516a51"
+GOLDEN = "04801630903ed545"
 
 
 @pytest.fixture(scope="module")

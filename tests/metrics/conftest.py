@@ -18,6 +18,26 @@ from fastcap.metrics.tokens import clear_cache
 Scores = tuple[dict[str, float], list[dict[str, float]]]
 
 
+CONFUSING = [
+    "(",
+    "[sic]",
+    "{}",
+    '"',
+    "'s",
+    "\N{DOG FACE}",
+    "...",
+    "--",
+    "t-shirt",
+    "don't",
+    "3.5",
+    "½",
+    "é",
+    "/",
+    "&",
+    "#1",
+]
+
+
 class Captions(NamedTuple):
     ids: list[int]
     candidates: list[str]
@@ -114,7 +134,10 @@ def pycocoevalcap_scores(java: str) -> Iterator[Callable[[Captions], Scores]]:
 
 @pytest.fixture(scope="session")
 def flickr8k() -> Captions:
-    """200 validation images; one of the five captions plays the candidate, the others are the references."""
+    """1,000 validation images; one of the five captions plays the candidate, the others are the references.
+
+    A third of the candidates is made up: words dropped, doubled or shuffled, and what confuses tokenizers put between.
+    """
     root = Path(__file__).resolve().parents[2]
     folder = Path(os.environ.get("FASTCAP_FLICKR8K", root.parent / "shared" / "data" / "flickr8k"))
     path = folder / "annotations" / "captions_val.json"
@@ -123,11 +146,17 @@ def flickr8k() -> Captions:
     by_image: dict[int, list[str]] = {}
     for annotation in json.loads(path.read_text(encoding="utf-8"))["annotations"]:
         by_image.setdefault(annotation["image_id"], []).append(annotation["caption"])
-    ids = sorted(by_image)[:200]
+    ids = sorted(by_image)[:1000]
     draw = random.Random(0)
     held_out = [draw.randrange(len(by_image[i])) for i in ids]
+    candidates = [by_image[i][k] for i, k in zip(ids, held_out, strict=True)]
+    for index in range(0, len(ids), 3):
+        words = [word for word in candidates[index].split() for _ in range(draw.choice((0, 1, 1, 1, 2)))]
+        draw.shuffle(words)
+        words.insert(draw.randrange(len(words) + 1), draw.choice(CONFUSING))
+        candidates[index] = " ".join(words[: draw.randrange(len(words) + 1)])
     return Captions(
         ids,
-        [by_image[i][k] for i, k in zip(ids, held_out, strict=True)],
+        candidates,
         [by_image[i][:k] + by_image[i][k + 1 :] for i, k in zip(ids, held_out, strict=True)],
     )

@@ -29,6 +29,10 @@ GROUNDS: dict[str, Table] = {
     "night": (("at night", 0.7), ("in the dark night", 0.3)),
     "water": (("in deep water", 0.7), ("in the water", 0.3)),
     "road": (("on the road", 0.7), ("on a dark road", 0.3)),
+    "wood": (("on a wooden table", 0.7), ("on the wood", 0.3)),
+    "brick": (("on a brick wall", 0.7), ("on the bricks", 0.3)),
+    "sunset": (("at sunset", 0.7), ("in front of a sunset", 0.3)),
+    "carpet": (("on the carpet", 0.7), ("on a soft carpet", 0.3)),
 }
 PLACES: dict[str, Table] = {
     "left": (("on the left", 0.7), ("on the left side", 0.3)),
@@ -43,8 +47,8 @@ PLACES: dict[str, Table] = {
     "corners": (("in the corners", 0.7), ("one in each corner", 0.3)),
 }
 LINKS: dict[str, Table] = {
-    "left of": (("to the left of", 0.75), ("left of", 0.25)),
-    "right of": (("to the right of", 0.75), ("right of", 0.25)),
+    "left of": (("to the left of", 0.55), ("left of", 0.45)),
+    "right of": (("to the right of", 0.55), ("right of", 0.45)),
     "above": (("above", 0.75), ("over", 0.25)),
     "below": (("below", 0.75), ("under", 0.25)),
     "inside": (("inside", 0.75), ("within", 0.25)),
@@ -54,6 +58,6 @@ LINKS: dict[str, Table] = {
 SHAPE_OF = {form: shape for shape, table in NOUNS.items() for forms, _ in table for form in forms}
 SIZE_OF = {word: size for size, table in SIZES.items() for word, _ in table}
 COUNT_OF = {word: number for number, word in NUMBERS.items()} | {"an": 1, "one": 1}
-GROUND_OF = {name: name for name in GROUNDS} | {"sandy": "sand", "beach": "sand"}
+GROUND_OF = {name: name for name in GROUNDS} | {"sandy": "sand", "beach": "sand", "wooden": "wood", "bricks": "brick"}
 LINK_OF = {word: name for name, table in LINKS.items() for word, _ in table if " " not in word}
 ROW_OF = {"top": "top", "upper": "top", "bottom": "bottom", "lower": "bottom"}

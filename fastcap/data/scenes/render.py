@@ -24,6 +24,8 @@ PAINT: dict[str, Colour] = {
     "brown": (118, 70, 32),
     "black": (16, 16, 16),
     "turquoise": (0, 206, 200),
+    "lime": (176, 255, 0),
+    "maroon": (124, 0, 44),
 }
 GROUND: dict[str, tuple[Colour, Colour]] = {
     "white": ((248, 248, 248), (248, 248, 248)),
@@ -34,6 +36,10 @@ GROUND: dict[str, tuple[Colour, Colour]] = {
     "night": ((10, 12, 40), (28, 30, 72)),
     "water": ((44, 128, 148), (22, 96, 118)),
     "road": ((86, 86, 90), (80, 80, 84)),
+    "wood": ((196, 152, 102), (178, 134, 84)),
+    "brick": ((170, 98, 84), (156, 84, 72)),
+    "sunset": ((104, 64, 128), (250, 176, 128)),
+    "carpet": ((92, 62, 110), (80, 52, 96)),
 }
 _SPECKS: dict[str, Colour] = {
     "grass": (108, 172, 66),

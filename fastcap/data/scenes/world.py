@@ -4,8 +4,8 @@ A scene is a background and one to three groups. A group is one to four equal ob
 share a shape or a colour, so "the circle" always names one group. All lengths are shares of the canvas side,
 x to the right and y down, so the facts hold at every image size.
 
-Four kinds of scene are drawn: a single group somewhere named (0.55), a pair of groups side by side or one above the
-other (0.30), an object inside a large ring (0.08), and three single objects in a row or a column (0.07).
+Four kinds of scene are drawn: a single group somewhere named (0.63), a pair of groups side by side or one above the
+other (0.26), an object inside a large ring (0.07), and three single objects in a row or a column (0.04).
 
 Only ``random.Random.random`` is used, whose stream Python guarantees; a seed gives the same scene everywhere.
 """
@@ -22,8 +22,8 @@ T = TypeVar("T")
 Point = tuple[float, float]
 
 SHAPES = ("circle", "square", "triangle", "heart", "cross", "ring")
-COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "turquoise")
-BACKGROUNDS = ("white", "grey", "sky", "grass", "sand", "night", "water", "road")
+COLOURS = tuple("red orange yellow green blue purple pink brown black turquoise lime maroon".split())
+BACKGROUNDS = tuple("white grey sky grass sand night water road wood brick sunset carpet".split())
 SIZES = ("small", "large")
 DIAMETERS = {"small": 0.2, "large": 0.3}
 CONTAINER_DIAMETER = 0.54
@@ -32,7 +32,8 @@ POSITIONS = ("left", "right", "top", "bottom", "middle", *CORNERS, "corners")
 RELATIONS = ("left of", "right of", "above", "below", "inside", "around")
 SPLITS = ("train", "val", "test")
 
-TOO_ALIKE = {("green", "grass"), ("yellow", "sand"), ("brown", "night"), ("black", "night"), ("brown", "road")}
+TOO_ALIKE = {("green", "grass"), ("lime", "grass"), ("yellow", "sand"), ("brown", "road"), ("brown", "brick")}
+TOO_ALIKE |= {("brown", "night"), ("black", "night"), ("maroon", "night"), ("maroon", "carpet"), ("purple", "carpet")}
 _CELLS = {"left": 0.2, "top": 0.2, "middle": 0.5, "right": 0.8, "bottom": 0.8}
 _SPACING = {"small": 0.245, "large": 0.337}
 _NEAR, _FAR = 0.4, 0.6

@@ -1,0 +1,90 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fastcap.backbone.cross_scan import cross_merge, cross_scan, grid_scan
+from fastcap.backbone.scan import scan_reference
+
+DIRECTIONS = ["right", "left", "down", "up"]
+CHUNKED, QUADRATIC = {"max_quadratic": 0, "chunk_size": 5}, {"max_quadratic": 10_000}
+
+
+@given(height=st.integers(1, 9), width=st.integers(1, 9))
+@settings(max_examples=30, deadline=None)
+def test_merge_undoes_scan(height, width):
+    tracer = torch.arange(2 * height * width * 2 * 3, dtype=torch.float32).view(2, height, width, 2, 3)
+    assert torch.equal(cross_merge(cross_scan(tracer), height, width), tracer)
+
+
+def test_walks_go_by_rows_and_by_columns():
+    raster = torch.arange(6).view(1, 2, 3, 1, 1).expand(-1, -1, -1, 2, -1)
+    rows, columns = cross_scan(raster)[0, ..., 0].tolist()
+    assert rows == [0, 1, 2, 3, 4, 5]
+    assert columns == [0, 3, 1, 4, 2, 5]
+
+
+def _visits(direction, height, width):
+    """Raster indices in the order in which a direction comes to them."""
+    raster = torch.arange(height * width).view(height, width)
+    walk = (raster if direction in ("right", "left") else raster.t()).flatten()
+    return walk if direction in ("right", "down") else walk.flip(0)
+
+
+def _reference(x, log_decay, b, c):
+    """Each direction's heads through the recurrence, token by token, in that direction's order."""
+    batch, height, width, heads, channels = x.shape
+    x, log_decay, b, c = (t.flatten(1, 2) for t in (x, log_decay, b, c))
+    outputs = []
+    for index, direction in enumerate(DIRECTIONS):
+        visits, share = _visits(direction, height, width), slice(index * heads // 4, (index + 1) * heads // 4)
+        walked = (x[:, visits, share], log_decay[:, visits, share], b[:, visits, None], c[:, visits, None])
+        y, _ = scan_reference(*walked)
+        outputs.append(y[:, visits.argsort()])
+    return torch.cat(outputs, dim=2).view(batch, height, width, heads, channels)
+
+
+@pytest.mark.parametrize("form", [CHUNKED, QUADRATIC], ids=["chunked", "quadratic"])
+@given(height=st.integers(1, 7), width=st.integers(1, 7), per_direction=st.integers(1, 2), seed=st.integers(0, 99))
+@settings(max_examples=25, deadline=None)
+def test_grid_scan_equals_four_recurrences(form, height, width, per_direction, seed):
+    generator = torch.Generator().manual_seed(seed)
+    shape, heads = (2, height, width), 4 * per_direction
+
+    def draw(*size):
+        return torch.randn(*shape, *size, dtype=torch.float64, generator=generator).requires_grad_()
+
+    log_decay = (-4 * torch.rand(*shape, heads, dtype=torch.float64, generator=generator)).requires_grad_()
+    inputs = draw(heads, 3), log_decay, draw(5), draw(5)
+    results = []
+    for scan in (_reference, lambda *args: grid_scan(*args, **form)):
+        y = scan(*inputs)
+        weight = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view_as(y)
+        results.append((y, *torch.autograd.grad((y * weight).sum(), inputs)))
+    for slow, fast in zip(*results, strict=True):
+        torch.testing.assert_close(fast, slow, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("form", [CHUNKED, QUADRATIC], ids=["chunked", "quadratic"])
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_each_direction_reaches_what_it_should_and_no_more(direction, form):
+    height, width, source = 4, 5, 7
+    x = torch.zeros(1, height * width, 4, 1)
+    x[0, source] = 1.0
+    ones = torch.ones(1, height, width, 1)
+    decay = torch.full((1, height, width, 4), -0.1)
+    y = grid_scan(x.view(1, height, width, 4, 1), decay, ones, ones, **form)
+    reached = y.view(-1, 4)[:, DIRECTIONS.index(direction)] != 0
+    visits = _visits(direction, height, width).tolist()
+    expected = set(visits[visits.index(source) :])
+    assert set(reached.nonzero().flatten().tolist()) == expected
+
+
+def test_what_inference_prepared_can_be_trained_with():
+    inputs = [torch.ones(1, 6, 3, 4, 2), -torch.ones(1, 6, 3, 4), torch.ones(1, 6, 3, 2), torch.ones(1, 6, 3, 2)]
+    with torch.inference_mode():
+        expected = grid_scan(*inputs)
+    inputs = [t.requires_grad_() for t in inputs]
+    y = grid_scan(*inputs)
+    y.sum().backward()
+    assert torch.equal(y.detach(), expected) and all(t.grad is not None for t in inputs)
