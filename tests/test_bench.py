@@ -58,20 +58,21 @@ def test_the_sequential_version_is_the_same_network():
     assert cross_scan.ssd_scan is ssd_scan and spatial_mamba.grid_scan is cross_scan.grid_scan  # put back
 
 
-@pytest.mark.parametrize("name", [OURS, "efficientnet_lite0", "timm"])
+@pytest.mark.parametrize("name", [OURS, "efficientnet_lite0"])
 def test_batch_norms_are_folded_in_ours_and_in_the_peers(name):
+    torch.manual_seed(0)
     with initialize_config_dir(CONFIG_DIR, version_base="1.3"):
         plain = instantiate(compose("train", overrides=[f"backbone={name}"]).backbone).eval()
+    images = torch.randn(1, 3, 64, 64)
+    norms = [module for module in plain.modules() if isinstance(module, torch.nn.BatchNorm2d)]
     with torch.no_grad():
-        for module in plain.modules():
-            if isinstance(module, torch.nn.BatchNorm2d):
-                module.running_mean.normal_(0, 0.2)
-                module.running_var.uniform_(0.5, 2)
-        images = torch.randn(1, 3, 64, 64)
+        for norm in norms if name == OURS else ():  # the packaged weights bring statistics
+            norm.running_mean.normal_(0, 0.2)
+            norm.running_var.uniform_(0.5, 2)
         expected = plain(images)
         folded = fold(plain)
-        torch.testing.assert_close(folded(images), expected, rtol=1e-3, atol=1e-3)
-    assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in folded.modules())
+        assert (folded(images) - expected).norm() / expected.norm() < 1e-4
+    assert norms and not any(isinstance(module, torch.nn.BatchNorm2d) for module in folded.modules())
 
 
 class Scan(torch.nn.Module):
