@@ -126,7 +126,8 @@ def build_trainer(cfg: DictConfig, run_dir: Path, overrides: Sequence[str] = (),
     """
     quiet()
     Path(run_dir).mkdir(parents=True, exist_ok=True)
-    resume = Path(cfg.resume) if cfg.resume else None
+    # The configuration of a checkpoint may name the one that its own run went on from: that is over.
+    resume = Path(cfg.resume) if cfg.resume and cfg.logger and job_type != "eval" else None
     run = RunInfo(
         folder=Path(run_dir),
         config=OmegaConf.to_container(cfg, resolve=True),  # type: ignore[arg-type]

@@ -45,6 +45,7 @@ ROOMS = {
     "train": ENTRY,
     "eval": ENTRY,
     "caption": ENTRY,
+    "dashboard": ENTRY,
     "bench": ENTRY,
     "export": ENTRY,
     "build": room("module data callbacks", "lightning hydra omegaconf"),

@@ -1,5 +1,6 @@
 """What a run shows while it runs: pictures, tables, rates, checkpoints, and loggers that never stop it."""
 
+from fastcap.callbacks.account import default_entity, has_account
 from fastcap.callbacks.checkpoint import RunCheckpoint
 from fastcap.callbacks.loggers import close_loggers, csv_logger, tensorboard_logger, wandb_logger
 from fastcap.callbacks.progress import RunProgressBar, quiet
@@ -19,6 +20,8 @@ __all__ = [
     "Throughput",
     "close_loggers",
     "csv_logger",
+    "default_entity",
+    "has_account",
     "quiet",
     "tensorboard_logger",
     "wandb_logger",

@@ -33,7 +33,7 @@ class RunTensorBoardLogger(TensorBoardLogger, MediaLogger):
         if not self._config_shown:
             self.experiment.add_text("config", _code(self._config), 0)
             self._config_shown = True
-        super().log_metrics(metrics, step)  # type: ignore[arg-type]
+        super().log_metrics(metrics, step)
 
     @rank_zero_only
     def log_pictures(self, key: str, pictures: Sequence[np.ndarray], captions: Sequence[str], step: int) -> None:

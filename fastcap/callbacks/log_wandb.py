@@ -25,7 +25,7 @@ def define_metrics(run: Any) -> None:
     """Give each scalar its axis, and let the summary keep the best beside the last value."""
     run.define_metric(STEP, hidden=True)
     run.define_metric("epoch", hidden=True)
-    for pattern in ("train/*", "moe/*", "lr*"):
+    for pattern in ("train/*", "moe/*"):
         run.define_metric(pattern, step_metric=STEP)
     for pattern in ("val/*", "test/*", "dlag/*", "time/*"):
         run.define_metric(pattern, step_metric="epoch")

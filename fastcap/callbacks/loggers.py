@@ -13,6 +13,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
 
+from fastcap.callbacks.account import has_account
 from fastcap.callbacks.log_tensorboard import RunTensorBoardLogger
 from fastcap.callbacks.log_wandb import RunWandbLogger, define_metrics
 from fastcap.callbacks.run import RunInfo
@@ -84,12 +85,10 @@ def wandb_logger(
         name: The run's name; None for its overrides.
         log_checkpoint: Keep the best and last checkpoints as artifacts.
     """
-    if rank_zero_only.rank != 0:
+    if getattr(rank_zero_only, "rank", 0) != 0:
         return None
     try:
-        import wandb
-
-        mode = os.environ.get("WANDB_MODE") or ("online" if wandb.api.api_key else "offline")
+        mode: Any = os.environ.get("WANDB_MODE") or ("online" if has_account() else "offline")
         if mode == "disabled":
             return None
         experiment = None
@@ -110,7 +109,7 @@ def wandb_logger(
         return None
 
 
-def _start(run: RunInfo, mode: str, project: str, entity: str | None, group: str | None, name: str | None) -> Any:
+def _start(run: RunInfo, mode: Any, project: str, entity: str | None, group: str | None, name: str | None) -> Any:
     import wandb
 
     return wandb.init(
