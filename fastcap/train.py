@@ -13,7 +13,7 @@ import lightning as L
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from lightning.pytorch.callbacks import ModelCheckpoint
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from fastcap.build import CONFIG_DIR, build_datamodule, build_module, build_trainer, check_resume
 from fastcap.callbacks import close_loggers
@@ -105,7 +105,17 @@ def main(cfg: DictConfig) -> float | None:
     """Entry point; returns the validation CIDEr for sweepers."""
     job = HydraConfig.get()
     job_type = "sweep" if job.mode == RunMode.MULTIRUN else "train"
-    return train(cfg, Path(job.runtime.output_dir), job.overrides.task, job_type).get("val/cider")
+    return train(cfg, Path(job.runtime.output_dir), _swept_first(job), job_type).get("val/cider")
+
+
+def _swept_first(job: DictConfig) -> list[str]:
+    """The job's overrides; in a multirun those that its sweep varies come first, which tell its jobs apart."""
+    task = list(job.overrides.task)
+    written = Path(job.runtime.output_dir).parent / "multirun.yaml"
+    if job.mode != RunMode.MULTIRUN or not written.is_file():
+        return task
+    constant = set(OmegaConf.load(written).hydra.overrides.task) - set(job.sweeper.get("params") or {})
+    return sorted(task, key=lambda override: override in constant)
 
 
 if __name__ == "__main__":

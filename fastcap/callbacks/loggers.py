@@ -88,7 +88,7 @@ def wandb_logger(
     if getattr(rank_zero_only, "rank", 0) != 0:
         return None
     try:
-        mode: Any = os.environ.get("WANDB_MODE") or ("online" if has_account() else "offline")
+        mode = _mode()
         if mode == "disabled":
             return None
         experiment = None
@@ -107,6 +107,16 @@ def wandb_logger(
     except Exception as error:
         log.warning("W&B logger left out: %s", error)
         return None
+
+
+def _mode() -> Any:
+    if mode := os.environ.get("WANDB_MODE"):
+        return mode
+    try:
+        return "online" if has_account() else "offline"
+    except Exception as error:
+        log.warning("W&B goes offline: %s", error)
+        return "offline"
 
 
 def _start(run: RunInfo, mode: Any, project: str, entity: str | None, group: str | None, name: str | None) -> Any:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import lightning as L
 import numpy as np
+from PIL import Image
 
 
 class MediaLogger(ABC):
@@ -34,6 +36,12 @@ def media_loggers(trainer: L.Trainer) -> list[MediaLogger]:
 def media_step(trainer: L.Trainer) -> int:
     """Return the training step that a validation's scalars are logged at: the last one done, counted from zero."""
     return max(trainer.global_step - 1, 0)
+
+
+def read_picture(path: Path) -> np.ndarray:
+    """Read a picture that was drawn. (H, W, 3), uint8, RGB."""
+    with Image.open(path) as picture:
+        return np.asarray(picture.convert("RGB"))
 
 
 def stage_name(trainer: L.Trainer) -> str:

@@ -7,12 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_only
-from PIL import Image
 
-from fastcap.callbacks.media import media_loggers, media_step, stage_name
+from fastcap.callbacks.media import media_loggers, media_step, read_picture, stage_name
 from fastcap.drawing import draw_refinement, trace_refinement, write_traces
 from fastcap.module import CaptioningModule
 from fastcap.types import CaptionBatch
@@ -59,7 +57,7 @@ class RefinementPictures(L.Callback):
             return
         try:
             paths, captions = self._write(trainer, pl_module)
-            pictures = [np.asarray(Image.open(path).convert("RGB")) for path in paths]
+            pictures = [read_picture(path) for path in paths]
             for logger in media_loggers(trainer):
                 logger.log_pictures("val/refinement", pictures, captions, media_step(trainer))
         except Exception as error:

@@ -12,14 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import numpy as np
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only
-from PIL import Image
 from torch import Tensor
 
-from fastcap.callbacks.media import media_loggers, media_step
+from fastcap.callbacks.media import media_loggers, media_step, read_picture
 from fastcap.drawing import SpeedPoint, draw_curve
 from fastcap.metrics import CaptionMetrics
 from fastcap.model import FastCap
@@ -95,10 +93,9 @@ class SpeedQuality(L.Callback):
         )
         path = folder / "speed_quality.png"
         draw_curve(path, points, chosen, note)
-        picture = np.asarray(Image.open(path).convert("RGB"))
         for logger in media_loggers(trainer):
             logger.log_curve("speed_quality", [asdict(point) for point in points], "decode_ms")
-            logger.log_pictures("speed_quality/picture", [picture], [note], media_step(trainer))
+            logger.log_pictures("speed_quality/picture", [read_picture(path)], [note], media_step(trainer))
 
 
 def measure(
