@@ -108,7 +108,7 @@ def main(cfg: DictConfig) -> float | None:
     return train(cfg, Path(job.runtime.output_dir), _swept_first(job), job_type).get("val/cider")
 
 
-def _swept_first(job: DictConfig) -> list[str]:
+def _swept_first(job: Any) -> list[str]:
     """The job's overrides; in a multirun those that its sweep varies come first, which tell its jobs apart."""
     task = list(job.overrides.task)
     written = Path(job.runtime.output_dir).parent / "multirun.yaml"

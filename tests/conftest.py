@@ -116,7 +116,7 @@ def multirun(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Path], str]
 
     folder = tmp_path_factory.mktemp("multirun")
     loggers = "[default,tensorboard]" if importlib.util.find_spec("tensorboard") else "default"
-    settings = [s for s in TINY if not s.startswith(("logger=", "~callbacks.progress"))]
+    settings = [s for s in TINY if not s.startswith(("logger=", "callbacks.", "~callbacks.progress"))]
     settings += [f"logger={loggers}", "trainer.max_epochs=1", "trainer.log_every_n_steps=2", "refinement.num_steps=3"]
     settings += ["callbacks.speed_quality.steps=[1,3]", "optim.optimizer.lr=1e-3,2e-3", "hydra.sweep.dir=sweep"]
     environment = {**os.environ, "PYTHONPATH": str(REPO_ROOT), "COLUMNS": "200", "WANDB_DATA_DIR": str(folder)}

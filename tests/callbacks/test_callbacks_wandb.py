@@ -76,7 +76,10 @@ def test_the_caption_table_holds_what_the_run_wrote(multirun, offline):
         row = captions[image_id]
         assert (caption, references.split("\n")) == (row["caption"], row["references"])
         assert score == pytest.approx(row["score"], abs=1e-3) and cider >= 0
-        assert image["_type"] == "image-file" and (image["width"], image["height"]) == (32, 32)
+        assert image == "Image"  # the pictures themselves travel in the table's artifact
+    (artifact,) = [artifact for artifact in run.artifacts if artifact.type == "run_table"]
+    pictures = [entry.local_path for entry in artifact.manifest.contents if entry.path.endswith(".png")]
+    assert len(pictures) == 12 and all(read_picture(path).shape == (32, 32, 3) for path in pictures)
 
 
 def test_pictures_lie_in_the_run_folder_with_their_captions(offline):
