@@ -45,6 +45,6 @@ def read_picture(path: Path) -> np.ndarray:
 
 
 def stage_name(trainer: L.Trainer) -> str:
-    """Name a validation for file names: its epoch in training, ``checkpoint`` where one was loaded to be scored."""
+    """Name a validation for file names: its epoch in training, ``evaluated`` where a checkpoint is scored."""
     fitting = trainer.state.fn == L.pytorch.trainer.states.TrainerFn.FITTING
-    return f"epoch_{trainer.current_epoch:03d}" if fitting else "checkpoint"
+    return f"epoch_{trainer.current_epoch:03d}" if fitting else "evaluated"

@@ -75,7 +75,7 @@ class SpeedQuality(L.Callback):
             _load_best(model, trainer)
             with torch.no_grad(), trainer.precision_plugin.forward_context():
                 points = measure(model, pl_module, batches, self.steps)
-            self._show(trainer, points, model.refinement.num_steps, batches)
+            self._show(trainer, points, pl_module.model.refinement.num_steps, batches)
         except Exception as error:
             log.warning("speed/quality curve left out: %s", error)
 
@@ -87,9 +87,10 @@ class SpeedQuality(L.Callback):
             writer = csv.DictWriter(file, [field.name for field in fields(SpeedPoint)])
             writer.writeheader()
             writer.writerows({k: round(v, 4) for k, v in asdict(point).items()} for point in points)
+        threads = torch.get_num_threads()
         note = (
             f"{sum(map(len, batches))} validation images in batches of {len(batches[0])} on {batches[0].images.device},"
-            f" {torch.get_num_threads()} threads; the decoder alone"
+            f" {threads} thread{'s' * (threads > 1)}; the decoder alone"
         )
         path = folder / "speed_quality.png"
         draw_curve(path, points, chosen, note)

@@ -52,7 +52,7 @@ def draw_curve(path: Path, points: Sequence[SpeedPoint], chosen: int, note: str)
             textcoords="offset points",
             fontsize=9,
         )
-    axis.set_xlim(0, 1.25 * max(times))
+    axis.set_xlim(0, 1.32 * max(times))
     axis.margins(y=0.16)
     axis.set_xlabel("decoding time, ms an image")
     axis.set_ylabel("CIDEr-D × 100")

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from fastcap import caption as caption_command
+from fastcap.callbacks import speed
 from fastcap.callbacks.media import read_picture
 from fastcap.caption import free_path
 
@@ -59,7 +60,7 @@ def test_the_curve_meets_the_run_at_its_own_setting(folder):
     assert read_picture(folder / "speed_quality.png").std() > 5
 
 
-def test_the_curve_is_of_the_best_weights_and_touches_nothing(folder):
+def test_the_curve_is_of_the_best_weights_and_touches_nothing(folder, monkeypatch):
     import lightning as L
 
     from fastcap.build import build_datamodule, build_module, load_checkpoint
@@ -80,7 +81,10 @@ def test_the_curve_is_of_the_best_weights_and_touches_nothing(folder):
         default_root_dir=root, callbacks=[checkpoint], logger=False, accelerator="cpu", enable_progress_bar=False
     )
     trainer.state.fn = L.pytorch.trainer.states.TrainerFn.FITTING
-    callback = SpeedQuality(steps=[3], max_images=10)
+    callback = SpeedQuality(steps=[3, 1], max_images=10)
+    marked = []
+    monkeypatch.setattr(speed, "draw_curve", lambda path, points, chosen, note: marked.append((chosen, note)))
+    monkeypatch.setattr(speed, "read_picture", lambda path: None)
     for batch in datamodule.dataloader("val"):
         callback.on_validation_batch_end(trainer, module, None, batch, 0)
     assert sum(map(len, callback._batches)) == 10
@@ -88,7 +92,8 @@ def test_the_curve_is_of_the_best_weights_and_touches_nothing(folder):
     random = torch.get_rng_state()
     callback.on_fit_end(trainer, module)
     assert module.model.refinement.num_steps == 3 and torch.equal(random, torch.get_rng_state())
-    (row,) = _table(root / "speed_quality.csv")
+    row, _ = _table(root / "speed_quality.csv")
+    assert [chosen for chosen, _ in marked] == [3] and marked[0][1].startswith("10 validation images")
 
     best = load_checkpoint(folder / "checkpoints/best.ckpt", {"refinement.num_steps": 3})
     from fastcap.metrics import CaptionMetrics
