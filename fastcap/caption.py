@@ -125,6 +125,8 @@ def show(row: dict[str, Any], as_json: bool) -> None:
         for number, step in enumerate(row.get("steps", []), start=1):
             words = zip(step["words"], step["remasked"], strict=True)
             print(f"  step {number}: " + " ".join(f"[{w}]" if again else w for w, again in words))
+        if "picture" in row:
+            print(f"  picture: {row['picture']}")
 
 
 @one_clear_error

@@ -6,6 +6,7 @@ import csv
 import logging
 import os
 import uuid
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -43,7 +44,10 @@ class RunCSVLogger(CSVLogger):
     @rank_zero_experiment
     def experiment(self) -> Any:
         """The writer, which starts with the earlier rows."""
-        writer = super().experiment
+        with warnings.catch_warnings():
+            # Lightning says that it deletes what is there; Hydra's files stay, and the earlier rows were read before.
+            warnings.filterwarnings("ignore", message="Experiment logs directory .* exists and is not empty")
+            writer = super().experiment
         writer.metrics[:0], self._earlier = self._earlier, []
         return writer
 

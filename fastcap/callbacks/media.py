@@ -13,7 +13,7 @@ from PIL import Image
 
 
 class MediaLogger(ABC):
-    """A logger that also takes pictures, tables and curves. None of these calls may raise."""
+    """A logger that also takes pictures, tables and curves."""
 
     @abstractmethod
     def log_pictures(self, key: str, pictures: Sequence[np.ndarray], captions: Sequence[str], step: int) -> None:

@@ -11,7 +11,6 @@ from lightning.pytorch.callbacks import RichProgressBar
 # Warnings about what FastCap does on purpose; all others stay.
 _EXPECTED = (
     ".*does not have many workers",  # images are cached: loading is not the bottleneck
-    "Experiment logs directory .* exists and is not empty",  # Hydra's own files are in it; csv_logger keeps its rows
     "Checkpoint directory .* exists and is not empty",  # resumed in place
     "The number of training batches .* is smaller than the logging interval",  # an epoch's last values are logged
     r".*isinstance\(treespec, LeafSpec\).* is deprecated",  # Lightning's use of torch

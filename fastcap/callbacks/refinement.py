@@ -59,7 +59,7 @@ class RefinementPictures(L.Callback):
             paths, captions = self._write(trainer, pl_module)
             pictures = [read_picture(path) for path in paths]
             for logger in media_loggers(trainer):
-                logger.log_pictures("val/refinement", pictures, captions, media_step(trainer))
+                logger.log_pictures(f"{pl_module.eval_split}/refinement", pictures, captions, media_step(trainer))
         except Exception as error:
             log.warning("refinement pictures left out: %s", error)
 

@@ -86,7 +86,7 @@ class SampleCaptions(L.Callback):
             ]
             columns = ["epoch", "image_id", "image", "caption", "references", "score", "cider"]
             for logger in media_loggers(trainer):
-                logger.log_rows("val/captions", columns, table, media_step(trainer))
-                logger.log_pictures("val/samples", images, captions, media_step(trainer))
+                logger.log_rows(f"{module.eval_split}/captions", columns, table, media_step(trainer))
+                logger.log_pictures(f"{module.eval_split}/samples", images, captions, media_step(trainer))
         except Exception as error:
             log.warning("sample picture left out: %s", error)

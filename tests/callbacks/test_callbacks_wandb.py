@@ -166,6 +166,29 @@ def test_a_wandb_that_cannot_start_is_a_warning(tmp_path, monkeypatch, caplog):
     assert "no service" in caplog.text
 
 
+def test_without_a_network_the_run_goes_on_offline(tmp_path, monkeypatch, caplog):
+    import wandb
+
+    from fastcap.callbacks import loggers
+
+    start = wandb.init
+
+    def unreachable(**options):
+        if options["mode"] == "online":
+            raise TimeoutError("no network")
+        return start(**options)
+
+    monkeypatch.setattr(wandb, "init", unreachable)
+    monkeypatch.setattr(loggers, "has_account", lambda: True)
+    monkeypatch.delenv("WANDB_MODE")
+    monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path))
+    _logger(RunInfo(tmp_path))
+    assert "no network" in caplog.text
+    (run,) = read_runs(tmp_path)
+    assert run.keys >= {"train/loss"}
+    assert (tmp_path / ID_FILE).read_text().strip() == run.run.run_id
+
+
 def test_a_wandb_that_breaks_off_is_one_warning(tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path))
     logger = wandb_logger(RunInfo(tmp_path))
@@ -179,6 +202,23 @@ def test_a_wandb_that_breaks_off_is_one_warning(tmp_path, monkeypatch, caplog):
         logger.finalize("success")
         logger.close(failed=True)
     assert caplog.text.count("W&B failed") == 1
+
+
+def test_a_run_that_fails_is_marked(tmp_path, monkeypatch):
+    """W&B's run ends with the job, whatever ends the job."""
+    from fastcap.train import train
+    from tests.tiny import tiny_config
+
+    monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path))
+    monkeypatch.setattr("fastcap.train.L.Trainer.fit", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        train(tiny_config("logger=wandb"), tmp_path)
+    (run,) = read_runs(tmp_path)
+    assert run.exit_code == 1
+
+    import wandb
+
+    assert wandb.run is None
 
 
 def test_disabled_is_respected(tmp_path, monkeypatch):
