@@ -1,6 +1,7 @@
 """Read an offline W&B run back: LevelDB's log framing around protocol buffers."""
 
 import json
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -54,11 +55,19 @@ def _fill(target, items):
     return target
 
 
-def read_run(folder):
-    """Read the .wandb file of an offline run's folder."""
+def read_run(folder, patience=20.0):
+    """Read the .wandb file of an offline run's folder; W&B's service may write its end a moment after ``finish``."""
+    deadline = time.monotonic() + patience
+    while (run := _parse(folder)).exit_code is None:
+        assert time.monotonic() < deadline, f"{folder}: the run has no end"
+        time.sleep(0.05)
+    return run
+
+
+def _parse(folder):
     (file,) = Path(folder).glob("*.wandb")
     data = file.read_bytes()
-    assert data[:4] == b":W&B"
+    assert data[:4] in (b":W&B", b"")
     result = OfflineRun(Path(folder))
     for payload in _payloads(data):
         record = Record.FromString(payload)
