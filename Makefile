@@ -21,7 +21,7 @@ export REFERENCES ?=
 RUNS ?=
 SWEEP ?= experiment=scenes_smoke refinement.num_steps=1,2,4
 
-.PHONY: help setup train eval caption score report sweep test test-slow lint types check format clean
+.PHONY: help setup train eval caption score report sweep dashboard test test-slow lint types check format clean
 
 help: ## List the targets
 	@echo 'make TARGET [ARGS="..."]'
@@ -70,6 +70,9 @@ report: $(STAMP) ## Compare runs in one offline page, report.html: RUNS="runs/a 
 
 sweep: $(STAMP) ## Train once for each combination: ARGS="optim.optimizer.lr=1e-3,3e-4", or a small default (SWEEP)
 	$(PY) -m fastcap.train -m $(if $(ARGS),$(ARGS),$(SWEEP))
+
+dashboard: $(STAMP) ## Build the W&B dashboard; ARGS="--print" shows its definition without an account
+	$(PY) -m fastcap.dashboard $(ARGS)
 
 test: $(STAMP) ## Run the tests, less the slow ones: ARGS="-k scan"
 	$(PY) -m pytest $(ARGS)

@@ -15,9 +15,10 @@ COMMANDS = {
     "caption": "caption image files and folders",
     "score": "score anybody's COCO result file (RESULTS.json REFERENCES.json)",
     "report": "compare runs in one offline HTML page (runs/a runs/b -o report.html)",
+    "dashboard": "build the W&B dashboard of all runs (--print shows its definition without an account)",
 }
 MODULES = {"report": "compare"}  # where the module is not called like its command
-USAGE = "usage: fastcap COMMAND ...\n\n" + "\n".join(f"  {name:<9}{text}" for name, text in COMMANDS.items())
+USAGE = "usage: fastcap COMMAND ...\n\n" + "\n".join(f"  {name:<11}{text}" for name, text in COMMANDS.items())
 
 
 class UserError(Exception):
