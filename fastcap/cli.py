@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-import importlib
 import os
+import runpy
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -81,8 +81,8 @@ def main() -> None:
     if command not in COMMANDS:
         print(f"fastcap: error: unknown command {command!r}\n\n{USAGE}", file=sys.stderr)
         sys.exit(2)
-    sys.argv[0] = f"fastcap {command}"
-    importlib.import_module(f"fastcap.{MODULES.get(command, command)}").main()
+    # As `python -m fastcap.COMMAND`: Lightning starts the further processes of a DDP run by that name.
+    runpy.run_module(f"fastcap.{MODULES.get(command, command)}", run_name="__main__", alter_sys=True)
 
 
 if __name__ == "__main__":
