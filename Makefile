@@ -21,7 +21,8 @@ export REFERENCES ?=
 RUNS ?=
 SWEEP ?= experiment=scenes_smoke refinement.num_steps=1,2,4
 
-.PHONY: help setup train eval caption score report distill pretrain bench sweep test test-slow lint types check format clean
+.PHONY: help setup train eval caption score report distill pretrain bench sweep dashboard test test-slow lint types check \
+	format clean
 
 help: ## List the targets
 	@echo 'make TARGET [ARGS="..."]'
@@ -79,6 +80,9 @@ bench: $(STAMP) ## Measure backbones: ARGS="backbone --sizes 224 --batches 1"
 
 sweep: $(STAMP) ## Train once for each combination: ARGS="optim.optimizer.lr=1e-3,3e-4", or a small default (SWEEP)
 	$(PY) -m fastcap.train -m $(if $(ARGS),$(ARGS),$(SWEEP))
+
+dashboard: $(STAMP) ## Build the W&B dashboard; ARGS="--print" shows its definition without an account
+	$(PY) -m fastcap.dashboard $(ARGS)
 
 test: $(STAMP) ## Run the tests, less the slow ones: ARGS="-k scan"
 	$(PY) -m pytest $(ARGS)

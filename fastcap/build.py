@@ -17,6 +17,7 @@ from torch import nn
 
 import fastcap
 from fastcap.backbone.weights import load_backbone
+from fastcap.callbacks import RunInfo, quiet
 from fastcap.data import CaptionTokenizer, DataError
 from fastcap.data.datamodule import CaptionDataModule
 from fastcap.model import FastCap
@@ -148,10 +149,29 @@ def build_module(cfg: DictConfig, datamodule: CaptionDataModule, model: FastCap 
     )
 
 
-def build_trainer(cfg: DictConfig, run_dir: Path) -> L.Trainer:
-    """Build the trainer with its loggers and callbacks, all of them writing under ``run_dir``."""
-    loggers = [instantiate(node, run_dir=str(run_dir)) for node in (cfg.logger or {}).values() if node]
+def build_trainer(cfg: DictConfig, run_dir: Path, overrides: Sequence[str] = (), job_type: str = "train") -> L.Trainer:
+    """Build the trainer with its loggers and callbacks, all of them writing under ``run_dir``.
+
+    Args:
+        cfg: The whole configuration.
+        run_dir: The run's folder.
+        overrides: What the command line changed: loggers name the run by it.
+        job_type: ``train``, ``sweep`` for a job of a multirun, or ``eval``.
+    """
+    quiet()
+    Path(run_dir).mkdir(parents=True, exist_ok=True)
+    # The configuration of a checkpoint may name the one that its own run went on from: that is over.
+    resume = Path(cfg.resume) if cfg.resume and cfg.logger and job_type != "eval" else None
+    run = RunInfo(
+        folder=Path(run_dir),
+        config=OmegaConf.to_container(cfg, resolve=True),  # type: ignore[arg-type]
+        overrides=tuple(overrides),
+        job_type=job_type,
+        resume=resume,
+        resumed_step=int(open_checkpoint(resume)["global_step"]) if resume else 0,
+    )
     callbacks = [instantiate(node) for node in (cfg.callbacks or {}).values() if node]
+    loggers = [construct(node, run=run) for node in (cfg.logger or {}).values() if node]
     return instantiate(
         cfg.trainer,
         logger=[logger for logger in loggers if logger is not None],

@@ -21,6 +21,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--ckpt", type=Path, help="checkpoint (default: the newest run's best)")
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
     parser.add_argument("--steps", action="store_true", help="show every refinement step")
+    parser.add_argument("--picture", type=Path, metavar="DIR", help="draw every refinement step into DIR, a PNG a file")
     parser.add_argument("--num-steps", type=int, help="refinement steps (default: the checkpoint's)")
     parser.add_argument("--num-lengths", type=int, help="length candidates (default: the checkpoint's)")
     parser.add_argument("--batch-size", type=int, default=16, help="images a batch (default: %(default)s)")
@@ -52,6 +53,7 @@ def caption_files(files: list[Path], arguments: argparse.Namespace) -> Iterator[
     from fastcap.build import load_checkpoint, newest_checkpoint
     from fastcap.data import DataError
     from fastcap.data.pixels import decode_image
+    from fastcap.drawing import draw_refinement, trace_refinement
 
     overrides = {
         f"refinement.{key}": value
@@ -61,6 +63,7 @@ def caption_files(files: list[Path], arguments: argparse.Namespace) -> Iterator[
     loaded = load_checkpoint(arguments.ckpt or newest_checkpoint(), overrides)
     size = int(loaded.config["data"]["image_size"])
     decode = loaded.tokenizer.decode
+    taken: set[Path] = set()
     for start in range(0, len(files), arguments.batch_size):
         rows: list[dict[str, Any]] = []
         pixels = []
@@ -74,7 +77,9 @@ def caption_files(files: list[Path], arguments: argparse.Namespace) -> Iterator[
             rows.append(row)
         if pixels:
             with torch.inference_mode():
-                result = loaded.model.generate(torch.stack(pixels), record_steps=arguments.steps)
+                result = loaded.model.generate(
+                    torch.stack(pixels), record_steps=arguments.steps or bool(arguments.picture)
+                )
         for row in rows:
             if "position" in row:
                 at = row.pop("position")
@@ -90,7 +95,23 @@ def caption_files(files: list[Path], arguments: argparse.Namespace) -> Iterator[
                         }
                         for step in result.steps
                     ]
+                if arguments.picture:
+                    pixel = pixels[at].permute(1, 2, 0).numpy()
+                    path = free_path(arguments.picture, row["file"], taken)
+                    draw_refinement(path, trace_refinement(result, at, row["file"], pixel, decode))
+                    row["picture"] = str(path)
             yield row
+
+
+def free_path(folder: Path, file: str, taken: set[Path]) -> Path:
+    """Name the picture of a file after it; files of one name get a number."""
+    stem, number = Path(file).stem, 1
+    path = folder / f"{stem}.png"
+    while path in taken:
+        number += 1
+        path = folder / f"{stem}_{number}.png"
+    taken.add(path)
+    return path
 
 
 def show(row: dict[str, Any], as_json: bool) -> None:
@@ -104,6 +125,8 @@ def show(row: dict[str, Any], as_json: bool) -> None:
         for number, step in enumerate(row.get("steps", []), start=1):
             words = zip(step["words"], step["remasked"], strict=True)
             print(f"  step {number}: " + " ".join(f"[{w}]" if again else w for w, again in words))
+        if "picture" in row:
+            print(f"  picture: {row['picture']}")
 
 
 @one_clear_error
@@ -112,6 +135,8 @@ def main(arguments: list[str] | None = None) -> None:
     options = parse_arguments(arguments)
     if options.batch_size < 1:
         raise UserError(f"--batch-size {options.batch_size} must be at least 1")
+    if options.picture and options.picture.exists() and not options.picture.is_dir():
+        raise UserError(f"--picture {options.picture} is not a folder")
     failed = False
     for row in caption_files(list(find_images(options.paths)), options):
         show(row, options.json)

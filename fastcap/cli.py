@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-import importlib
 import os
+import runpy
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -18,9 +18,10 @@ COMMANDS = {
     "bench": "measure speed, memory and arithmetic (bench backbone --sizes 224 --batches 1)",
     "distill": "teach a backbone what a packaged ImageNet encoder sees, on any images (folder=DIR)",
     "pretrain": "train a backbone on class folders, ImageNet's layout (data_dir=DIR)",
+    "dashboard": "build the W&B dashboard of all runs (--print shows its definition without an account)",
 }
 MODULES = {"report": "compare"}  # where the module is not called like its command
-USAGE = "usage: fastcap COMMAND ...\n\n" + "\n".join(f"  {name:<9}{text}" for name, text in COMMANDS.items())
+USAGE = "usage: fastcap COMMAND ...\n\n" + "\n".join(f"  {name:<11}{text}" for name, text in COMMANDS.items())
 
 
 class UserError(Exception):
@@ -83,8 +84,8 @@ def main() -> None:
     if command not in COMMANDS:
         print(f"fastcap: error: unknown command {command!r}\n\n{USAGE}", file=sys.stderr)
         sys.exit(2)
-    sys.argv[0] = f"fastcap {command}"
-    importlib.import_module(f"fastcap.{MODULES.get(command, command)}").main()
+    # As `python -m fastcap.COMMAND`: Lightning starts the further processes of a DDP run by that name.
+    runpy.run_module(f"fastcap.{MODULES.get(command, command)}", run_name="__main__", alter_sys=True)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,9 @@ from fastcap.pretraining.run import pretrain_backbone
 @one_clear_error
 def main(cfg: DictConfig) -> float | None:
     """Entry point; returns the validation cosine similarity for sweepers."""
-    return pretrain_backbone(cfg, Path(HydraConfig.get().runtime.output_dir)).get("val/cosine")
+    job = HydraConfig.get()
+    run_dir, overrides = Path(job.runtime.output_dir), list(job.overrides.task)
+    return pretrain_backbone(cfg, run_dir, overrides=overrides).get("val/cosine")
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from fastcap.build import (
     load_checkpoint,
     newest_checkpoint,
 )
+from fastcap.callbacks import close_loggers
 from fastcap.cli import UserError, one_clear_error, print_table
 from fastcap.data.pixels import decode_thumbnail
 from fastcap.data.results import write_results
@@ -55,14 +56,21 @@ def evaluate(ckpt: Path, split: str, overrides: dict[str, Any], run_dir: Path) -
     loaded = load_checkpoint(ckpt, overrides)
     cfg = OmegaConf.create(loaded.config)
     assert isinstance(cfg, DictConfig)
-    cfg.logger = None
+    if cfg.logger:
+        cfg.logger.pop("csv", None)  # results.json holds the only row
     for name in ("checkpoint", "throughput", "summary"):
         cfg.callbacks.pop(name, None)
     datamodule = build_datamodule(cfg, loaded.tokenizer)
     module = build_module(cfg, datamodule, loaded.model)
     module.eval_split = split
-    trainer = build_trainer(cfg, run_dir)
-    trainer.validate(module, dataloaders=datamodule.dataloader(split), verbose=False)
+    named = (f"ckpt={ckpt}", f"split={split}", *(f"{key}={value}" for key, value in overrides.items()))
+    trainer = build_trainer(cfg, run_dir, named, job_type="eval")
+    done = False
+    try:
+        trainer.validate(module, dataloaders=datamodule.dataloader(split), verbose=False)
+        done = True
+    finally:
+        close_loggers(trainer.loggers, failed=not done)
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     predictions = _gathered(module.predictions)
     if trainer.is_global_zero:

@@ -243,6 +243,10 @@ class CaptioningModule(L.LightningModule):
         for name, value in values.items():
             self.log(f"{self.eval_split}/{name}", float(value), prog_bar=name == "cider")
 
+    def image_scores(self) -> dict[int, dict[str, float]]:
+        """Scores of each image of the last validation, by image id; under DDP every process must call this."""
+        return self._split_metrics()[0].compute_per_image()
+
     def _split_metrics(self) -> tuple[CaptionMetrics, Mapping[str, Metric]]:
         if self.eval_split not in self._metrics:
             extra = {name: m.to(self.device) for name, m in self.make_extra_metrics(self.eval_split).items()}

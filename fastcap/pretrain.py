@@ -17,8 +17,9 @@ from fastcap.pretraining.run import pretrain_backbone
 @one_clear_error
 def main(cfg: DictConfig) -> float | None:
     """Entry point; returns the validation accuracy for sweepers."""
-    run_dir = Path(HydraConfig.get().runtime.output_dir)
-    return pretrain_backbone(cfg, run_dir, lambda images: {"classes": images.classes}).get("val/top1")
+    job = HydraConfig.get()
+    run_dir, overrides = Path(job.runtime.output_dir), list(job.overrides.task)
+    return pretrain_backbone(cfg, run_dir, lambda images: {"classes": images.classes}, overrides).get("val/top1")
 
 
 if __name__ == "__main__":

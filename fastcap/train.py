@@ -4,24 +4,33 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import hydra
 import lightning as L
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from lightning.pytorch.callbacks import ModelCheckpoint
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from fastcap.build import CONFIG_DIR, build_datamodule, build_module, build_trainer, check_resume
+from fastcap.callbacks import close_loggers
 from fastcap.cli import one_clear_error, print_table
 
 
-def train(cfg: DictConfig, run_dir: Path) -> dict[str, float]:
+def train(cfg: DictConfig, run_dir: Path, overrides: Sequence[str] = (), job_type: str = "train") -> dict[str, float]:
     """Run a training job; returns the validation metrics of its best checkpoint.
 
     The run's folder then holds ``checkpoints/{best,last}.ckpt``, ``metrics.csv``, ``results.json``,
-    ``captions.json`` and ``samples/``.
+    ``captions.json``, ``samples/``, ``refinement/`` and ``speed_quality.{csv,png}``.
+
+    Args:
+        cfg: The configuration.
+        run_dir: The run's folder.
+        overrides: What the command line changed: loggers name the run by it.
+        job_type: ``train``, or ``sweep`` for a job of a multirun.
     """
     started = time.perf_counter()
     L.seed_everything(cfg.seed, workers=True, verbose=False)
@@ -30,9 +39,15 @@ def train(cfg: DictConfig, run_dir: Path) -> dict[str, float]:
     if cfg.resume:
         check_resume(cfg.resume, datamodule.tokenizer)
     module = build_module(cfg, datamodule)
-    trainer = build_trainer(cfg, run_dir)
-    trainer.fit(module, datamodule=datamodule, ckpt_path=cfg.resume, weights_only=True)
-    metrics = _best_metrics(trainer, module, datamodule)
+    trainer = build_trainer(cfg, run_dir, overrides, job_type)
+    loggers, done = trainer.loggers, False
+    try:
+        trainer.fit(module, datamodule=datamodule, ckpt_path=cfg.resume, weights_only=True)
+        trainer.loggers = []  # what follows is an earlier epoch's model: no point of the curves
+        metrics = _best_metrics(trainer, module, datamodule)
+        done = True
+    finally:
+        close_loggers(loggers, failed=not done)
     if trainer.is_global_zero:
         _report(cfg, run_dir, trainer, module, metrics, (time.perf_counter() - started) / 60)
     return metrics
@@ -88,8 +103,19 @@ def _report(
 @one_clear_error
 def main(cfg: DictConfig) -> float | None:
     """Entry point; returns the validation CIDEr for sweepers."""
-    run_dir = Path(HydraConfig.get().runtime.output_dir)
-    return train(cfg, run_dir).get("val/cider")
+    job = HydraConfig.get()
+    job_type = "sweep" if job.mode == RunMode.MULTIRUN else "train"
+    return train(cfg, Path(job.runtime.output_dir), _swept_first(job), job_type).get("val/cider")
+
+
+def _swept_first(job: Any) -> list[str]:
+    """The job's overrides; in a multirun those that its sweep varies come first, which tell its jobs apart."""
+    task = list(job.overrides.task)
+    written = Path(job.runtime.output_dir).parent / "multirun.yaml"
+    if job.mode != RunMode.MULTIRUN or not written.is_file():
+        return task
+    constant = set(OmegaConf.load(written).hydra.overrides.task) - set(job.sweeper.get("params") or {})
+    return sorted(task, key=lambda override: override in constant)
 
 
 if __name__ == "__main__":

@@ -116,6 +116,7 @@ class Refinement:
         scores: Mean log-probability of each caption's tokens. (B,)
         num_passes: Decoder passes that were run.
         steps: Every step of the chosen candidate, when recording was asked for.
+        expert_weights: Weight of each expert for each image, where the decoder has experts. (B, E)
     """
 
     tokens: Tensor
@@ -123,13 +124,18 @@ class Refinement:
     scores: Tensor
     num_passes: int
     steps: list[RefinementStep] = field(default_factory=list)
+    expert_weights: Tensor | None = None
 
 
 class Denoiser(Protocol):
     """What refinement asks of a decoder: image-only work once, then any number of passes."""
 
     def prepare(self, memory: Tensor) -> Any:
-        """Compute everything that depends on the image alone. memory: (B, N, D)."""
+        """Compute everything that depends on the image alone. memory: (B, N, D).
+
+        What it returns is opaque to refinement, except that an attribute ``expert_weights`` (B, E), where there is
+        one, is handed on in the result.
+        """
 
     def denoise(self, tokens: Tensor, pad: Tensor, cache: Any) -> Tensor:
         """Score every position of ``tokens`` (B * K, L), K rows an image; returns (B * K, L, V)."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import ipaddress
 import os
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -104,3 +107,27 @@ def flickr8k() -> Path:
     if not path.is_dir():
         pytest.skip(f"no Flickr8k data at {path}; set FASTCAP_FLICKR8K to its folder")
     return path
+
+
+@pytest.fixture(scope="session")
+def multirun(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Path], str]:
+    """Two tiny training jobs of one Hydra multirun, with every logger: (their folders, what was printed)."""
+    from tests.tiny import TINY
+
+    folder = tmp_path_factory.mktemp("multirun")
+    loggers = "[default,tensorboard]" if importlib.util.find_spec("tensorboard") else "default"
+    settings = [s for s in TINY if not s.startswith(("logger=", "callbacks.", "~callbacks.progress"))]
+    settings += [f"logger={loggers}", "trainer.max_epochs=1", "trainer.log_every_n_steps=2", "refinement.num_steps=3"]
+    settings += ["callbacks.speed_quality.steps=[1,3]", "optim.optimizer.lr=1e-3,2e-3", "hydra.sweep.dir=sweep"]
+    environment = {**os.environ, "PYTHONPATH": str(REPO_ROOT), "COLUMNS": "200", "WANDB_DATA_DIR": str(folder)}
+    done = subprocess.run(
+        [sys.executable, "-m", "fastcap.train", "-m", *settings],
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        timeout=280,
+        check=False,
+        env=environment,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [folder / "sweep" / job for job in ("0", "1")], done.stdout + done.stderr

@@ -131,13 +131,13 @@ def test_a_resumed_run_equals_an_unbroken_one(folder, distilled, tmp_path):
     cfg = _distill_config(folder, "trainer.max_epochs=6")
     trainers = []
 
-    def interrupted(cfg, run_dir):
+    def interrupted(cfg, run_dir, *rest):
         class Interrupt(L.Callback):
             def on_train_epoch_start(self, trainer, pl_module):
                 if trainer.current_epoch == 3:
                     raise RuntimeError("killed")
 
-        trainers.append(build_trainer(cfg, run_dir))
+        trainers.append(build_trainer(cfg, run_dir, *rest))
         trainers[-1].callbacks.append(Interrupt())
         return trainers[-1]
 

@@ -1,5 +1,6 @@
 """Whole runs, tiny: they learn, they repeat, they resume."""
 
+import csv
 import json
 from pathlib import Path
 
@@ -38,6 +39,8 @@ def test_a_run_leaves_what_it_promises(run):
     header = (folder / "metrics.csv").read_text().splitlines()[0].split(",")
     assert {"train/loss", "train/loss_token", "train/loss_length", "train/loss_alignment", "val/cider"} <= set(header)
     assert {"moe/load_e0", "moe/load_e1", "dlag/mae", "time/images_per_s"} <= set(header)
+    rows = list(csv.DictReader((folder / "metrics.csv").read_text().splitlines()))
+    assert [row["epoch"] for row in rows if row["val/cider"]] == list("0123"), "one row for each validation of training"
     rows = json.loads((folder / "captions.json").read_text())
     assert len(rows) == 16 and all(len(row["references"]) == 5 for row in rows)
 

@@ -22,6 +22,8 @@ TINY = [
     "length.hidden_dim=16",
     "tokenizer.min_frequency=1",
     "logger=csv",
+    "callbacks.refinement.num_images=1",
+    "callbacks.speed_quality.max_images=4",
     "~callbacks.progress",
     "~callbacks.summary",
     "trainer.max_epochs=2",

