@@ -11,7 +11,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from fastcap.backbone.scan import ssd_scan
+from fastcap.backbone.scan import decay_weights, ssd_scan
 
 NUM_DIRECTIONS = 4
 NUM_WALKS = 2
@@ -87,7 +87,7 @@ def _scanned_walks(x: Tensor, log_decay: Tensor, b: Tensor, c: Tensor, chunk_siz
 def _masked_attention(x: Tensor, log_decay: Tensor, b: Tensor, c: Tensor) -> Tensor:
     height, width, heads = x.shape[1:4]
     length, per_direction = height * width, heads // NUM_DIRECTIONS
-    order, place, unseen = direction_masks(height, width, x.device)
+    order, place, visible = direction_masks(height, width, x.device)
     # Decays summed along each direction's way, then back in raster order.
     decay = log_decay.to(torch.promote_types(x.dtype, torch.float32))
     total = (
@@ -97,9 +97,9 @@ def _masked_attention(x: Tensor, log_decay: Tensor, b: Tensor, c: Tensor) -> Ten
         .cumsum(2)
     )
     total = total.flatten(1, 2).index_select(1, place).unflatten(1, (NUM_DIRECTIONS, length)).mT
-    weights = (total.unsqueeze(-1) - total.unsqueeze(-2)).masked_fill_(unseen, -torch.inf).exp_().flatten(1, 2)
-    seen = c.flatten(1, 2) @ b.flatten(1, 2).mT
-    y = (weights.to(x.dtype) * seen.unsqueeze(1)) @ x.flatten(1, 2).transpose(1, 2)
+    affinity = (c.flatten(1, 2) @ b.flatten(1, 2).mT).unsqueeze(1) * visible.to(c.dtype)
+    weights = affinity.unsqueeze(2) * decay_weights(total).to(x.dtype)
+    y = weights.flatten(1, 2) @ x.flatten(1, 2).transpose(1, 2)
     return y.transpose(1, 2).unflatten(1, (height, width))
 
 
@@ -113,8 +113,8 @@ def direction_masks(height: int, width: int, device: torch.device) -> tuple[Tens
 
     Returns:
         ``order``, for each direction in turn the entries of a (N, 4) table in the order of the visits (4N); ``place``,
-        for each direction the entries of a (4, N) table of visits in raster order (4N); and ``unseen``, which is True
-        where a direction comes to patch j only after patch i (4, 1, N, N).
+        for each direction the entries of a (4, N) table of visits in raster order (4N); and ``visible``, which is one
+        where a direction has come to patch j by the time it is at patch i, else zero (4, N, N).
     """
     if torch.compiler.is_compiling():  # a traced tensor must not outlive its trace
         return _direction_masks(height, width, device)
@@ -129,11 +129,11 @@ def _direction_masks(height: int, width: int, device: torch.device) -> tuple[Ten
     by_columns = raster.view(width, height).t().reshape(-1)
     when = torch.stack([raster, length - 1 - raster, by_columns, length - 1 - by_columns])
     direction = torch.arange(NUM_DIRECTIONS, device=device).unsqueeze(1)
-    unseen = when.unsqueeze(1) > when.unsqueeze(2)
+    visible = (when.unsqueeze(1) <= when.unsqueeze(2)).float()
     return (
         (visits * NUM_DIRECTIONS + direction).flatten(),
         (when + direction * length).flatten(),
-        unseen.unsqueeze(1),
+        visible,
     )
 
 
