@@ -13,6 +13,9 @@ from fastcap.types import CaptionBatch
 class Throughput(L.Callback):
     """Log training images a second, counted over each epoch's steps without validation."""
 
+    def __init__(self) -> None:
+        self._images, self._seconds, self._started = 0, 0.0, time.perf_counter()
+
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the clock."""
         self._images, self._seconds, self._started = 0, 0.0, time.perf_counter()
