@@ -83,15 +83,15 @@ def caption_files(files: list[Path], arguments: argparse.Namespace) -> Iterator[
         for row in rows:
             if "position" in row:
                 at = row.pop("position")
-                length = int(result.lengths[at])
+                length, drafted = int(result.lengths[at]), int(result.drafted_lengths[at])
                 row["caption"] = decode(result.tokens[at, :length].tolist())
                 row["confidence"] = round(float(result.scores[at].exp()), 4)
                 if arguments.steps:
                     row["steps"] = [
                         {
-                            "words": [decode([token]) for token in step.tokens[at, :length].tolist()],
-                            "confidence": [round(p, 4) for p in step.confidence[at, :length].tolist()],
-                            "remasked": step.remasked[at, :length].tolist(),
+                            "words": [decode([token]) for token in step.tokens[at, :drafted].tolist()],
+                            "confidence": [round(p, 4) for p in step.confidence[at, :drafted].tolist()],
+                            "remasked": step.remasked[at, :drafted].tolist(),
                         }
                         for step in result.steps
                     ]

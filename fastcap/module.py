@@ -228,7 +228,7 @@ class CaptioningModule(L.LightningModule):
             metric.update(ids, captions)
         rows = zip(ids, captions, refinement.scores.tolist(), batch.references, strict=True)
         self.predictions += [Prediction(*row) for row in rows]
-        error = refinement.lengths - batch.lengths.float().mean(1)
+        error = refinement.drafted_lengths - batch.lengths.float().mean(1)
         self.log("dlag/mae", error.abs().mean(), batch_size=len(batch), sync_dist=True)
 
     def on_validation_epoch_end(self) -> None:

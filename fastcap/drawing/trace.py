@@ -72,7 +72,7 @@ def trace_refinement(
         decode: Token ids to text.
         reference: A caption by a person, where one is known.
     """
-    length = int(refinement.lengths[row])
+    length = int(refinement.drafted_lengths[row])
     steps: list[StepTrace] = []
     written = [True] * length
     for step in refinement.steps:
@@ -84,7 +84,7 @@ def trace_refinement(
     return RefinementTrace(
         name,
         image,
-        decode(refinement.tokens[row, :length].tolist()),
+        decode(refinement.tokens[row, : int(refinement.lengths[row])].tolist()),
         float(refinement.scores[row]),
         steps,
         [] if weights is None else weights[row].float().tolist(),

@@ -22,13 +22,20 @@ class ICMRDecoder:
         num_steps: Decoder passes T.
         schedule: How many tokens are masked again after each step: ``linear`` or ``cosine``.
         num_lengths: Length candidates an image, refined as one batch; the best mean log-probability wins.
+        collapse_repeats: In the end write a token that follows itself once (Lee et al. 2018, arXiv 1802.06901): the
+            typical fault of words chosen in parallel.
 
     Raises:
         ValueError: If num_steps or num_lengths is below one, or the schedule is unknown.
     """
 
     def __init__(
-        self, special: SpecialTokens, num_steps: int = 4, schedule: str = "linear", num_lengths: int = 3
+        self,
+        special: SpecialTokens,
+        num_steps: int = 4,
+        schedule: str = "linear",
+        num_lengths: int = 3,
+        collapse_repeats: bool = False,
     ) -> None:
         if num_steps < 1:
             raise ValueError(f"refinement.num_steps = {num_steps} must be at least 1")
@@ -40,6 +47,7 @@ class ICMRDecoder:
         self.num_steps = num_steps
         self.schedule = SCHEDULES[schedule]
         self.num_lengths = num_lengths
+        self.collapse_repeats = collapse_repeats
 
     @torch.no_grad()
     def generate(
@@ -92,7 +100,18 @@ class ICMRDecoder:
         )
         chosen = [RefinementStep(s.tokens[best], s.confidence[best], s.remasked[best]) for s in steps]
         experts = getattr(cache, "expert_weights", None)
-        return Refinement(tokens[best], lengths[best], scores[best], num_passes, chosen, experts)
+        tokens, drafted = tokens[best], lengths[best]
+        tokens, lengths = self._collapse(tokens) if self.collapse_repeats else (tokens, drafted)
+        return Refinement(tokens, lengths, scores[best], num_passes, drafted, chosen, experts)
+
+    def _collapse(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Leave out tokens that equal the one before; returns tokens (B, L) and lengths (B,)."""
+        before = F.pad(tokens, (1, 0), value=self.special.pad)[:, :-1]
+        kept = (tokens != before) & (tokens != self.special.pad)
+        order = kept.logical_not().sort(dim=1, stable=True).indices
+        lengths = kept.sum(1)
+        beyond = torch.arange(tokens.shape[1], device=tokens.device) >= lengths.unsqueeze(1)
+        return tokens.gather(1, order).masked_fill(beyond, self.special.pad), lengths
 
     def _predict(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Likeliest word and its log-probability, special tokens excluded. (B, L, V) -> 2 x (B, L)."""

@@ -142,3 +142,15 @@ def test_length_predictor_learns_and_ranks():
         optimizer.step()
     assert torch.equal(top_lengths(predictor(memory), 1)[:, 0], target)
     assert top_lengths(predictor(memory), 99).shape == (8, MAX_LENGTH)
+
+
+def test_repeats_are_collapsed_and_nothing_else(decoder, memory):
+    plain = ICMRDecoder(SPECIAL, 1).generate(decoder, memory, length_logits(*LENGTHS))
+    result = ICMRDecoder(SPECIAL, 1, collapse_repeats=True).generate(decoder, memory, length_logits(*LENGTHS), True)
+    rows = [row[:length] for row, length in zip(plain.tokens.tolist(), plain.lengths.tolist(), strict=True)]
+    expected = [[token for at, token in enumerate(row) if at == 0 or token != row[at - 1]] for row in rows]
+    assert any(len(row) < len(drafted) for row, drafted in zip(expected, rows, strict=True))
+    for row, tokens, length in zip(expected, result.tokens.tolist(), result.lengths.tolist(), strict=True):
+        assert tokens[:length] == row and set(tokens[length:]) <= {SPECIAL.pad}
+    assert torch.equal(result.drafted_lengths, plain.lengths) and torch.equal(result.scores, plain.scores)
+    assert torch.equal(result.steps[-1].tokens, plain.tokens)
