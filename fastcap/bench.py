@@ -1,4 +1,4 @@
-"""Measure: `fastcap bench backbone`. Writes a table (CSV), a plot (PNG) and the circumstances (JSON)."""
+"""Measure: `fastcap bench backbone | scan`. Writes a table (CSV), a plot (PNG) and the circumstances (JSON)."""
 
 from __future__ import annotations
 
@@ -28,10 +28,15 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     command.add_argument("--sizes", nargs="+", type=_positive, default=[128, 224, 384, 512], metavar="PX")
     command.add_argument("--batches", nargs="+", type=_positive, default=[1, 16], metavar="N")
-    command.add_argument("--rounds", type=_positive, default=5, help="interleaved rounds (default: %(default)s)")
-    command.add_argument("--threads", type=_positive, default=os.cpu_count() or 1, help="torch threads (default: all)")
     command.add_argument("--no-memory", action="store_true", help="leave out memory, which takes a process a case")
-    command.add_argument("--out", type=Path, help="folder (default: a new one under runs/bench)")
+    scan = commands.add_parser("scan", help="the four-direction scan alone, beside the recurrence token by token")
+    scan.add_argument("--side", type=_positive, default=14, help="patches a side of the grid (default: %(default)s)")
+    scan.add_argument("--width", type=_positive, default=384, help="channels of each direction (default: %(default)s)")
+    scan.add_argument("--head-dims", nargs="+", type=_positive, default=[32, 96], metavar="P", help="channels a head")
+    for each in (command, scan):
+        each.add_argument("--rounds", type=_positive, default=5, help="interleaved rounds (default: %(default)s)")
+        each.add_argument("--threads", type=_positive, default=os.cpu_count() or 1, help="torch threads (default: all)")
+        each.add_argument("--out", type=Path, help="folder (default: a new one under runs/bench)")
     return parser.parse_args(arguments)
 
 
@@ -57,21 +62,53 @@ def bench_backbone(arguments: argparse.Namespace) -> Path:
         not arguments.no_memory,
         lambda line: print(line, file=sys.stderr),
     )
-    folder = arguments.out or Path("runs/bench") / f"{datetime.now():%Y-%m-%d_%H-%M-%S}_{os.getpid()}"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with open(folder / "backbone.csv", "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
-        (folder / "backbone.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"--out {folder}: cannot be written ({error})") from error
+    folder = write(arguments.out, "backbone", rows, facts)
     draw(folder / "backbone.png", rows, facts)
     print_rows(rows, facts)
     print(
         f"Table    {folder / 'backbone.csv'}\nPlot     {folder / 'backbone.png'}\nFacts    {folder / 'backbone.json'}"
     )
+    return folder
+
+
+def bench_scan(arguments: argparse.Namespace) -> Path:
+    """Run the scan's benchmark; returns the folder with ``scan.{csv,json}``."""
+    import torch
+
+    from fastcap.benchmark.scans import measure_scans
+
+    wrong = [channels for channels in arguments.head_dims if arguments.width % channels]
+    if wrong:
+        raise UserError(f"--head-dims {wrong[0]} does not divide --width {arguments.width}")
+    torch.set_num_threads(arguments.threads)
+    rows, facts = measure_scans(arguments.side, arguments.width, arguments.head_dims, arguments.rounds)
+    folder = write(arguments.out, "scan", rows, facts)
+    print(
+        f"{facts['processor']}, {facts['threads']} threads; {facts['tokens']} tokens x {arguments.width} x 4 directions"
+    )
+    print(f"{'form':<12}{'head':>5}{'pass':>20}{'batch':>7}{'ms':>11}{'speed-up':>10}")
+    for row in rows:
+        print("{form:<12}{head_dim:>5}{pass:>20}{batch:>7}{ms:>11.2f}{speedup:>10.1f}".format(**row))
+    print(f"Table    {folder / 'scan.csv'}\nFacts    {folder / 'scan.json'}")
+    return folder
+
+
+def write(out: Path | None, name: str, rows: list[dict[str, Any]], facts: dict[str, Any]) -> Path:
+    """Write a table and its circumstances; returns the folder.
+
+    Raises:
+        UserError: If the folder cannot be written.
+    """
+    folder = out or Path("runs/bench") / f"{datetime.now():%Y-%m-%d_%H-%M-%S}_{os.getpid()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(folder / f"{name}.csv", "w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+        (folder / f"{name}.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"--out {folder}: cannot be written ({error})") from error
     return folder
 
 
@@ -129,7 +166,8 @@ def draw(path: Path, rows: list[dict[str, Any]], facts: dict[str, Any]) -> None:
 @one_clear_error
 def main(arguments: list[str] | None = None) -> None:
     """Entry point."""
-    bench_backbone(parse_arguments(arguments))
+    options = parse_arguments(arguments)
+    (bench_scan if options.what == "scan" else bench_backbone)(options)
 
 
 if __name__ == "__main__":

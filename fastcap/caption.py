@@ -50,6 +50,7 @@ def caption_files(files: list[Path], arguments: argparse.Namespace) -> Iterator[
     """Caption files in batches; an unreadable one yields its error instead of a caption."""
     import torch
 
+    from fastcap.backbone.fold import fold_batch_norms
     from fastcap.build import load_checkpoint, newest_checkpoint
     from fastcap.data import DataError
     from fastcap.data.pixels import decode_image
@@ -61,6 +62,7 @@ def caption_files(files: list[Path], arguments: argparse.Namespace) -> Iterator[
         if value is not None
     }
     loaded = load_checkpoint(arguments.ckpt or newest_checkpoint(), overrides)
+    fold_batch_norms(loaded.model.backbone)
     size = int(loaded.config["data"]["image_size"])
     decode = loaded.tokenizer.decode
     taken: set[Path] = set()

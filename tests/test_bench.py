@@ -48,6 +48,21 @@ def test_table_plot_and_facts(measured):
         assert len(picture.convert("RGB").getcolors(maxcolors=1 << 20)) > 20  # lines were drawn
 
 
+def test_scan_forms_are_timed_against_the_recurrence(tmp_path, capsys):
+    options = ["--side", "6", "--width", "16", "--head-dims", "4", "--rounds", "1", "--threads", "1"]
+    bench.main(["scan", *options, "--out", str(tmp_path)])
+    with open(tmp_path / "scan.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["form"] for row in rows] == ["sequential", "chunks", "dual"] * 2
+    for row in rows:
+        [base] = [r for r in rows if r["form"] == "sequential" and r["pass"] == row["pass"]]
+        assert float(row["speedup"]) == pytest.approx(float(base["ms"]) / float(row["ms"]), rel=0.05)
+    assert "36 tokens" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        bench.main(["scan", "--width", "10", "--head-dims", "3"])
+    assert "does not divide" in capsys.readouterr().err
+
+
 def test_the_sequential_version_is_the_same_network():
     ours, sequential = build(OURS), build(OURS + SEQUENTIAL)
     images = torch.randn(1, 3, 64, 64)
