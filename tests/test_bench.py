@@ -11,7 +11,7 @@ from hydra.utils import instantiate
 from PIL import Image
 
 from fastcap import bench
-from fastcap.backbone import cross_scan, spatial_mamba
+from fastcap.backbone import cross_scan, mixer
 from fastcap.backbone.scan import ssd_scan
 from fastcap.benchmark.backbones import SEQUENTIAL, build, default_backbones, fold
 from fastcap.benchmark.measure import count_gflop, in_fresh_processes, peak_memory_mb, time_interleaved
@@ -70,7 +70,7 @@ def test_the_sequential_version_is_the_same_network():
     with torch.inference_mode():
         torch.testing.assert_close(sequential(images), ours(images), rtol=1e-3, atol=1e-4)
     assert sequential.calls > calls
-    assert cross_scan.ssd_scan is ssd_scan and spatial_mamba.grid_scan is cross_scan.grid_scan  # put back
+    assert cross_scan.ssd_scan is ssd_scan and mixer.grid_scan is cross_scan.grid_scan  # put back
 
 
 @pytest.mark.parametrize("name", [OURS, "efficientnet_lite0"])

@@ -17,7 +17,7 @@ from hydra import compose, initialize_config_dir
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from fastcap.backbone import cross_scan, spatial_mamba
+from fastcap.backbone import cross_scan, mixer
 from fastcap.backbone.fold import fold_batch_norms
 from fastcap.backbone.scan import scan_reference
 from fastcap.backbone.timm_encoder import TimmEncoder
@@ -88,7 +88,7 @@ class SequentialScan(nn.Module):
             self.calls += 1
             return scan_reference(x, log_decay, b, c, num_backward=num_backward)
 
-        with mock.patch.object(spatial_mamba, "grid_scan", walks), mock.patch.object(cross_scan, "ssd_scan", scan):
+        with mock.patch.object(mixer, "grid_scan", walks), mock.patch.object(cross_scan, "ssd_scan", scan):
             yield
 
 

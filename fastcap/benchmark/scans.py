@@ -75,8 +75,8 @@ def _inputs(batch: int, side: int, width: int, channels: int) -> list[Tensor]:
 
 
 def _sequential(x: Tensor, log_decay: Tensor, b: Tensor, c: Tensor) -> Tensor:
-    def scan(*inputs: Tensor, num_backward: int, chunk_size: int) -> tuple[Tensor, Tensor]:
-        return scan_reference(*inputs, num_backward=num_backward)
+    def scan(x: Tensor, log_decay: Tensor, b: Tensor, c: Tensor, **options: int) -> tuple[Tensor, Tensor]:
+        return scan_reference(x, log_decay, b, c, num_backward=options["num_backward"])
 
     with mock.patch.object(cross_scan, "ssd_scan", scan):
         return cross_scan.grid_scan(x, log_decay, b, c, max_quadratic=0)
