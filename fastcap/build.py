@@ -24,7 +24,7 @@ from fastcap.model import FastCap
 from fastcap.module import CaptioningModule
 
 CONFIG_DIR = str(Path(fastcap.__file__).parents[1] / "conf")
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # raised when the same configuration comes to mean another network
 RUNS_DIR = Path("runs")
 
 OmegaConf.register_new_resolver("fastcap.run_id", lambda: uuid.uuid4().hex[:6], use_cache=True, replace=True)
