@@ -53,6 +53,8 @@ ROOMS = {
     "distill": PRETRAINING,
     "pretrain": PRETRAINING,
     "pretraining": room("cli build", "lightning hydra omegaconf"),
+    "fetch": room("cli fetching"),
+    "fetching": room("data"),
     "bench": room("cli benchmark"),
     "benchmark": room("cli build", "hydra omegaconf"),
     "dashboard": ENTRY,
