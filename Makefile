@@ -84,7 +84,7 @@ train: $(STAMP) ## Train a backbone on class folders: ARGS="data_dir=DIR"
 bench: $(STAMP) ## Measure backbones: ARGS="backbone --sizes 224 --batches 1"
 	$(PY) -m fastcap.bench $(if $(ARGS),$(ARGS),backbone)
 
-sweep: $(STAMP) ## Train once for each combination: ARGS="optim.optimizer.lr=1e-3,3e-4", or a small default (SWEEP)
+sweep: $(STAMP) ## Train once for each combination: ARGS="sweep_name=lr optim.optimizer.lr=1e-3,3e-4", or a small default (SWEEP)
 	$(PY) -m fastcap.train -m $(if $(ARGS),$(ARGS),$(SWEEP))
 
 dashboard: $(STAMP) ## Build the W&B dashboard; ARGS="--print" shows its definition without an account
