@@ -31,7 +31,7 @@ def job_folder(name: str | None, number: int | str, sweep: str, overrides: Seque
         overrides: The job's overrides.
 
     Returns:
-        For a named sweep the values that it varies, such as ``lr-1e-3_decoder-dense``, whatever the job's number.
+        For a named sweep the values that it varies, such as ``decoder-dense_lr-0.001``, whatever the job's number.
     """
     return value_name(swept(Path(sweep), overrides)) if name else str(number)
 

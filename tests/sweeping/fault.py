@@ -11,17 +11,17 @@ class Fault(L.Callback):
     """Kill the process, or raise, in the jobs whose folders are named; ``log`` also remembers what was done."""
 
     def __init__(self, log: str, kill: str = "", fail: str = "") -> None:
-        self.log, self.kill, self.fail = Path(log), kill, fail
+        self.path, self.kill, self.fail = Path(log), kill, fail
 
     def _once(self, what):
-        marker = self.log.with_name(what)
+        marker = self.path.with_name(what)
         if marker.exists():
             return False
         marker.touch()
         return True
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        with self.log.open("a") as file:
+        with self.path.open("a") as file:
             file.write(f"{Path(trainer.default_root_dir).name} {trainer.global_step}\n")
 
     def on_train_epoch_start(self, trainer, pl_module):

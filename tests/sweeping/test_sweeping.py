@@ -162,7 +162,7 @@ def _run(folder, *arguments):
 def test_twelve_jobs_one_killed_one_raising_finish_by_the_same_command(tmp_path):
     command = ["sweep_name=twelve", "optim.optimizer.lr=1e-3,2e-3,3e-3,4e-3", "refinement.num_steps=1,2,3"]
     command += ["+callbacks.fault._target_=tests.sweeping.fault.Fault", f"+callbacks.fault.log={tmp_path}/steps.txt"]
-    command += ["+callbacks.fault.kill=lr-2e-3_num_steps-2", "+callbacks.fault.fail=lr-3e-3_num_steps-3"]
+    command += ["+callbacks.fault.kill=lr-0.002_num_steps-2", "+callbacks.fault.fail=lr-0.003_num_steps-3"]
     command += ["data.source.num_val=8", "callbacks.speed_quality=null"]
     sweep = tmp_path / "runs/scenes-sweep/twelve"
 
@@ -176,11 +176,11 @@ def test_twelve_jobs_one_killed_one_raising_finish_by_the_same_command(tmp_path)
 
     done = _run(tmp_path, *command)
     assert done.returncode == 1, done.stderr[-2000:]
-    assert "1 failed: lr-3e-3_num_steps-3" in done.stderr and "a disk of stone" in done.stderr
+    assert "1 failed: lr-0.003_num_steps-3" in done.stderr and "a disk of stone" in done.stderr
     assert done.stderr.count("Traceback") == 0
     second = results()
     assert len(second) == 11 and first.items() <= second.items()
-    assert read_run(sweep / "lr-3e-3_num_steps-3").status == "failed"
+    assert read_run(sweep / "lr-0.003_num_steps-3").status == "failed"
 
     done = _run(tmp_path, *command)
     assert done.returncode == 0, done.stderr[-2000:]
