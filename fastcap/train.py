@@ -109,8 +109,6 @@ def main(cfg: DictConfig) -> float | None:
     if job.mode != RunMode.MULTIRUN:
         return train(cfg, run_dir, overrides).get("val/cider")
     overrides = swept_first(run_dir.parent, overrides)
-    if not cfg.sweep_name:
-        return train(cfg, run_dir, overrides, "sweep").get("val/cider")
     metrics = run_job(cfg, run_dir, lambda cfg: train(cfg, run_dir, overrides, "sweep"))
     return None if metrics is None else metrics.get("val/cider")
 

@@ -1,4 +1,4 @@
-"""One job of a named sweep: skipped when it is finished, continued when it stopped, recorded when it fails."""
+"""One job of a sweep: skipped when it is finished, continued when it stopped, recorded when it fails."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def _same_job(folder: Path, config: dict[str, Any]) -> None:
         return
     if changed := differences(known, config):
         shown = "; ".join(changed[:3]) + (f"; and {len(changed) - 3} more" if len(changed) > 3 else "")
-        raise ConfigError(f"{path}: this folder is another job's ({shown}): give the sweep another sweep_name")
+        raise ConfigError(f"{path}: this folder is another job's ({shown}): give the sweep another name or folder")
 
 
 def _finished(folder: Path) -> dict[str, float] | None:

@@ -78,7 +78,7 @@ def test_another_configuration_does_not_pass_for_the_same_job(finished):
     assert run_job(tiny_config("trainer.max_epochs=3"), folder, _must_not_train) is None
     error = json.loads((folder / "failed.json").read_text())["error"]
     (folder / "failed.json").unlink()
-    assert "trainer.max_epochs: 1, now 3" in error and "sweep_name" in error and "job.json" in error
+    assert "trainer.max_epochs: 1, now 3" in error and "another name" in error and "job.json" in error
 
 
 def test_a_stopped_job_goes_on_from_its_last_checkpoint(finished):
@@ -216,3 +216,17 @@ def test_an_optuna_search_goes_on_where_it_stopped(tmp_path):
     two, three = search(2), search(3)
     assert len(two) == 2 and len(three) == 3 and two.items() <= three.items()
     assert all(name.startswith("lr-0.0") for name in three)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not importlib.util.find_spec("hydra_plugins.hydra_submitit_launcher"), reason="no extra `sweep`")
+@pytest.mark.parametrize("choice", ["sweep=joblib", "hydra/launcher=submitit_local"])
+def test_jobs_in_processes_of_their_own(tmp_path, choice):
+    """Joblib's workers, and submitit's processes, which Slurm would run; one job fails, the other one is whole."""
+    more = ["trainer.max_epochs=1", "data.source.num_val=8", "callbacks.speed_quality=null", "sweep_name=two"]
+    command = [choice, *more, "decoder.top_k=1,9"]
+    done = _run(tmp_path, *command)
+    sweep = tmp_path / "runs/scenes-sweep/two"
+    assert done.returncode == 1, done.stderr[-2000:]
+    assert "1 failed: top_k-9" in done.stderr
+    assert read_run(sweep / "top_k-1").status == "finished" and "top_k" in read_run(sweep / "top_k-9").error
