@@ -21,7 +21,7 @@ export REFERENCES ?=
 RUNS ?=
 SWEEP ?= experiment=scenes_smoke refinement.num_steps=1,2,4
 
-.PHONY: help setup train eval caption score report distill pretrain bench sweep dashboard test test-slow lint types check \
+.PHONY: help setup data train eval caption score report distill pretrain bench sweep dashboard test test-slow lint types check \
 	format clean
 
 help: ## List the targets
@@ -54,6 +54,9 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PY) -m pip install -c constraints.txt -e '.[dev]'
 	@touch $@
 
+data: $(STAMP) ## Fetch MS COCO and Karpathy's split (20 GB), going on where it stopped: ARGS="coco --root DIR --year 2017"
+	$(PY) -m fastcap.fetch $(if $(ARGS),$(ARGS),coco)
+
 train: $(STAMP) ## Train: ARGS are Hydra overrides
 	$(PY) -m fastcap.train $(ARGS)
 
@@ -72,13 +75,16 @@ report: $(STAMP) ## Compare runs in one offline page, report.html: RUNS="runs/a 
 distill: $(STAMP) ## Teach a backbone what a packaged ImageNet encoder sees: ARGS="folder=DIR"
 	$(PY) -m fastcap.distill $(ARGS)
 
-pretrain: $(STAMP) ## Train a backbone on class folders: ARGS="data_dir=DIR"
+predata: $(STAMP) ## Fetch MS COCO and Karpathy's split (20 GB), going on where it stopped: ARGS="coco --root DIR --year 2017"
+	$(PY) -m fastcap.fetch $(if $(ARGS),$(ARGS),coco)
+
+train: $(STAMP) ## Train a backbone on class folders: ARGS="data_dir=DIR"
 	$(PY) -m fastcap.pretrain $(ARGS)
 
 bench: $(STAMP) ## Measure backbones: ARGS="backbone --sizes 224 --batches 1"
 	$(PY) -m fastcap.bench $(if $(ARGS),$(ARGS),backbone)
 
-sweep: $(STAMP) ## Train once for each combination: ARGS="optim.optimizer.lr=1e-3,3e-4", or a small default (SWEEP)
+sweep: $(STAMP) ## Train once for each combination: ARGS="sweep_name=lr optim.optimizer.lr=1e-3,3e-4", or a small default (SWEEP)
 	$(PY) -m fastcap.train -m $(if $(ARGS),$(ARGS),$(SWEEP))
 
 dashboard: $(STAMP) ## Build the W&B dashboard; ARGS="--print" shows its definition without an account

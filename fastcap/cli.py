@@ -18,9 +18,10 @@ COMMANDS = {
     "bench": "measure speed, memory and arithmetic (bench backbone --sizes 224 --batches 1)",
     "distill": "teach a backbone what a packaged ImageNet encoder sees, on any images (folder=DIR)",
     "pretrain": "train a backbone on class folders, ImageNet's layout (data_dir=DIR)",
+    "data": "fetch MS COCO and Karpathy's split, with resume (data coco), or convert split files (data karpathy FILE)",
     "dashboard": "build the W&B dashboard of all runs (--print shows its definition without an account)",
 }
-MODULES = {"report": "compare"}  # where the module is not called like its command
+MODULES = {"report": "compare", "data": "fetch"}  # where the module is not called like its command
 USAGE = "usage: fastcap COMMAND ...\n\n" + "\n".join(f"  {name:<11}{text}" for name, text in COMMANDS.items())
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,11 +12,13 @@ import lightning as L
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from lightning.pytorch.callbacks import ModelCheckpoint
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from fastcap.build import CONFIG_DIR, build_datamodule, build_module, build_trainer, check_resume
 from fastcap.callbacks import close_loggers
 from fastcap.cli import one_clear_error, print_table
+from fastcap.sweeping import run_job, swept_first
+from fastcap.sweeping.jobs import write_json
 
 
 def train(cfg: DictConfig, run_dir: Path, overrides: Sequence[str] = (), job_type: str = "train") -> dict[str, float]:
@@ -85,7 +86,7 @@ def _report(
         "minutes": minutes,
         "parameters": sum(p.numel() for p in module.parameters()),
     }
-    (run_dir / "results.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
+    write_json(run_dir / "results.json", results)
     title = f"{cfg.name}: best checkpoint after {trainer.current_epoch} epochs, {minutes:.1f} minutes"
     print_table(title, {k: v for k, v in sorted(metrics.items()) if k.startswith("val/")})
     checkpoint = trainer.checkpoint_callback
@@ -102,20 +103,14 @@ def _report(
 @hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name="train")
 @one_clear_error
 def main(cfg: DictConfig) -> float | None:
-    """Entry point; returns the validation CIDEr for sweepers."""
+    """Entry point; returns the validation CIDEr for sweepers, and None for a sweep's job that failed."""
     job = HydraConfig.get()
-    job_type = "sweep" if job.mode == RunMode.MULTIRUN else "train"
-    return train(cfg, Path(job.runtime.output_dir), _swept_first(job), job_type).get("val/cider")
-
-
-def _swept_first(job: Any) -> list[str]:
-    """The job's overrides; in a multirun those that its sweep varies come first, which tell its jobs apart."""
-    task = list(job.overrides.task)
-    written = Path(job.runtime.output_dir).parent / "multirun.yaml"
-    if job.mode != RunMode.MULTIRUN or not written.is_file():
-        return task
-    constant = set(OmegaConf.load(written).hydra.overrides.task) - set(job.sweeper.get("params") or {})
-    return sorted(task, key=lambda override: override in constant)
+    run_dir, overrides = Path(job.runtime.output_dir), list(job.overrides.task)
+    if job.mode != RunMode.MULTIRUN:
+        return train(cfg, run_dir, overrides).get("val/cider")
+    overrides = swept_first(run_dir.parent, overrides)
+    metrics = run_job(cfg, run_dir, lambda cfg: train(cfg, run_dir, overrides, "sweep"))
+    return None if metrics is None else metrics.get("val/cider")
 
 
 if __name__ == "__main__":

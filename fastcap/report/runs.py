@@ -39,6 +39,7 @@ class Run:
         results: What ``results.json`` holds; empty for a run that did not finish.
         history: Logged values by metric, in the file's order.
         written: When a file of the folder was last written, in seconds since 1970.
+        error: What ended a sweep's job, by its ``failed.json``.
     """
 
     path: Path
@@ -47,6 +48,7 @@ class Run:
     results: Mapping[str, Any] = field(default_factory=dict)
     history: Mapping[str, Sequence[Point]] = field(default_factory=dict)
     written: float = 0.0
+    error: str = ""
 
     @property
     def sweep(self) -> Path | None:
@@ -69,9 +71,11 @@ class Run:
 
     @property
     def status(self) -> str:
-        """One of "finished", "diverged", "running", "unfinished", and "failed" where nothing was ever logged."""
+        """One of "finished", "diverged", "running", "unfinished", "failed" (it says so, or nothing was ever logged)."""
         if self.results:
             return "finished"
+        if self.error:
+            return "failed"
         losses = self.history.get("train/loss") or ()
         if losses and not math.isfinite(losses[-1].value):
             return "diverged"
@@ -128,6 +132,7 @@ def read_run(path: Path) -> Run:
     results = _json(path / "results.json")
     config = _yaml(path / ".hydra" / "config.yaml")
     overrides = _yaml(path / ".hydra" / "overrides.yaml")
+    failure = _json(path / "failed.json")
     listed = [str(o).lstrip("+").partition("=") for o in overrides] if isinstance(overrides, list) else []
     times = [entry.stat().st_mtime for entry in os.scandir(path)]
     return Run(
@@ -137,6 +142,7 @@ def read_run(path: Path) -> Run:
         results if isinstance(results, dict) else {},
         read_history(path / "metrics.csv"),
         max(times, default=0.0),
+        str(failure.get("error", "")) if isinstance(failure, dict) else "",
     )
 
 

@@ -1,0 +1,97 @@
+"""A web server on this machine that misbehaves on demand."""
+
+import hashlib
+import threading
+from collections import Counter, defaultdict
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+
+class Site:
+    """What the server holds and how it fails.
+
+    Attributes:
+        files: Content by path.
+        busy: Number of 503 answers to give first, by path.
+        cut: Bytes after which GETs break off, one for each GET, by path.
+        moved: Target of a redirect, by path.
+        ranges: False to ignore Range headers.
+        gets: (path, Range header) of every GET.
+        sent: Bytes sent, by path.
+    """
+
+    def __init__(self):
+        self.files, self.busy, self.cut, self.moved = {}, Counter(), defaultdict(list), {}
+        self.ranges, self.head, self.retry_after, self.status = True, True, None, {}
+        self.gets, self.sent = [], Counter()
+
+    def etag(self, path):
+        return f'"{hashlib.md5(self.files[path]).hexdigest()[:12]}"'
+
+
+@contextmanager
+def serve(site):
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, *args):
+            pass
+
+        def do_HEAD(self):
+            if not site.head:
+                return self._plain(405)
+            self._answer(body=False)
+
+        def do_GET(self):
+            site.gets.append((self.path, self.headers.get("Range")))
+            self._answer(body=True)
+
+        def _plain(self, status, **headers):
+            self.send_response(status)
+            for name, value in headers.items():
+                self.send_header(name.replace("_", "-"), value)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def _answer(self, body):
+            path = self.path
+            if site.busy[path] > 0 and body:
+                site.busy[path] -= 1
+                return self._plain(503, **({"Retry_After": site.retry_after} if site.retry_after else {}))
+            if path in site.status:
+                return self._plain(site.status[path])
+            if path in site.moved:
+                return self._plain(302, Location=site.moved[path])
+            if path not in site.files:
+                return self._plain(404)
+            data, start = site.files[path], 0
+            asked = self.headers.get("Range")
+            if asked and site.ranges and self.headers.get("If-Range", site.etag(path)) == site.etag(path):
+                start = int(asked.removeprefix("bytes=").rstrip("-"))
+                if start >= len(data):
+                    return self._plain(416)
+                self.send_response(206)
+                self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
+            else:
+                self.send_response(200)
+            self.send_header("Content-Length", str(len(data) - start))
+            self.send_header("ETag", site.etag(path))
+            self.end_headers()
+            if not body:
+                return None
+            rest = data[start:]
+            if site.cut[path]:
+                rest = rest[: site.cut[path].pop(0)]
+                self.close_connection = True
+            site.sent[path] += len(rest)
+            self.wfile.write(rest)
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        server.server_close()
