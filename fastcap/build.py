@@ -122,7 +122,14 @@ def build_model(
         concept_weights=concept_weights,
     )
     length = construct(cfg.length, dim=decoder.dim, max_length=max_length)
-    return FastCap(backbone, alignment, decoder, length, construct(cfg.refinement, special=special))
+    refinement = construct(cfg.refinement, special=special)
+    if refinement.causal != decoder.causal:
+        fitting = "greedy or refinement=beam" if decoder.causal else "icmr"
+        raise ConfigError(
+            f"decoder {type(decoder).__name__} is not driven by {type(refinement).__name__}: "
+            f"choose refinement={fitting}"
+        )
+    return FastCap(backbone, alignment, decoder, length, refinement)
 
 
 def build_module(cfg: DictConfig, datamodule: CaptionDataModule, model: FastCap | None = None) -> CaptioningModule:

@@ -7,8 +7,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def masked_token_loss(logits: Tensor, targets: Tensor, scored: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """Cross-entropy over the positions that were hidden or replaced (CMLM, arXiv 1904.09324).
+def token_loss(logits: Tensor, targets: Tensor, scored: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """Cross-entropy over the scored positions: those hidden or replaced (CMLM, arXiv 1904.09324), or all of them.
 
     Args:
         logits: (B, L, V)

@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import Metric
 
 from fastcap.generation.schedule import sample_mask
-from fastcap.losses import alignment_loss, concept_loss, length_loss, masked_token_loss
+from fastcap.losses import alignment_loss, concept_loss, length_loss, token_loss
 from fastcap.metrics import CaptionMetrics
 from fastcap.model import FastCap
 from fastcap.optim import clip_gradients, parameter_groups
@@ -148,14 +148,18 @@ class CaptioningModule(L.LightningModule):
         memory = self.model.encode(batch.images)
         cache = decoder.prepare(memory)
 
-        hidden = sample_mask(lengths, tokens.shape[1], objective.full_mask_share, generator)
-        visible, scored = tokens.masked_fill(hidden, self.special.mask), hidden
-        if objective.draft_share > 0:
-            visible, scored = self._mix_in_draft(visible, hidden, tokens, pad, cache, generator)
-        output = decoder.output(decoder.denoise(visible, pad, cache), cache)
+        if decoder.causal:
+            shown, targets, scored = shift_right(tokens, lengths, self.special)
+            output = decoder.output(decoder.predict(shown, cache)[0], cache)
+        else:
+            hidden = sample_mask(lengths, tokens.shape[1], objective.full_mask_share, generator)
+            visible, targets, scored = tokens.masked_fill(hidden, self.special.mask), tokens, hidden
+            if objective.draft_share > 0:
+                visible, scored = self._mix_in_draft(visible, hidden, tokens, pad, cache, generator)
+            output = decoder.output(decoder.denoise(visible, pad, cache), cache)
 
         losses = {
-            "token": masked_token_loss(output.logits, tokens, scored, objective.label_smoothing),
+            "token": token_loss(output.logits, targets, scored, objective.label_smoothing),
             "length": length_loss(self.model.length(memory), batch.lengths),
             "balance": output.aux_loss,
         }
@@ -270,6 +274,24 @@ class CaptioningModule(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store what rebuilds the model: plain data only."""
         checkpoint["fastcap"] = self.artifacts
+
+
+def shift_right(tokens: Tensor, lengths: Tensor, special: SpecialTokens) -> tuple[Tensor, Tensor, Tensor]:
+    """Make teacher forcing's input and targets.
+
+    Args:
+        tokens: Captions, PAD beyond each length. (B, L)
+        lengths: Tokens of each caption. (B,)
+        special: The special token ids.
+
+    Returns:
+        [BOS] and the caption (B, L + 1), the caption and [EOS] (B, L + 1), True where the loss counts (B, L + 1).
+    """
+    ahead = torch.arange(tokens.shape[1] + 1, device=tokens.device)
+    shown = torch.nn.functional.pad(tokens, (1, 0), value=special.bos)
+    targets = torch.nn.functional.pad(tokens, (0, 1), value=special.pad)
+    targets = targets.masked_fill(ahead == lengths.unsqueeze(1), special.eos)
+    return shown, targets, ahead <= lengths.unsqueeze(1)
 
 
 def step_seed(seed: int, epoch: int, batch: int, rank: int) -> int:

@@ -129,6 +129,22 @@ class Refinement:
     expert_weights: Tensor | None = None
 
 
+# Keys and values of the tokens so far, each (B * K, heads, L, d).
+Past = tuple[Tensor, Tensor]
+
+
+class CausalDecoder(Protocol):
+    """What writing word after word asks of a decoder."""
+
+    max_length: int
+
+    def prepare(self, memory: Tensor) -> Any:
+        """As in ``Denoiser``."""
+
+    def predict(self, tokens: Tensor, cache: Any, past: list[Past] | None) -> tuple[Tensor, list[Past]]:
+        """Score what follows each token, given those before; returns (B * K, L, V) and what to pass next time."""
+
+
 class Denoiser(Protocol):
     """What refinement asks of a decoder: image-only work once, then any number of passes."""
 

@@ -4,19 +4,19 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from fastcap.losses import alignment_loss, concept_loss, length_loss, masked_token_loss
+from fastcap.losses import alignment_loss, concept_loss, length_loss, token_loss
 
 
 def test_token_loss_counts_hidden_tokens_only():
     logits, targets = torch.randn(3, 5, 7), torch.randint(7, (3, 5))
     scored = torch.rand(3, 5) < 0.5
     scored[0, 0] = True
-    loss = masked_token_loss(logits, targets, scored)
+    loss = token_loss(logits, targets, scored)
     one_by_one = [-logits[i, j].log_softmax(-1)[targets[i, j]] for i in range(3) for j in range(5) if scored[i, j]]
     torch.testing.assert_close(loss, torch.stack(one_by_one).mean())
     changed = logits.clone()
     changed[~scored] += torch.randn_like(changed[~scored])
-    assert torch.equal(masked_token_loss(changed, targets, scored), loss)
+    assert torch.equal(token_loss(changed, targets, scored), loss)
 
 
 def test_length_loss_is_cross_entropy_over_captions():

@@ -98,10 +98,12 @@ def test_a_resumed_run_equals_an_unbroken_one(run, tmp_path):
     }
 
 
-def test_one_batch_is_learnt_by_heart(tmp_path):
-    """A right system overfits: ICMR then gives the very captions back."""
+@pytest.mark.parametrize("overrides", [[], ["decoder=autoregressive_mini", "refinement=greedy"]], ids=["icmr", "twin"])
+def test_one_batch_is_learnt_by_heart(overrides):
+    """A right system overfits: generation then gives the very captions back."""
     torch.manual_seed(0)
     cfg = tiny_config(
+        *overrides,
         "data.source.num_train=8",
         "data.captions_per_image=1",
         "data.image_size=32",
@@ -153,6 +155,18 @@ def test_drafts_are_mixed_in_and_scored():
 def test_bf16_trains_with_the_default_optimiser(tmp_path):
     metrics = train(tiny_config("trainer.precision=bf16-mixed", "trainer.max_epochs=1"), tmp_path)
     assert metrics["val/loss"] > 0
+
+
+def test_the_autoregressive_twin_trains_and_evaluates(tmp_path):
+    overrides = ["decoder=autoregressive_mini", "trainer.max_epochs=1"]
+    metrics = train(tiny_config(*overrides, "refinement=greedy"), tmp_path)
+    again = evaluate(tmp_path / "checkpoints/best.ckpt", "val", {}, tmp_path / "greedy")
+    assert {k: again[k] for k in metrics if k.startswith("val/")} == {
+        k: v for k, v in metrics.items() if k.startswith("val/")
+    }
+    beams = evaluate(tmp_path / "checkpoints/best.ckpt", "val", {"refinement.num_beams": 3}, tmp_path / "beam")
+    assert beams["val/loss"] == again["val/loss"]
+    assert not (tmp_path / "speed_quality.csv").exists()
 
 
 def test_golden_losses():

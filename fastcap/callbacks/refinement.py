@@ -22,7 +22,8 @@ class RefinementPictures(L.Callback):
     """After each validation write how the first images' captions were refined.
 
     Files in the run's folder, under ``refinement/``: ``epoch_NNN_IMAGEID.png`` for each image and ``epoch_NNN.csv``
-    with every token of every step. Loggers that take media get the pictures as ``val/refinement``.
+    with every token of every step. Loggers that take media get the pictures as ``val/refinement``. A decoder that
+    writes word after word refines nothing, and has none.
 
     Args:
         num_images: How many images, always the same ones: the first of the split.
@@ -53,7 +54,7 @@ class RefinementPictures(L.Callback):
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Caption the images once more, recorded, and draw them; what fails is a warning."""
         assert isinstance(pl_module, CaptioningModule)
-        if not self._batches or self.num_images < 1:
+        if not self._batches or self.num_images < 1 or pl_module.model.decoder.causal:
             return
         try:
             paths, captions = self._write(trainer, pl_module)

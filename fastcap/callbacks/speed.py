@@ -32,7 +32,8 @@ class SpeedQuality(L.Callback):
 
     Files in the run's folder: ``speed_quality.csv`` and ``speed_quality.png``. A copy of the model is measured, with
     the best checkpoint's weights where there is one, so nothing of the run is touched. Images are those of the last
-    validation; the time is the decoder's alone (length candidates included), in the validation's batches.
+    validation; the time is the decoder's alone (length candidates included), in the validation's batches. A decoder
+    that writes word after word has no steps, and no curve.
 
     Args:
         steps: Numbers of refinement steps.
@@ -68,7 +69,7 @@ class SpeedQuality(L.Callback):
         """Measure, write and log; what fails is a warning."""
         assert isinstance(pl_module, CaptioningModule)
         batches, self._batches = self._batches, []
-        if not batches or not self.steps:
+        if not batches or not self.steps or pl_module.model.decoder.causal:
             return
         try:
             model = copy.deepcopy(pl_module.model).eval()

@@ -85,6 +85,8 @@ class MoEDecoder(nn.Module):
         z_weight: Weight of the gate's z-loss (ST-MoE, arXiv 2202.08906) in ``aux_loss``.
     """
 
+    causal = False
+
     def __init__(
         self,
         vocab_size: int,

@@ -29,6 +29,8 @@ class ICMRDecoder:
         ValueError: If num_steps or num_lengths is below one, or the schedule is unknown.
     """
 
+    causal = False
+
     def __init__(
         self,
         special: SpecialTokens,

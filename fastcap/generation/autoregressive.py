@@ -1,0 +1,94 @@
+"""Word after word: greedy decoding and beam search with a key/value cache."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastcap.types import CausalDecoder, Past, Refinement, SpecialTokens
+
+
+class AutoregressiveGenerator:
+    """Beam search over a causal decoder; one beam is greedy decoding. It owns no weights.
+
+    A candidate that wrote [EOS] keeps its place among the beams by its log-probability; in the end the best mean
+    log-probability a token, [EOS] included, wins. A caption does not depend on what shares its batch.
+
+    Args:
+        special: The special token ids.
+        num_beams: Candidates kept at each word.
+
+    Raises:
+        ValueError: If num_beams is below one.
+    """
+
+    causal = True
+
+    def __init__(self, special: SpecialTokens, num_beams: int = 1) -> None:
+        if num_beams < 1:
+            raise ValueError(f"refinement.num_beams = {num_beams} must be at least 1")
+        self.special = special
+        self.num_beams = num_beams
+
+    @torch.no_grad()
+    def generate(
+        self, decoder: CausalDecoder, memory: Tensor, length_logits: Tensor, record_steps: bool = False
+    ) -> Refinement:
+        """Caption a batch of images.
+
+        Args:
+            decoder: The trained decoder.
+            memory: Image memory. (B, N, D)
+            length_logits: Of no use here: [EOS] ends a caption. (B, max_length)
+            record_steps: Of no use here: a word is never changed.
+
+        Returns:
+            The best candidate of each image.
+        """
+        images, beams, device = memory.shape[0], self.num_beams, memory.device
+        cache = decoder.prepare(memory)
+        longest = decoder.max_length
+        rows = torch.arange(images, device=device).unsqueeze(1)
+        words = torch.full((images, beams, longest + 1), self.special.pad, dtype=torch.long, device=device)
+        done = torch.zeros(images, beams, dtype=torch.bool, device=device)
+        last = torch.full((images * beams, 1), self.special.bos, dtype=torch.long, device=device)
+        # Only the first beam counts at first, or all of them would hold the same words.
+        total = torch.full((images, beams), -torch.inf, device=device)
+        total[:, 0] = 0.0
+        past: list[Past] | None = None
+        passes = 0
+        for length in range(longest + 1):
+            logits, past = decoder.predict(last, cache, past)
+            passes += 1
+            scores = self._scores(logits[:, -1], length, longest).view(images, beams, -1)
+            # An ended candidate goes on in one way only, at no cost.
+            scores = scores.masked_fill(done.unsqueeze(2), -torch.inf)
+            scores[..., self.special.pad] = scores[..., self.special.pad].masked_fill(done, 0.0)
+            total, index = (total.unsqueeze(2) + scores).flatten(1).topk(beams, dim=1)
+            parent, word = index // scores.shape[2], index % scores.shape[2]
+            words, done = words[rows, parent], done[rows, parent] | (word == self.special.eos)
+            words[:, :, length] = word
+            if bool(done.all()):
+                break
+            last = word.view(-1, 1)
+            if beams > 1:
+                order = (rows * beams + parent).flatten()
+                past = [(k.index_select(0, order), v.index_select(0, order)) for k, v in past]
+        lengths = ((words != self.special.pad) & (words != self.special.eos)).sum(2)
+        means = total / (lengths + 1)
+        best = means.argmax(1)
+        chosen, at = words[rows.squeeze(1), best, :longest], lengths.gather(1, best.unsqueeze(1)).squeeze(1)
+        chosen = chosen.masked_fill(chosen == self.special.eos, self.special.pad)
+        experts = getattr(cache, "expert_weights", None)
+        return Refinement(chosen, at, means.gather(1, best.unsqueeze(1)).squeeze(1), passes, at, [], experts)
+
+    def _scores(self, logits: Tensor, length: int, longest: int) -> Tensor:
+        """Log-probabilities of what may come next: no special token; [EOS] after the first word, alone at the end."""
+        logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits.clone()
+        end = logits[:, self.special.eos].clone()
+        if length == longest:
+            logits = torch.full_like(logits, -torch.inf)
+        logits[:, list(self.special.ids)] = -torch.inf
+        if length > 0:
+            logits[:, self.special.eos] = end
+        return logits.log_softmax(-1)
