@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import logging
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,8 +22,11 @@ from fastcap.backbone.weights import load_backbone
 from fastcap.callbacks import RunInfo, quiet
 from fastcap.data import CaptionTokenizer, DataError
 from fastcap.data.datamodule import CaptionDataModule
+from fastcap.metrics import CiderReward
 from fastcap.model import FastCap
 from fastcap.module import CaptioningModule
+
+log = logging.getLogger(__name__)
 
 CONFIG_DIR = str(Path(fastcap.__file__).parents[1] / "conf")
 FORMAT_VERSION = 2  # raised when the same configuration comes to mean another network
@@ -129,7 +134,53 @@ def build_model(
             f"decoder {type(decoder).__name__} is not driven by {type(refinement).__name__}: "
             f"choose refinement={fitting}"
         )
-    return FastCap(backbone, alignment, decoder, length, refinement)
+    model = FastCap(backbone, alignment, decoder, length, refinement)
+    start = OmegaConf.select(cfg, "init.captioner")
+    if fresh and start:
+        start_from(model, start, tokenizer)
+    return model
+
+
+def start_from(model: FastCap, path: Path | str, tokenizer: CaptionTokenizer) -> None:
+    """Fill a new model with all that fits of another captioner's checkpoint, of the same vocabulary.
+
+    The autoregressive twin is a start for ``MoEDecoder`` and the other way round: what a decoder has for itself alone
+    (the code of the distance from the caption's end) stays as initialised.
+
+    Raises:
+        CheckpointError: If the checkpoint is unusable or of another vocabulary.
+    """
+    checkpoint = read_checkpoint(path)
+    if CaptionTokenizer.from_json(checkpoint["fastcap"]["tokenizer"]).fingerprint != tokenizer.fingerprint:
+        raise CheckpointError(
+            f"init.captioner: {path}: field `fastcap.tokenizer` is another vocabulary than this run's"
+        )
+    own = model.state_dict()
+    theirs = {k.removeprefix("model."): v for k, v in checkpoint["state_dict"].items()}
+    fitting = {k: v for k, v in theirs.items() if k in own and own[k].shape == v.shape}
+    model.load_state_dict(fitting, strict=False)
+    others = sorted(own.keys() - fitting.keys())
+    log.info("started from %s: %d of %d tensors; new: %s", path, len(fitting), len(own), ", ".join(others) or "none")
+
+
+def cache_features(datamodule: CaptionDataModule, model: FastCap) -> None:
+    """Have the frozen backbone encode the training images' augmented views once, where ``data.feature_views`` asks.
+
+    Raises:
+        ConfigError: If the backbone is being trained: its features would be stale after the first step.
+    """
+    if not datamodule.feature_views:
+        return
+    if not getattr(model.backbone, "frozen", False):
+        raise ConfigError(
+            f"data.feature_views = {datamodule.feature_views} needs a frozen backbone (backbone.frozen=true, as "
+            "backbone=efficientnet_lite0 has it)"
+        )
+    digest = hashlib.sha256()
+    for name, value in model.backbone.net.state_dict().items():
+        digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+    net = model.backbone.eval()
+    datamodule.cache_features(lambda images: net.feature_map(model.standardise(images)), digest.hexdigest())
 
 
 def build_module(cfg: DictConfig, datamodule: CaptionDataModule, model: FastCap | None = None) -> CaptioningModule:
@@ -146,6 +197,7 @@ def build_module(cfg: DictConfig, datamodule: CaptionDataModule, model: FastCap 
         weight_decay=cfg.optim.weight_decay,
         extra_metrics=datamodule.extra_metrics,
         oracle_captions=datamodule.oracle_captions,
+        reward=CiderReward(datamodule.reference_tokens()) if cfg.objective.reinforce_weight > 0 else None,
         artifacts={
             "format_version": FORMAT_VERSION,
             "fastcap_version": fastcap.__version__,

@@ -14,7 +14,7 @@ from hydra.types import RunMode
 from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import DictConfig
 
-from fastcap.build import CONFIG_DIR, build_datamodule, build_module, build_trainer, check_resume
+from fastcap.build import CONFIG_DIR, build_datamodule, build_module, build_trainer, cache_features, check_resume
 from fastcap.callbacks import close_loggers
 from fastcap.cli import one_clear_error, print_table
 from fastcap.sweeping import run_job, swept_first
@@ -40,6 +40,7 @@ def train(cfg: DictConfig, run_dir: Path, overrides: Sequence[str] = (), job_typ
     if cfg.resume:
         check_resume(cfg.resume, datamodule.tokenizer)
     module = build_module(cfg, datamodule)
+    cache_features(datamodule, module.model)
     trainer = build_trainer(cfg, run_dir, overrides, job_type)
     loggers, done = trainer.loggers, False
     try:
