@@ -121,12 +121,11 @@ class ICMRDecoder:
     def _refine(
         self, denoiser: Denoiser, cache: Any, lengths: Tensor, choose: Choose, record_steps: bool
     ) -> tuple[Tensor, Tensor, list[RefinementStep], int]:
-        """Refine captions of given lengths; returns tokens, their log-probabilities (zero at PAD), steps and passes."""
+        """Refine captions of given lengths; returns tokens, their choices' log-probabilities, steps, passes."""
         # 2. Start from nothing but [MASK].
         ahead = torch.arange(int(lengths.max()), device=lengths.device)
         pad = ahead >= lengths.unsqueeze(1)
         tokens = torch.full_like(pad, self.special.mask, dtype=torch.long).masked_fill(pad, self.special.pad)
-        confidence: Tensor | None = None
         steps, num_passes = [], 0
 
         for step in range(1, self.num_steps + 1):
@@ -134,22 +133,23 @@ class ICMRDecoder:
             logits = denoiser.denoise(tokens, pad, cache)
             logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
             logits[..., list(self.special.ids)] = -torch.inf
-            written, log_probability = choose(logits)
+            written, certainty, chance = choose(logits)
             num_passes += 1
             masked = tokens == self.special.mask
             tokens = torch.where(masked, written, tokens)
-            before = torch.zeros_like(log_probability) if confidence is None else confidence
-            confidence = torch.where(masked, log_probability, before)
+            if step == 1:
+                confidence, decision = (torch.zeros_like(value) for value in (certainty, chance))
+            confidence = torch.where(masked, certainty.detach(), confidence)
+            decision = torch.where(masked, chance, decision)
             # 4. Mask the least certain again; none after the last step.
             count = num_to_remask(lengths, step, self.num_steps, self.schedule)
-            remasked = lowest(confidence.detach().masked_fill(pad, torch.inf), count)
+            remasked = lowest(confidence.masked_fill(pad, torch.inf), count)
             if record_steps:
                 steps.append(RefinementStep(tokens, confidence.exp().masked_fill(pad, 0.0), remasked))
             if not bool(count.any()):
                 break
             tokens = tokens.masked_fill(remasked, self.special.mask)
-        assert confidence is not None
-        return tokens, confidence, steps, num_passes
+        return tokens, decision, steps, num_passes
 
     def _collapse(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Leave out tokens that equal the one before; returns tokens (B, L) and lengths (B,)."""
