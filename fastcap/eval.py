@@ -24,8 +24,8 @@ from fastcap.build import (
     build_datamodule,
     build_module,
     build_trainer,
+    find_checkpoint,
     load_checkpoint,
-    newest_checkpoint,
 )
 from fastcap.callbacks import close_loggers
 from fastcap.cli import UserError, one_clear_error, print_table
@@ -39,7 +39,7 @@ from fastcap.types import CaptionRecords
 OPEN_GROUPS = ("data", "refinement", "trainer", "metrics", "logger", "callbacks")
 
 
-def evaluate(ckpt: Path, split: str, overrides: dict[str, Any], run_dir: Path) -> dict[str, float]:
+def evaluate(ckpt: Path | str, split: str, overrides: dict[str, Any], run_dir: Path) -> dict[str, float]:
     """Caption every image of a split with a checkpoint and score the captions.
 
     Args:
@@ -200,7 +200,7 @@ def checkpoint_overrides(task: list[str]) -> dict[str, Any]:
 @one_clear_error
 def _main(cfg: DictConfig) -> float | None:
     hydra_cfg = HydraConfig.get()
-    ckpt = Path(cfg.ckpt) if cfg.ckpt else newest_checkpoint()
+    ckpt = find_checkpoint(cfg.ckpt)
     metrics = evaluate(
         ckpt, cfg.split, checkpoint_overrides(list(hydra_cfg.overrides.task)), Path(hydra_cfg.runtime.output_dir)
     )
