@@ -63,8 +63,8 @@ class Prediction:
 class CaptioningModule(L.LightningModule):
     """Train and evaluate a ``FastCap``; ``forward`` captions images.
 
-    All chance in a step follows from (seed, epoch, image), that of dropout from (seed, epoch, batch, rank): a resumed run
-    equals an unbroken one, and without dropout two processes equal one that takes their batches together.
+    All chance in a step follows from (seed, epoch, image), that of dropout from (seed, epoch, batch, rank): a resumed
+    run equals an unbroken one, and without dropout two processes equal one that takes their batches together.
 
     Args:
         model: The model.

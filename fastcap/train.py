@@ -47,8 +47,8 @@ def train(cfg: DictConfig, run_dir: Path, overrides: Sequence[str] = (), job_typ
         if error.errno not in _DISK_ERRORS:
             raise
         raise UserError(
-            f"{error.filename or run_dir}: {error.strerror}: the run stopped; with resume=last it goes on from its last "
-            "checkpoint once there is room and leave to write"
+            f"{error.filename or run_dir}: {error.strerror}: the run stopped; with resume=last it goes on from its "
+            "last checkpoint once it may write again"
         ) from error
 
 

@@ -1,0 +1,105 @@
+"""Runs that are killed and go on by the same command end with the very bits of a run that was left alone."""
+
+import csv
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from tests.trainer.command import QUICK, ROOT, train
+
+
+def _state(run):
+    checkpoint = torch.load(run / "checkpoints/last.ckpt", weights_only=True)
+    return {
+        name: checkpoint[name] for name in ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "epoch")
+    }
+
+
+def _differences(one, other, path=""):
+    if isinstance(one, torch.Tensor):
+        return [] if torch.equal(one, other) else [path]
+    if isinstance(one, dict):
+        assert one.keys() == other.keys(), path
+        return [d for key in one for d in _differences(one[key], other[key], f"{path}.{key}")]
+    if isinstance(one, list):
+        assert len(one) == len(other), path
+        return [d for i, pair in enumerate(zip(one, other, strict=True)) for d in _differences(*pair, f"{path}.{i}")]
+    return [] if one == other else [path]
+
+
+def _rows(run):
+    with (run / "metrics.csv").open() as file:
+        rows = [{k: v for k, v in row.items() if v and not k.startswith("time/")} for row in csv.DictReader(file)]
+    return [row for row in rows if row.keys() - {"epoch", "step"}]
+
+
+def _val_metrics(run):
+    metrics = json.loads((run / "results.json").read_text())["metrics"]
+    return {name: value for name, value in metrics.items() if name.startswith("val/")}
+
+
+def assert_same_run(one, other):
+    assert _differences(_state(one), _state(other)) == []
+    assert _rows(one) == _rows(other)
+    assert _val_metrics(one) == _val_metrics(other)
+    assert not list(other.rglob("*.part"))
+
+
+def test_killed_in_a_checkpoint_and_in_validation(tmp_path):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    whole.mkdir()
+    broken.mkdir()
+    assert train(whole, *QUICK)[0] == 0
+    for moment in ("half:1", "half:2", "validation:1"):
+        status, output = train(broken, *QUICK, KILL=moment)
+        assert status == -signal.SIGKILL, output[-2000:]
+    assert "goes on from" in output
+    status, output = train(broken, *QUICK)
+    assert status == 0, output[-2000:]
+    assert_same_run(whole / "run", broken / "run")
+
+
+def moments(count, seed):
+    """Moments to kill a process at, at least one of each phase that matters, in an order by chance."""
+    draw = random.Random(seed)
+    phases = ["validation", "validated", "half", "written", "renamed", "rows", "start", "backward", "end", "timer"]
+    chosen = [phases[i % len(phases)] for i in range(count)]
+    draw.shuffle(chosen)
+    most = {"validation": 2, "validated": 1, "timer": 1500, "half": 3, "written": 5, "renamed": 5, "rows": 2}
+    least = {"timer": 100}
+    return [f"{phase}:{draw.randint(least.get(phase, 1), most.get(phase, 6))}" for phase in chosen]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_killed_at_twenty_moments(tmp_path):
+    """Real commands, each with its own interpreter."""
+    settings = [*QUICK, "trainer.max_epochs=16", "data.source.num_train=48", "data.source.num_val=16"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+
+    def run(name, moment):
+        (tmp_path / name).mkdir(exist_ok=True)
+        return subprocess.run(
+            [sys.executable, "-m", "fastcap.train", *settings],
+            cwd=tmp_path / name,
+            env={**environment, "KILL": moment},
+            capture_output=True,
+            text=True,
+            timeout=600,
+            check=False,
+        )
+
+    done = run("whole", "none:0")
+    assert done.returncode == 0, done.stderr[-3000:]
+    for number, moment in enumerate(moments(20, seed=0)):
+        done = run("broken", moment)
+        assert done.returncode == -signal.SIGKILL, f"{number}, {moment}: {done.returncode}\n{done.stderr[-3000:]}"
+    done = run("broken", "none:0")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert_same_run(tmp_path / "whole/run", tmp_path / "broken/run")
