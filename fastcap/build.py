@@ -172,6 +172,13 @@ def build_module(cfg: DictConfig, datamodule: CaptionDataModule, model: FastCap 
     )
 
 
+def compile_backbone(cfg: DictConfig, model: FastCap) -> None:
+    """Compile the backbone in place as ``cfg.compile`` asks; the names of its weights stay."""
+    options = OmegaConf.select(cfg, "compile")
+    if options and options.backend:
+        model.backbone.compile(**OmegaConf.to_container(options))  # type: ignore[arg-type]
+
+
 def build_trainer(cfg: DictConfig, run_dir: Path, overrides: Sequence[str] = (), job_type: str = "train") -> L.Trainer:
     """Build the trainer with its loggers and callbacks, all of them writing under ``run_dir``.
 

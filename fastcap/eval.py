@@ -33,6 +33,7 @@ from fastcap.data.pixels import decode_thumbnail
 from fastcap.data.results import write_results
 from fastcap.metrics import CaptionMetrics, caption_faults
 from fastcap.module import CaptioningModule, Prediction
+from fastcap.ranks import gather_list, together
 from fastcap.report import Evaluation, ScoredCaption, Speed, score_captions, write_page, write_scores
 from fastcap.types import CaptionRecords
 
@@ -106,11 +107,9 @@ def evaluate(ckpt: Path | str, split: str, overrides: dict[str, Any], run_dir: P
 
 def _gathered(predictions: Sequence[Prediction]) -> list[Prediction]:
     """All processes' predictions, each image once."""
-    parts: list[Any] = [predictions]
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        parts = [None] * torch.distributed.get_world_size()
-        torch.distributed.all_gather_object(parts, list(predictions))
-    return list({p.image_id: p for part in reversed(parts) for p in part}.values())
+    with together():
+        everybodys = gather_list(predictions)
+    return list({p.image_id: p for p in everybodys}.values())
 
 
 def _scored(

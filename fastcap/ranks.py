@@ -7,7 +7,7 @@ captioning by itself, and would wait for the others for ever.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -73,6 +73,15 @@ def averaged(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return values
     means = total(torch.stack([value.float() for value in values.values()])) / ranks
     return dict(zip(values, means.unbind(), strict=True))
+
+
+def gather_list(items: Sequence[Any]) -> list[Any]:
+    """Join the lists of all processes, those of the first process first."""
+    if num_ranks() == 1:
+        return list(items)
+    parts: list[Any] = [None] * num_ranks()
+    distributed.all_gather_object(parts, list(items))
+    return [item for part in parts for item in part]
 
 
 def gather_rows(rows: Tensor) -> Tensor:

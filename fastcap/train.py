@@ -18,7 +18,15 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 
-from fastcap.build import CONFIG_DIR, build_datamodule, build_module, build_trainer, check_resume, settle_resume
+from fastcap.build import (
+    CONFIG_DIR,
+    build_datamodule,
+    build_module,
+    build_trainer,
+    check_resume,
+    compile_backbone,
+    settle_resume,
+)
 from fastcap.callbacks import close_loggers
 from fastcap.cli import UserError, one_clear_error, print_table
 from fastcap.sweeping import run_job, swept_first
@@ -60,6 +68,7 @@ def _train(cfg: DictConfig, run_dir: Path, overrides: Sequence[str], job_type: s
     if cfg.resume:
         check_resume(cfg.resume, datamodule.tokenizer)
     module = build_module(cfg, datamodule)
+    compile_backbone(cfg, module.model)
     trainer = build_trainer(cfg, run_dir, overrides, job_type)
     loggers, done = trainer.loggers, False
     try:

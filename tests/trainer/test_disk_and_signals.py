@@ -44,7 +44,7 @@ def _step(run):
 
 @pytest.mark.parametrize(
     ("moment", "reason"),
-    [("full:2", "No space left on device|File too large"), ("readonly:2", "Read-only file system|Permission denied")],
+    [("full:3", "No space left on device|File too large"), ("readonly:3", "Read-only file system|Permission denied")],
 )
 def test_a_checkpoint_that_cannot_be_written(tmp_path, whole, moment, reason):
     run = tmp_path / "run"

@@ -27,13 +27,7 @@ from fastcap.ranks import (
 from tests.tiny import TINY
 from tests.trainer.command import QUICK, ROOT, end, start, train
 
-DDP = [
-    "trainer=ddp",
-    "trainer.accelerator=cpu",
-    "trainer.devices=2",
-    "trainer.precision=32-true",
-    "trainer.max_epochs=2",
-]
+DDP = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.max_epochs=2"]
 
 
 def _rows(folder):
