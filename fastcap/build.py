@@ -202,12 +202,12 @@ def build_trainer(cfg: DictConfig, run_dir: Path, overrides: Sequence[str] = (),
     )
     callbacks = [instantiate(node) for node in (cfg.callbacks or {}).values() if node]
     loggers = [construct(node, run=run) for node in (cfg.logger or {}).values() if node]
-    settings = OmegaConf.merge(cfg.trainer)  # a copy
     plugins: list[Any] = [AtomicCheckpointIO()]
-    if settings.pop("sync_batchnorm", False):
-        plugins.append(BatchNormSync())
+    if cfg.trainer.get("sync_batchnorm"):
+        plugins.append(BatchNormSync())  # in the place of Lightning's, which knows GPUs only
     return instantiate(
-        settings,
+        cfg.trainer,
+        sync_batchnorm=False,
         plugins=plugins,
         logger=[logger for logger in loggers if logger is not None],
         callbacks=callbacks,

@@ -44,6 +44,7 @@ class LastCheckpoint(L.pytorch.callbacks.ModelCheckpoint):
         self.stop_signal = StopSignal()
         self._last_step, self._seen_step = -1, -1
         self._last_time = time.monotonic()
+        self._loader_states: list[dict[str, Any]] = []
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Settle the folder: the run's own, wherever the loggers write."""
@@ -52,9 +53,21 @@ class LastCheckpoint(L.pytorch.callbacks.ModelCheckpoint):
         if stage == "fit":
             self.stop_signal.prepare()
 
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Note how far the training loaders had got."""
+        self._loader_states = checkpoint["loops"]["fit_loop"]["state_dict"].get("combined_loader", [])
+
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Count from here."""
+        """Let the loader go on where it was, and count from here.
+
+        Lightning forgets the loader's state where ``configure_optimizers`` asks for the number of steps: the loader is
+        then set up before the state has been read.
+        """
         super().on_train_start(trainer, pl_module)
+        loader: Any = trainer.train_dataloader
+        if self._loader_states and hasattr(loader, "load_state_dict"):
+            loader.load_state_dict(self._loader_states[0])
+        self._loader_states = []
         self._last_step = self._seen_step = trainer.global_step
         self._last_time = time.monotonic()
         self.stop_signal.watch()

@@ -35,9 +35,10 @@ def _run(folder, arguments, environment, output):
     from lightning.pytorch.utilities import rank_zero_only
 
     rank_zero_only.rank = int(environment.get("LOCAL_RANK", 0))  # Lightning reads it when it is imported
-    with open(output, "w", buffering=1) as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
+    file = open(output, "w", buffering=1)  # noqa: SIM115  # until the process ends
+    os.dup2(file.fileno(), 1)
+    os.dup2(file.fileno(), 2)
+    sys.stdout = sys.stderr = file
     sys.argv = ["fastcap train", *arguments]
     runpy.run_module("fastcap.train", run_name="__main__", alter_sys=True)
 
