@@ -102,6 +102,10 @@ class LastCheckpoint(L.pytorch.callbacks.ModelCheckpoint):
         """Hand the signals back."""
         self.stop_signal.release()
 
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Hand the signals back (Lightning then calls no ``teardown``)."""
+        self.stop_signal.release()
+
     def _due(self, trainer: L.Trainer) -> bool:
         steps, seconds = trainer.global_step - self._last_step, time.monotonic() - self._last_time
         return (self.step_interval is not None and steps >= self.step_interval) or (
@@ -127,11 +131,21 @@ class RunCheckpoint(LastCheckpoint):
     Args:
         monitor: The metric.
         mode: ``max`` or ``min``.
-        **options: ``LastCheckpoint``'s.
+        every_n_steps: As in ``LastCheckpoint``.
+        every_minutes: As in ``LastCheckpoint``.
+        dirpath: As in ``LastCheckpoint``.
     """
 
-    def __init__(self, monitor: str = "val/cider", mode: str = "max", **options: Any) -> None:
-        super().__init__(**options, monitor=monitor, mode=mode, filename="best", save_top_k=1)
+    def __init__(
+        self,
+        monitor: str = "val/cider",
+        mode: str = "max",
+        every_n_steps: int | None = None,
+        every_minutes: float | None = None,
+        dirpath: str | None = None,
+    ) -> None:
+        best = {"monitor": monitor, "mode": mode, "filename": "best", "save_top_k": 1}
+        super().__init__(every_n_steps, every_minutes, dirpath, **best)
 
 
 def _any(trainer: L.Trainer, decision: bool) -> bool:

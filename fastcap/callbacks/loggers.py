@@ -34,6 +34,8 @@ class RunCSVLogger(CSVLogger):
         self._path = run.folder / "metrics.csv"
         self._resumed_step = run.resumed_step if run.resume else None
         self._writer: RowWriter | None = None
+        if run.resume:
+            _ = self.experiment  # drops the rows of steps that are done again, even if the run breaks off here
 
     @property
     @rank_zero_experiment
