@@ -2,16 +2,13 @@
 
 import csv
 import json
-import os
 import random
 import signal
-import subprocess
-import sys
 
 import pytest
 import torch
 
-from tests.trainer.command import QUICK, ROOT, train
+from tests.trainer.command import QUICK, train
 
 
 def _state(run):
@@ -78,27 +75,17 @@ def moments(count, seed):
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_killed_at_twenty_moments(tmp_path):
-    """Real commands, each with its own interpreter."""
     settings = [*QUICK, "trainer.max_epochs=40", "data.source.num_train=48", "data.source.num_val=16"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-
-    def run(name, moment):
-        (tmp_path / name).mkdir(exist_ok=True)
-        return subprocess.run(
-            [sys.executable, "-m", "fastcap.train", *settings],
-            cwd=tmp_path / name,
-            env={**environment, "KILL": moment},
-            capture_output=True,
-            text=True,
-            timeout=600,
-            check=False,
-        )
-
-    done = run("whole", "none:0")
-    assert done.returncode == 0, done.stderr[-3000:]
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    whole.mkdir()
+    broken.mkdir()
+    status, output = train(whole, *settings)
+    assert status == 0, output[-2000:]
     for number, moment in enumerate(moments(20, seed=0)):
-        done = run("broken", moment)
-        assert done.returncode == -signal.SIGKILL, f"{number}, {moment}: {done.returncode}\n{done.stderr[-3000:]}"
-    done = run("broken", "none:0")
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert_same_run(tmp_path / "whole/run", tmp_path / "broken/run")
+        status, output = train(broken, *settings, KILL=moment)
+        assert status == -signal.SIGKILL, f"{number}, {moment}: {status}\n{output[-2000:]}"
+        with (tmp_path / "log.txt").open("a") as log:
+            log.write(f"{moment} {[line for line in output.splitlines() if line.startswith('resume=last')]}\n")
+    status, output = train(broken, *settings)
+    assert status == 0, output[-2000:]
+    assert_same_run(whole / "run", broken / "run")
