@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
@@ -25,6 +24,15 @@ from fastcap.data.datamodule import CaptionDataModule
 from fastcap.metrics import CiderReward
 from fastcap.model import FastCap
 from fastcap.module import CaptioningModule
+from fastcap.trainer import (
+    AtomicCheckpointIO,
+    BatchNormSync,
+    CheckpointError,
+    join,
+    last_good,
+    open_checkpoint,
+    unfinished_run,
+)
 
 log = logging.getLogger(__name__)
 
@@ -35,8 +43,13 @@ RUNS_DIR = Path("runs")
 OmegaConf.register_new_resolver("fastcap.run_id", lambda: uuid.uuid4().hex[:6], use_cache=True, replace=True)
 
 
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be used; the message names the file and what is wrong."""
+def run_folder(name: str, resume: str | None, new: str) -> str:
+    """Name a run's folder: with ``resume=last`` that of the newest run that did not finish, if any; else a new one."""
+    found = unfinished_run(RUNS_DIR / name) if resume == "last" else None
+    return found.name if found else new
+
+
+OmegaConf.register_new_resolver("fastcap.run_folder", run_folder, use_cache=True, replace=True)
 
 
 @dataclass
@@ -208,6 +221,13 @@ def build_module(cfg: DictConfig, datamodule: CaptionDataModule, model: FastCap 
     )
 
 
+def compile_backbone(cfg: DictConfig, model: FastCap) -> None:
+    """Compile the backbone in place as ``cfg.compile`` asks; the names of its weights stay."""
+    options = OmegaConf.select(cfg, "compile")
+    if options and options.backend:
+        model.backbone.compile(**OmegaConf.to_container(options))  # type: ignore[arg-type]
+
+
 def build_trainer(cfg: DictConfig, run_dir: Path, overrides: Sequence[str] = (), job_type: str = "train") -> L.Trainer:
     """Build the trainer with its loggers and callbacks, all of them writing under ``run_dir``.
 
@@ -220,23 +240,70 @@ def build_trainer(cfg: DictConfig, run_dir: Path, overrides: Sequence[str] = (),
     quiet()
     Path(run_dir).mkdir(parents=True, exist_ok=True)
     # The configuration of a checkpoint may name the one that its own run went on from: that is over.
-    resume = Path(cfg.resume) if cfg.resume and cfg.logger and job_type != "eval" else None
+    resume = cfg.resume if cfg.resume and cfg.logger and job_type != "eval" else None
     run = RunInfo(
         folder=Path(run_dir),
         config=OmegaConf.to_container(cfg, resolve=True),  # type: ignore[arg-type]
         overrides=tuple(overrides),
         job_type=job_type,
-        resume=resume,
+        resume=Path(resume) if resume else None,
         resumed_step=int(open_checkpoint(resume)["global_step"]) if resume else 0,
     )
     callbacks = [instantiate(node) for node in (cfg.callbacks or {}).values() if node]
     loggers = [construct(node, run=run) for node in (cfg.logger or {}).values() if node]
+    plugins: list[Any] = [AtomicCheckpointIO()]
+    if cfg.trainer.get("sync_batchnorm"):
+        plugins.append(BatchNormSync())  # in the place of Lightning's, which knows GPUs only
     return instantiate(
         cfg.trainer,
+        sync_batchnorm=False,
+        plugins=plugins,
         logger=[logger for logger in loggers if logger is not None],
         callbacks=callbacks,
         default_root_dir=str(run_dir),
     )
+
+
+def settle_resume(cfg: DictConfig, run_dir: Path) -> DictConfig:
+    """Turn ``resume``, a file, a run's folder or ``last``, into the checkpoint to go on from.
+
+    ``last`` is this run's own last good checkpoint, and nothing where there is none yet: the same command then starts a
+    run and goes on with it.
+
+    Raises:
+        CheckpointError: If there are checkpoints, and none can be read.
+    """
+    if not cfg.resume:
+        return cfg
+    resume = str(cfg.resume)
+    if resume == "last":
+        folder = OmegaConf.select(cfg, "callbacks.checkpoint.dirpath") or join(run_dir, "checkpoints")
+        found = last_good(folder)
+        log.info("resume=last: %s", f"goes on from {found}" if found else f"no checkpoint in {folder}, a new start")
+    elif Path(resume).is_dir():
+        found = last_good(Path(resume) / "checkpoints")
+        if found is None:
+            raise CheckpointError(f"{resume}/checkpoints: no checkpoint to go on from")
+    else:
+        return cfg
+    return OmegaConf.merge(cfg, {"resume": found})  # type: ignore[return-value]
+
+
+def find_checkpoint(name: str | Path | None, runs: Path = RUNS_DIR) -> Path | str:
+    """Find the checkpoint meant: a path; ``last``, the newest run's last good one; None, the newest run's best.
+
+    Raises:
+        CheckpointError: If there is none.
+    """
+    if name is None:
+        return newest_checkpoint(runs)
+    if str(name) != "last":
+        return name
+    folders = sorted(runs.glob("**/checkpoints"), key=lambda path: path.stat().st_mtime, reverse=True)
+    for folder in folders:
+        if found := last_good(folder):
+            return Path(found)
+    raise CheckpointError(f"no checkpoint under {runs}/: train first (make train) or name one")
 
 
 def newest_checkpoint(runs: Path = RUNS_DIR) -> Path:
@@ -249,23 +316,6 @@ def newest_checkpoint(runs: Path = RUNS_DIR) -> Path:
     if not found:
         raise CheckpointError(f"no checkpoint under {runs}/: train first (make train) or name one")
     return found[-1]
-
-
-def open_checkpoint(path: Path | str) -> dict[str, Any]:
-    """Read any checkpoint of Lightning's without unpickling code.
-
-    Raises:
-        CheckpointError: If the file is missing or unreadable.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such checkpoint")
-    try:
-        checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"{path}: cannot be read as a checkpoint ({reason})") from error
-    return checkpoint
 
 
 def read_checkpoint(path: Path | str) -> dict[str, Any]:

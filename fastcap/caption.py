@@ -18,7 +18,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(prog="fastcap caption", description="Caption image files and folders.")
     parser.add_argument("paths", nargs="+", type=Path, help="image files, or folders of them")
-    parser.add_argument("--ckpt", type=Path, help="checkpoint (default: the newest run's best)")
+    parser.add_argument("--ckpt", help="checkpoint, or 'last' (default: the newest run's best)")
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
     parser.add_argument("--steps", action="store_true", help="show every refinement step")
     parser.add_argument("--picture", type=Path, metavar="DIR", help="draw every refinement step into DIR, a PNG a file")
@@ -51,7 +51,7 @@ def caption_files(files: list[Path], arguments: argparse.Namespace) -> Iterator[
     import torch
 
     from fastcap.backbone.fold import fold_batch_norms
-    from fastcap.build import load_checkpoint, newest_checkpoint
+    from fastcap.build import find_checkpoint, load_checkpoint
     from fastcap.data import DataError
     from fastcap.data.pixels import decode_image
     from fastcap.drawing import draw_refinement, trace_refinement
@@ -61,7 +61,7 @@ def caption_files(files: list[Path], arguments: argparse.Namespace) -> Iterator[
         for key, value in (("num_steps", arguments.num_steps), ("num_lengths", arguments.num_lengths))
         if value is not None
     }
-    loaded = load_checkpoint(arguments.ckpt or newest_checkpoint(), overrides)
+    loaded = load_checkpoint(find_checkpoint(arguments.ckpt), overrides)
     fold_batch_norms(loaded.model.backbone)
     size = int(loaded.config["data"]["image_size"])
     decode = loaded.tokenizer.decode

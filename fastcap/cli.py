@@ -58,8 +58,10 @@ def _users_mistake(error: BaseException | None) -> BaseException | None:
     from fastcap.build import CheckpointError, ConfigError
     from fastcap.data import DataError
     from fastcap.report import RunFolderError
+    from fastcap.trainer import CheckpointWriteError, FolderInUseError
 
     kinds = (UserError, CheckpointError, ConfigError, DataError, RunFolderError, OmegaConfBaseException)
+    kinds += (CheckpointWriteError, FolderInUseError)
     while error is not None and not isinstance(error, kinds):
         error = error.__cause__
     return error

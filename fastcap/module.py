@@ -15,11 +15,13 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import Metric
 
+from fastcap.chance import Chance, ImageChance, uniform
 from fastcap.generation.schedule import sample_mask
 from fastcap.losses import alignment_loss, concept_loss, length_loss, reinforce_loss, token_loss
 from fastcap.metrics import CaptionMetrics
 from fastcap.model import FastCap
 from fastcap.optim import clip_gradients, parameter_groups
+from fastcap.ranks import averaged, gather_rows, together, weigh
 from fastcap.types import CaptionBatch, DecoderOutput, Refinement, SpecialTokens
 
 Reward = Callable[[Sequence[int], Sequence[Sequence[int]]], list[float]]
@@ -77,7 +79,8 @@ class Prediction:
 class CaptioningModule(L.LightningModule):
     """Train and evaluate a ``FastCap``; ``forward`` captions images.
 
-    All randomness of a step follows from (seed, epoch, batch, rank), so that a resumed run equals an unbroken one.
+    All chance in a step follows from (seed, epoch, image), that of dropout from (seed, epoch, batch, rank): a resumed
+    run equals an unbroken one, and without dropout two processes equal one that takes their batches together.
 
     Args:
         model: The model.
@@ -145,14 +148,15 @@ class CaptioningModule(L.LightningModule):
     def training_step(self, batch: CaptionBatch, batch_idx: int) -> Tensor:
         """Lose on hidden tokens, lengths, alignment and balance."""
         seed = step_seed(self.seed, self.current_epoch, batch_idx, self.global_rank)
-        torch.manual_seed(seed)
-        losses, output = self.losses(batch, torch.Generator().manual_seed(seed))
-        for name, value in losses.items():
-            self.log(
-                f"train/loss_{name}" if name != "total" else "train/loss", value.detach(), prog_bar=name == "total"
-            )
-        for expert, share in enumerate(output.expert_weights.detach().float().mean(0).unbind()):
-            self.log(f"moe/load_e{expert}", share)
+        torch.manual_seed(seed)  # dropout
+        with together():
+            losses, output = self.losses(batch, ImageChance(self.seed, self.current_epoch, batch.image_ids))
+            shown = {f"train/loss_{name}" if name != "total" else "train/loss": v for name, v in losses.items()}
+            loads = output.expert_weights.detach().float().mean(0).unbind()
+            shown |= {f"moe/load_e{expert}": share for expert, share in enumerate(loads)}
+            shown = averaged(shown)
+        for name, value in shown.items():
+            self.log(name, value, prog_bar=name == "train/loss")
         return losses["total"]
 
     def encode(self, batch: CaptionBatch) -> Tensor:
@@ -160,12 +164,12 @@ class CaptioningModule(L.LightningModule):
         return self.model.encode(batch.images) if batch.features is None else self.model.encode_map(batch.features)
 
     def losses(
-        self, batch: CaptionBatch, generator: torch.Generator, memory: Tensor | None = None
+        self, batch: CaptionBatch, chance: Chance, memory: Tensor | None = None
     ) -> tuple[dict[str, Tensor], DecoderOutput]:
         """Compute every loss of a batch; ``total`` is what is minimised.
 
         The captions reach the decoder only as masked input: the memory is made from the images alone. A memory at hand
-        is taken as it is.
+        is taken as it is. Inside ``together()`` the average of each loss over processes is that of the whole batch.
         """
         objective, decoder = self.objective, self.model.decoder
         decoded, decoded_lengths = (t[:, : objective.decoded_captions] for t in (batch.tokens, batch.lengths))
@@ -179,10 +183,10 @@ class CaptioningModule(L.LightningModule):
             shown, targets, scored = shift_right(tokens, lengths, self.special)
             output = decoder.output(decoder.predict(shown, cache)[0], cache)
         else:
-            hidden = sample_mask(lengths, tokens.shape[1], objective.full_mask_share, generator)
+            hidden = sample_mask(lengths, tokens.shape[1], objective.full_mask_share, chance)
             visible, targets, scored = tokens.masked_fill(hidden, self.special.mask), tokens, hidden
             if objective.draft_share > 0:
-                visible, scored = self._mix_in_draft(visible, hidden, tokens, pad, cache, generator)
+                visible, scored = self._mix_in_draft(visible, hidden, tokens, pad, cache, chance)
             output = decoder.output(decoder.denoise(visible, pad, cache), cache)
 
         losses = {
@@ -190,15 +194,22 @@ class CaptioningModule(L.LightningModule):
             "length": length_loss(self.model.length(memory), batch.lengths),
             "balance": output.aux_loss,
         }
+        counts: dict[str, Tensor | int] = {
+            "token": scored.sum(),
+            "length": batch.lengths.numel(),
+            "balance": len(batch),
+        }
         if objective.alignment_weight > 0:
             image, text, scale = self.model.alignment.embed(memory, decoded, decoded_lengths)
-            losses["alignment"] = alignment_loss(image, text, scale)
+            losses["alignment"] = alignment_loss(gather_rows(image), gather_rows(text), scale)
         if objective.concept_weight > 0:
             alignment = self.model.alignment
             logits, named = alignment.name_concepts(memory, batch.tokens)
             losses["concept"] = concept_loss(logits, named, alignment.concept_weights)
+            counts["concept"] = (alignment.concept_weights * named).sum().clamp(min=1.0)
         if objective.reinforce_weight > 0 and self.training:
-            losses["reinforce"] = self._reinforce(batch, memory)
+            losses["reinforce"], counts["reinforce"] = self._reinforce(batch, memory)
+        losses = weigh(losses, counts)
         weights = {
             "token": objective.token_weight,
             "reinforce": objective.reinforce_weight,
@@ -209,8 +220,12 @@ class CaptioningModule(L.LightningModule):
         losses["total"] = torch.stack([weights.get(name, 1.0) * loss for name, loss in losses.items()]).sum()
         return losses, output
 
-    def _reinforce(self, batch: CaptionBatch, memory: Tensor) -> Tensor:
-        """Sample captions by the very refinement that is shipped, and prefer those that score above the others."""
+    def _reinforce(self, batch: CaptionBatch, memory: Tensor) -> tuple[Tensor, Tensor]:
+        """Sample captions by the very refinement that is shipped, and prefer those that score above the others.
+
+        Returns:
+            The loss, and how many decisions it is a mean over.
+        """
         model, number = self.model, self.objective.reinforce_samples
         temperature = self.objective.reinforce_temperature
         sampled = model.refinement.sample(model.decoder, memory, model.length(memory), number, temperature)
@@ -219,11 +234,11 @@ class CaptioningModule(L.LightningModule):
         pairs = zip(sampled.tokens.tolist(), sampled.lengths.tolist(), strict=True)
         scores = self.reward(image_ids, [ids[:length] for ids, length in pairs])
         rewards = torch.tensor(scores, device=memory.device).view(-1, number)
-        self.log("train/reward", 100 * rewards.mean())
-        return reinforce_loss(sampled, rewards)
+        self.log("train/reward", 100 * rewards.mean(), sync_dist=True)
+        return reinforce_loss(sampled, rewards), sampled.decided.sum()
 
     def _mix_in_draft(
-        self, visible: Tensor, hidden: Tensor, tokens: Tensor, pad: Tensor, cache: Any, generator: torch.Generator
+        self, visible: Tensor, hidden: Tensor, tokens: Tensor, pad: Tensor, cache: Any, chance: Chance
     ) -> tuple[Tensor, Tensor]:
         """Replace some visible tokens by the decoder's own draft; returns the input and what is scored."""
         with torch.no_grad():
@@ -231,7 +246,7 @@ class CaptioningModule(L.LightningModule):
             logits = self.model.decoder.denoise(start, pad, cache)
             logits[..., list(self.special.ids)] = -torch.inf
             draft = logits.argmax(-1)
-        drawn = torch.rand(tokens.shape, generator=generator).to(tokens.device) < self.objective.draft_share
+        drawn = uniform(chance, *tokens.shape).to(tokens.device) < self.objective.draft_share
         replaced = drawn & ~hidden & ~pad
         return torch.where(replaced, draft, visible), hidden | replaced
 
@@ -260,11 +275,11 @@ class CaptioningModule(L.LightningModule):
 
     def validation_step(self, batch: CaptionBatch, batch_idx: int) -> None:
         """Caption the images as a user would, and take the loss with masks that never change."""
-        generator = torch.Generator().manual_seed(step_seed(self.seed, 0, batch_idx, self.global_rank))
         started = time.perf_counter()
         memory = self.encode(batch)
         encoded = time.perf_counter()
-        losses, _ = self.losses(batch, generator, memory)
+        with together():
+            losses = averaged(self.losses(batch, ImageChance(self.seed, 0, batch.image_ids), memory)[0])
         for name in ("total", "token", "length", "alignment", "concept"):
             if name in losses:
                 key = f"{self.eval_split}/loss" + ("" if name == "total" else f"_{name}")

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from fastcap.chance import counter_uniform
 from fastcap.data.augment import crop
 from fastcap.data.errors import DataError, Skipped, log_once
 from fastcap.data.features import FeatureCache
 from fastcap.data.pixels import PixelCache
-from fastcap.data.sampler import BatchIndex, counter_uniform
+from fastcap.data.sampler import BatchIndex
 from fastcap.data.tokenizer import CaptionTokenizer
 from fastcap.types import CaptionBatch, CaptionRecords
 
