@@ -74,13 +74,16 @@ def export(ckpt: Path, out: Path, options: ExportOptions, say: Callable[[str], N
         What ``report.json`` holds.
 
     Raises:
-        UserError: If nothing is asked for, a package is missing, or the folder holds something else.
+        UserError: If nothing is asked for, a package is missing, the folder holds something else, or the model is of a
+            kind that is not exported.
         CheckpointError: If the checkpoint is unusable.
         DataError: If images are missing.
-        ValueError: If the model cannot be exported.
     """
     _check(out, options)
     loaded = load_checkpoint(ckpt)
+    if loaded.model.decoder.causal:
+        kind = type(loaded.model.decoder).__name__
+        raise UserError(f"{ckpt}: only non-autoregressive models are exported, its decoder is {kind}")
     data = _Images(loaded, options)
     network = EagerNetwork(loaded)  # folds batch norms, so that the graphs have none
     facts = _facts(loaded, network)
@@ -137,11 +140,13 @@ def _facts(loaded: LoadedCheckpoint, network: EagerNetwork) -> ModelFacts:
         parameters=network.info["parameters"],
         special=asdict(loaded.tokenizer.special),
         refinement=refinement,
-        groups=expert_groups(loaded.model.decoder) if not loaded.model.decoder.causal else [],
+        groups=expert_groups(loaded.model.decoder),
         config=loaded.config,
     )
-    if not loaded.model.decoder.causal:
-        _ = facts.settings  # a key that exported refinement does not know is refused here
+    try:
+        _ = facts.settings
+    except ValueError as error:  # a key that refinement without torch does not know
+        raise UserError(f"{loaded.path}: {error}") from error
     return facts
 
 
