@@ -46,6 +46,21 @@ def test_the_folder_says_what_is_in_it(tiny_export):
     assert not list(folder.parent.glob(".exported*"))
 
 
+def test_what_graphs_share_is_stored_once(tiny_export):
+    import onnx
+
+    folder = tiny_export[0] / "onnx-fp32"
+    places = []
+    for group in (0, 1):
+        graph = onnx.load(folder / f"step_{group}.onnx", load_external_data=False).graph
+        entries = [{e.key: e.value for e in tensor.external_data} for tensor in graph.initializer]
+        places.append({(e["offset"], int(e["length"])) for e in entries if e})
+    shared, own = places[0] & places[1], places[0] - places[1]
+    assert sum(size for _, size in shared) > 10_000 and sum(size for _, size in own) > 10_000
+    stored = sum(size for _, size in places[0] | places[1])
+    assert (folder / "weights.bin").stat().st_size >= stored
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

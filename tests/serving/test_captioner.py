@@ -170,6 +170,7 @@ def _edit(folder, file, **fields):
     [
         (lambda f: (f / "onnx-fp32/step_1.onnx").unlink(), r"step_1\.onnx: file of the exported model is missing"),
         (lambda f: (f / "onnx-fp32/encoder.onnx").write_bytes(b"x"), r"encoder\.onnx: cannot be opened"),
+        (lambda f: (f / "onnx-fp32/weights.bin").unlink(), r"weights\.bin: file of the exported model is missing"),
         (lambda f: (f / "onnx-fp32/tokenizer.json").write_text("{}"), r"tokenizer\.json"),
         (lambda f: (f / "export.json").write_text("[]"), r"export\.json: must hold a JSON object"),
         (lambda f: _edit(f, "export.json", default="../other"), r"export\.json: field `default`"),
