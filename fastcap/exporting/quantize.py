@@ -125,9 +125,11 @@ def quantize_openvino(source: Path, target: Path, feeds: list[dict[str, np.ndarr
 
     nncf.set_log_level(logging.ERROR)
     model = openvino.Core().read_model(source)
+    # ONNX Runtime's int64 is C's `long long`, which OpenVINO's bindings do not take for the int64 that it is.
+    named = [{name: value.view(value.dtype.name) for name, value in feed.items()} for feed in feeds]
     quantized = nncf.quantize(
         model,
-        nncf.Dataset(feeds),
+        nncf.Dataset(named),
         subset_size=len(feeds),
         preset=nncf.QuantizationPreset.MIXED,
         ignored_scope=nncf.IgnoredScope(names=_without_weights(model), validate=False),
