@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +13,8 @@ from fastcap.exporting.compare import preferred
 from fastcap.exporting.readme import COLUMNS
 from fastcap.exporting.run import ExportOptions, export
 from tests.tiny_captioner import write_checkpoint
+
+PHOTO = Path(__file__).parents[1] / "assets/cat.jpg"
 
 
 def _row(variant, ms, equal=1.0, loss=None):
@@ -90,7 +93,7 @@ def test_a_missing_package_is_named(tiny_checkpoint, tmp_path, monkeypatch):
 def test_an_autoregressive_checkpoint_is_captioned_and_not_exported(tmp_path):
     path = write_checkpoint(tmp_path / "ar.ckpt", "decoder=autoregressive_mini", "refinement=greedy")
     captioner = Captioner.load(path)
-    assert captioner.num_steps is None and captioner.caption("tests/assets/cat.jpg", record_steps=True).steps == []
+    assert captioner.num_steps is None and captioner.caption(PHOTO, record_steps=True).steps == []
     with pytest.raises(ValueError, match="word after word"):
         captioner.num_steps = 2
     with pytest.raises(UserError, match=r"ar\.ckpt: .*AutoregressiveDecoder"):
