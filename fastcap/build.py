@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import logging
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
@@ -20,8 +21,20 @@ from fastcap.backbone.weights import load_backbone
 from fastcap.callbacks import RunInfo, quiet
 from fastcap.data import CaptionTokenizer, DataError
 from fastcap.data.datamodule import CaptionDataModule
+from fastcap.metrics import CiderReward
 from fastcap.model import FastCap
 from fastcap.module import CaptioningModule
+from fastcap.trainer import (
+    AtomicCheckpointIO,
+    BatchNormSync,
+    CheckpointError,
+    join,
+    last_good,
+    open_checkpoint,
+    unfinished_run,
+)
+
+log = logging.getLogger(__name__)
 
 CONFIG_DIR = str(Path(fastcap.__file__).parents[1] / "conf")
 FORMAT_VERSION = 2  # raised when the same configuration comes to mean another network
@@ -30,8 +43,13 @@ RUNS_DIR = Path("runs")
 OmegaConf.register_new_resolver("fastcap.run_id", lambda: uuid.uuid4().hex[:6], use_cache=True, replace=True)
 
 
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be used; the message names the file and what is wrong."""
+def run_folder(name: str, resume: str | None, new: str) -> str:
+    """Name a run's folder: with ``resume=last`` that of the newest run that did not finish, if any; else a new one."""
+    found = unfinished_run(RUNS_DIR / name) if resume == "last" else None
+    return found.name if found else new
+
+
+OmegaConf.register_new_resolver("fastcap.run_folder", run_folder, use_cache=True, replace=True)
 
 
 @dataclass
@@ -129,7 +147,53 @@ def build_model(
             f"decoder {type(decoder).__name__} is not driven by {type(refinement).__name__}: "
             f"choose refinement={fitting}"
         )
-    return FastCap(backbone, alignment, decoder, length, refinement)
+    model = FastCap(backbone, alignment, decoder, length, refinement)
+    start = OmegaConf.select(cfg, "init.captioner")
+    if fresh and start:
+        start_from(model, start, tokenizer)
+    return model
+
+
+def start_from(model: FastCap, path: Path | str, tokenizer: CaptionTokenizer) -> None:
+    """Fill a new model with all that fits of another captioner's checkpoint, of the same vocabulary.
+
+    The autoregressive twin is a start for ``MoEDecoder`` and the other way round: what a decoder has for itself alone
+    (the code of the distance from the caption's end) stays as initialised.
+
+    Raises:
+        CheckpointError: If the checkpoint is unusable or of another vocabulary.
+    """
+    checkpoint = read_checkpoint(path)
+    if CaptionTokenizer.from_json(checkpoint["fastcap"]["tokenizer"]).fingerprint != tokenizer.fingerprint:
+        raise CheckpointError(
+            f"init.captioner: {path}: field `fastcap.tokenizer` is another vocabulary than this run's"
+        )
+    own = model.state_dict()
+    theirs = {k.removeprefix("model."): v for k, v in checkpoint["state_dict"].items()}
+    fitting = {k: v for k, v in theirs.items() if k in own and own[k].shape == v.shape}
+    model.load_state_dict(fitting, strict=False)
+    others = sorted(own.keys() - fitting.keys())
+    log.info("started from %s: %d of %d tensors; new: %s", path, len(fitting), len(own), ", ".join(others) or "none")
+
+
+def cache_features(datamodule: CaptionDataModule, model: FastCap) -> None:
+    """Have the frozen backbone encode the training images' augmented views once, where ``data.feature_views`` asks.
+
+    Raises:
+        ConfigError: If the backbone is being trained: its features would be stale after the first step.
+    """
+    if not datamodule.feature_views:
+        return
+    if not getattr(model.backbone, "frozen", False):
+        raise ConfigError(
+            f"data.feature_views = {datamodule.feature_views} needs a frozen backbone (backbone.frozen=true, as "
+            "backbone=efficientnet_lite0 has it)"
+        )
+    digest = hashlib.sha256()
+    for name, value in model.backbone.net.state_dict().items():
+        digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+    net = model.backbone.eval()
+    datamodule.cache_features(lambda images: net.feature_map(model.standardise(images)), digest.hexdigest())
 
 
 def build_module(cfg: DictConfig, datamodule: CaptionDataModule, model: FastCap | None = None) -> CaptioningModule:
@@ -146,6 +210,7 @@ def build_module(cfg: DictConfig, datamodule: CaptionDataModule, model: FastCap 
         weight_decay=cfg.optim.weight_decay,
         extra_metrics=datamodule.extra_metrics,
         oracle_captions=datamodule.oracle_captions,
+        reward=CiderReward(datamodule.reference_tokens()) if cfg.objective.reinforce_weight > 0 else None,
         artifacts={
             "format_version": FORMAT_VERSION,
             "fastcap_version": fastcap.__version__,
@@ -154,6 +219,13 @@ def build_module(cfg: DictConfig, datamodule: CaptionDataModule, model: FastCap 
         },
         metric_options=OmegaConf.to_container(cfg.metrics, resolve=True),  # type: ignore[arg-type]
     )
+
+
+def compile_backbone(cfg: DictConfig, model: FastCap) -> None:
+    """Compile the backbone in place as ``cfg.compile`` asks; the names of its weights stay."""
+    options = OmegaConf.select(cfg, "compile")
+    if options and options.backend:
+        model.backbone.compile(**OmegaConf.to_container(options))  # type: ignore[arg-type]
 
 
 def build_trainer(cfg: DictConfig, run_dir: Path, overrides: Sequence[str] = (), job_type: str = "train") -> L.Trainer:
@@ -168,23 +240,70 @@ def build_trainer(cfg: DictConfig, run_dir: Path, overrides: Sequence[str] = (),
     quiet()
     Path(run_dir).mkdir(parents=True, exist_ok=True)
     # The configuration of a checkpoint may name the one that its own run went on from: that is over.
-    resume = Path(cfg.resume) if cfg.resume and cfg.logger and job_type != "eval" else None
+    resume = cfg.resume if cfg.resume and cfg.logger and job_type != "eval" else None
     run = RunInfo(
         folder=Path(run_dir),
         config=OmegaConf.to_container(cfg, resolve=True),  # type: ignore[arg-type]
         overrides=tuple(overrides),
         job_type=job_type,
-        resume=resume,
+        resume=Path(resume) if resume else None,
         resumed_step=int(open_checkpoint(resume)["global_step"]) if resume else 0,
     )
     callbacks = [instantiate(node) for node in (cfg.callbacks or {}).values() if node]
     loggers = [construct(node, run=run) for node in (cfg.logger or {}).values() if node]
+    plugins: list[Any] = [AtomicCheckpointIO()]
+    if cfg.trainer.get("sync_batchnorm"):
+        plugins.append(BatchNormSync())  # in the place of Lightning's, which knows GPUs only
     return instantiate(
         cfg.trainer,
+        sync_batchnorm=False,
+        plugins=plugins,
         logger=[logger for logger in loggers if logger is not None],
         callbacks=callbacks,
         default_root_dir=str(run_dir),
     )
+
+
+def settle_resume(cfg: DictConfig, run_dir: Path) -> DictConfig:
+    """Turn ``resume``, a file, a run's folder or ``last``, into the checkpoint to go on from.
+
+    ``last`` is this run's own last good checkpoint, and nothing where there is none yet: the same command then starts a
+    run and goes on with it.
+
+    Raises:
+        CheckpointError: If there are checkpoints, and none can be read.
+    """
+    if not cfg.resume:
+        return cfg
+    resume = str(cfg.resume)
+    if resume == "last":
+        folder = OmegaConf.select(cfg, "callbacks.checkpoint.dirpath") or join(run_dir, "checkpoints")
+        found = last_good(folder)
+        log.info("resume=last: %s", f"goes on from {found}" if found else f"no checkpoint in {folder}, a new start")
+    elif Path(resume).is_dir():
+        found = last_good(Path(resume) / "checkpoints")
+        if found is None:
+            raise CheckpointError(f"{resume}/checkpoints: no checkpoint to go on from")
+    else:
+        return cfg
+    return OmegaConf.merge(cfg, {"resume": found})  # type: ignore[return-value]
+
+
+def find_checkpoint(name: str | Path | None, runs: Path = RUNS_DIR) -> Path | str:
+    """Find the checkpoint meant: a path; ``last``, the newest run's last good one; None, the newest run's best.
+
+    Raises:
+        CheckpointError: If there is none.
+    """
+    if name is None:
+        return newest_checkpoint(runs)
+    if str(name) != "last":
+        return name
+    folders = sorted(runs.glob("**/checkpoints"), key=lambda path: path.stat().st_mtime, reverse=True)
+    for folder in folders:
+        if found := last_good(folder):
+            return Path(found)
+    raise CheckpointError(f"no checkpoint under {runs}/: train first (make train) or name one")
 
 
 def newest_checkpoint(runs: Path = RUNS_DIR) -> Path:
@@ -197,23 +316,6 @@ def newest_checkpoint(runs: Path = RUNS_DIR) -> Path:
     if not found:
         raise CheckpointError(f"no checkpoint under {runs}/: train first (make train) or name one")
     return found[-1]
-
-
-def open_checkpoint(path: Path | str) -> dict[str, Any]:
-    """Read any checkpoint of Lightning's without unpickling code.
-
-    Raises:
-        CheckpointError: If the file is missing or unreadable.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such checkpoint")
-    try:
-        checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"{path}: cannot be read as a checkpoint ({reason})") from error
-    return checkpoint
 
 
 def read_checkpoint(path: Path | str) -> dict[str, Any]:

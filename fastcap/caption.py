@@ -36,7 +36,10 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     model = parser.add_mutually_exclusive_group()
     model.add_argument(
-        "--model", type=Path, metavar="PATH", help="checkpoint or export folder (default: the newest run's best)"
+        "--model",
+        type=Path,
+        metavar="PATH",
+        help="checkpoint, 'last', or export folder (default: the newest run's best checkpoint)",
     )
     model.add_argument("--ckpt", type=Path, dest="model", metavar="PATH", help="the same")
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
@@ -202,10 +205,10 @@ def open_model(arguments: argparse.Namespace) -> Captioner:
     from fastcap.captioner import Captioner
 
     path = arguments.model
-    if path is None:
-        from fastcap.build import newest_checkpoint
+    if path is None or str(path) == "last":
+        from fastcap.build import find_checkpoint
 
-        path = newest_checkpoint()
+        path = find_checkpoint(path)
     chosen = {"num_steps": arguments.num_steps, "num_lengths": arguments.num_lengths}
     return Captioner.load(
         path, num_threads=arguments.threads, **{key: value for key, value in chosen.items() if value is not None}

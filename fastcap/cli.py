@@ -59,6 +59,8 @@ _MISTAKES = (
     ("fastcap.build", "ConfigError"),
     ("fastcap.report", "RunFolderError"),
     ("fastcap.serving.folder", "ExportError"),
+    ("fastcap.trainer", "CheckpointWriteError"),
+    ("fastcap.trainer", "FolderInUseError"),
     ("omegaconf.errors", "OmegaConfBaseException"),
 )
 

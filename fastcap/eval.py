@@ -24,8 +24,8 @@ from fastcap.build import (
     build_datamodule,
     build_module,
     build_trainer,
+    find_checkpoint,
     load_checkpoint,
-    newest_checkpoint,
 )
 from fastcap.callbacks import close_loggers
 from fastcap.cli import UserError, one_clear_error, print_table
@@ -33,13 +33,14 @@ from fastcap.data.pixels import decode_thumbnail
 from fastcap.data.results import write_results
 from fastcap.metrics import CaptionMetrics, caption_faults
 from fastcap.module import CaptioningModule, Prediction
+from fastcap.ranks import gather_list, together
 from fastcap.report import Evaluation, ScoredCaption, Speed, score_captions, write_page, write_scores
 from fastcap.types import CaptionRecords
 
 OPEN_GROUPS = ("data", "refinement", "trainer", "metrics", "logger", "callbacks")
 
 
-def evaluate(ckpt: Path, split: str, overrides: dict[str, Any], run_dir: Path) -> dict[str, float]:
+def evaluate(ckpt: Path | str, split: str, overrides: dict[str, Any], run_dir: Path) -> dict[str, float]:
     """Caption every image of a split with a checkpoint and score the captions.
 
     Args:
@@ -106,11 +107,9 @@ def evaluate(ckpt: Path, split: str, overrides: dict[str, Any], run_dir: Path) -
 
 def _gathered(predictions: Sequence[Prediction]) -> list[Prediction]:
     """All processes' predictions, each image once."""
-    parts: list[Any] = [predictions]
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        parts = [None] * torch.distributed.get_world_size()
-        torch.distributed.all_gather_object(parts, list(predictions))
-    return list({p.image_id: p for part in reversed(parts) for p in part}.values())
+    with together():
+        everybodys = gather_list(predictions)
+    return list({p.image_id: p for p in everybodys}.values())
 
 
 def _scored(
@@ -200,7 +199,7 @@ def checkpoint_overrides(task: list[str]) -> dict[str, Any]:
 @one_clear_error
 def _main(cfg: DictConfig) -> float | None:
     hydra_cfg = HydraConfig.get()
-    ckpt = Path(cfg.ckpt) if cfg.ckpt else newest_checkpoint()
+    ckpt = find_checkpoint(cfg.ckpt)
     metrics = evaluate(
         ckpt, cfg.split, checkpoint_overrides(list(hydra_cfg.overrides.task)), Path(hydra_cfg.runtime.output_dir)
     )

@@ -17,7 +17,11 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(prog="fastcap export", description="Export a checkpoint to ONNX and OpenVINO.")
     parser.add_argument(
-        "ckpt", nargs="?", type=_checkpoint, metavar="[ckpt=]PATH", help="checkpoint (default: the newest run's best)"
+        "ckpt",
+        nargs="?",
+        type=_checkpoint,
+        metavar="[ckpt=]PATH",
+        help="checkpoint, or 'last' (default: the newest run's best)",
     )
     parser.add_argument("--out", type=Path, help="folder to make (default: export/ beside the checkpoint's folder)")
     parser.add_argument(
@@ -67,11 +71,11 @@ def main(arguments: list[str] | None = None) -> None:
         if value is not None and value < 1:
             raise UserError(f"--{name} {value} must be at least 1")
 
-    from fastcap.build import newest_checkpoint
+    from fastcap.build import find_checkpoint
     from fastcap.exporting.readme import COLUMNS, table
     from fastcap.exporting.run import ExportOptions, export
 
-    ckpt = chosen.ckpt or newest_checkpoint()
+    ckpt = Path(find_checkpoint(chosen.ckpt))
     out = chosen.out or ckpt.parent.parent / "export"
     options = ExportOptions(
         chosen.formats, chosen.precisions, chosen.calibration, chosen.compare, chosen.images, chosen.threads

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fastcap.types import Sampled
+
 
 def token_loss(logits: Tensor, targets: Tensor, scored: Tensor, label_smoothing: float = 0.0) -> Tensor:
     """Cross-entropy over the scored positions: those hidden or replaced (CMLM, arXiv 1904.09324), or all of them.
@@ -20,6 +22,26 @@ def token_loss(logits: Tensor, targets: Tensor, scored: Tensor, label_smoothing:
         Mean over the scored positions, in nats. ()
     """
     return F.cross_entropy(logits[scored].float(), targets[scored], label_smoothing=label_smoothing)
+
+
+def reinforce_loss(sampled: Sampled, rewards: Tensor) -> Tensor:
+    """Policy gradient with the mean of an image's other samples as baseline (Luo 2020, arXiv 2003.09971).
+
+    Args:
+        sampled: K captions an image, with the log-probability of every decision.
+        rewards: Score of each caption. (B, K)
+
+    Returns:
+        Minus the advantage times the log-probability, averaged over decisions. ()
+    """
+    others = (rewards.sum(1, keepdim=True) - rewards) / (rewards.shape[1] - 1)
+    advantage = (rewards - others).flatten()
+    gained = (sampled.log_probability.masked_fill(~sampled.decided, 0.0) * advantage.unsqueeze(1)).sum()
+    decisions = sampled.decided.sum()
+    if sampled.length_log_probability is not None:
+        gained = gained + (sampled.length_log_probability * advantage).sum()
+        decisions = decisions + len(advantage)
+    return -gained / decisions
 
 
 def length_loss(logits: Tensor, lengths: Tensor) -> Tensor:

@@ -28,14 +28,14 @@ class FastCap(nn.Module):
 
     def __init__(
         self,
-        backbone: nn.Module,
+        backbone: Any,
         alignment: CrossModalFeatureAlignment,
         decoder: nn.Module,
         length: nn.Module,
         refinement: ICMRDecoder,
     ) -> None:
         super().__init__()
-        self.backbone = backbone
+        self.backbone: Any = backbone
         self.alignment = alignment
         self.decoder: Any = decoder
         self.length = length
@@ -45,12 +45,22 @@ class FastCap(nn.Module):
 
     def encode(self, images: Tensor) -> Tensor:
         """Make the image memory, from the image alone. images: uint8 (B, 3, H, W); returns (B, N, D)."""
-        pixels = (images.to(self.image_mean.dtype) - self.image_mean) / self.image_std
-        return self.alignment.project(self.backbone(pixels))
+        return self.alignment.project(self.backbone(self.standardise(images)))
+
+    def encode_map(self, features: Tensor) -> Tensor:
+        """Make the image memory from the maps of a frozen backbone. (B, h, w, feature_dim) -> (B, N, D)."""
+        return self.alignment.project(self.backbone.from_map(features.to(self.image_mean.dtype)))
+
+    def standardise(self, images: Tensor) -> Tensor:
+        """Bring pixels to zero mean and unit deviation, as of ImageNet. uint8 -> float, (B, 3, H, W)."""
+        return (images.to(self.image_mean.dtype) - self.image_mean) / self.image_std
 
     def generate(self, images: Tensor, record_steps: bool = False) -> Refinement:
         """Caption images. images: uint8 (B, 3, H, W)."""
-        memory = self.encode(images)
+        return self.describe(self.encode(images), record_steps)
+
+    def describe(self, memory: Tensor, record_steps: bool = False) -> Refinement:
+        """Caption images already encoded. memory: (B, N, D)."""
         return self.refinement.generate(self.decoder, memory, self.length(memory), record_steps)
 
     def forward(self, images: Tensor) -> Refinement:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,12 +15,16 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import Metric
 
+from fastcap.chance import Chance, ImageChance, uniform
 from fastcap.generation.schedule import sample_mask
-from fastcap.losses import alignment_loss, concept_loss, length_loss, token_loss
+from fastcap.losses import alignment_loss, concept_loss, length_loss, reinforce_loss, token_loss
 from fastcap.metrics import CaptionMetrics
 from fastcap.model import FastCap
 from fastcap.optim import clip_gradients, parameter_groups
+from fastcap.ranks import averaged, gather_rows, together, weigh
 from fastcap.types import CaptionBatch, DecoderOutput, Refinement, SpecialTokens
+
+Reward = Callable[[Sequence[int], Sequence[Sequence[int]]], list[float]]
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,10 @@ class Objective:
             all captions of the batch, at next to no cost.
         draft_share: Probability that a visible token is replaced by the decoder's own draft, to be mended; zero
             saves the drafting pass.
+        token_weight: Weight of the token loss.
+        reinforce_weight: Weight of the loss that rewards sampled captions by their CIDEr-D; zero samples none.
+        reinforce_samples: Captions sampled for each image, at least two.
+        reinforce_temperature: Temperature of the sampled words.
     """
 
     length_weight: float = 0.1
@@ -46,6 +54,16 @@ class Objective:
     full_mask_share: float = 0.2
     decoded_captions: int = 5
     draft_share: float = 0.0
+    token_weight: float = 1.0
+    reinforce_weight: float = 0.0
+    reinforce_samples: int = 5
+    reinforce_temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.reinforce_weight > 0 and self.reinforce_samples < 2:
+            raise ValueError(
+                f"reinforce_samples = {self.reinforce_samples} must be at least 2: the others are the baseline"
+            )
 
 
 @dataclass
@@ -61,7 +79,8 @@ class Prediction:
 class CaptioningModule(L.LightningModule):
     """Train and evaluate a ``FastCap``; ``forward`` captions images.
 
-    All randomness of a step follows from (seed, epoch, batch, rank), so that a resumed run equals an unbroken one.
+    All chance in a step follows from (seed, epoch, image), that of dropout from (seed, epoch, batch, rank): a resumed
+    run equals an unbroken one, and without dropout two processes equal one that takes their batches together.
 
     Args:
         model: The model.
@@ -74,6 +93,8 @@ class CaptioningModule(L.LightningModule):
         weight_decay: Of matrices; biases, norms and embeddings do not decay.
         extra_metrics: Further metrics of a split, each ``update(image_ids, captions)``; asked for once a split.
         oracle_captions: Captions by image id that a perfect captioner might give, where a split knows them.
+        reward: Score of each caption, given as token ids, from the images' ids; asked for where
+            ``objective.reinforce_weight`` is above zero.
         artifacts: Plain data stored in every checkpoint under ``fastcap``.
         metric_options: Arguments of ``CaptionMetrics``.
     """
@@ -90,6 +111,7 @@ class CaptioningModule(L.LightningModule):
         weight_decay: float = 0.05,
         extra_metrics: Callable[[str], Mapping[str, Metric]] | None = None,
         oracle_captions: Callable[[str], Mapping[int, str]] | None = None,
+        reward: Reward | None = None,
         artifacts: Mapping[str, Any] | None = None,
         metric_options: Mapping[str, Any] | None = None,
     ) -> None:
@@ -104,6 +126,7 @@ class CaptioningModule(L.LightningModule):
         self.weight_decay = weight_decay
         self.make_extra_metrics = extra_metrics or (lambda split: {})
         self.find_oracle_captions = oracle_captions or (lambda split: {})
+        self.reward = reward
         self.artifacts = dict(artifacts or {})
         self.metric_options = dict(metric_options or {})
         self.eval_split = "val"
@@ -125,37 +148,45 @@ class CaptioningModule(L.LightningModule):
     def training_step(self, batch: CaptionBatch, batch_idx: int) -> Tensor:
         """Lose on hidden tokens, lengths, alignment and balance."""
         seed = step_seed(self.seed, self.current_epoch, batch_idx, self.global_rank)
-        torch.manual_seed(seed)
-        losses, output = self.losses(batch, torch.Generator().manual_seed(seed))
-        for name, value in losses.items():
-            self.log(
-                f"train/loss_{name}" if name != "total" else "train/loss", value.detach(), prog_bar=name == "total"
-            )
-        for expert, share in enumerate(output.expert_weights.detach().float().mean(0).unbind()):
-            self.log(f"moe/load_e{expert}", share)
+        torch.manual_seed(seed)  # dropout
+        with together():
+            losses, output = self.losses(batch, ImageChance(self.seed, self.current_epoch, batch.image_ids))
+            shown = {f"train/loss_{name}" if name != "total" else "train/loss": v for name, v in losses.items()}
+            loads = output.expert_weights.detach().float().mean(0).unbind()
+            shown |= {f"moe/load_e{expert}": share for expert, share in enumerate(loads)}
+            shown = averaged(shown)
+        for name, value in shown.items():
+            self.log(name, value, prog_bar=name == "train/loss")
         return losses["total"]
 
-    def losses(self, batch: CaptionBatch, generator: torch.Generator) -> tuple[dict[str, Tensor], DecoderOutput]:
+    def encode(self, batch: CaptionBatch) -> Tensor:
+        """Make the image memory of a batch, (B, N, D)."""
+        return self.model.encode(batch.images) if batch.features is None else self.model.encode_map(batch.features)
+
+    def losses(
+        self, batch: CaptionBatch, chance: Chance, memory: Tensor | None = None
+    ) -> tuple[dict[str, Tensor], DecoderOutput]:
         """Compute every loss of a batch; ``total`` is what is minimised.
 
-        The captions reach the decoder only as masked input: the memory is made from the images alone.
+        The captions reach the decoder only as masked input: the memory is made from the images alone. A memory at hand
+        is taken as it is. Inside ``together()`` the average of each loss over processes is that of the whole batch.
         """
         objective, decoder = self.objective, self.model.decoder
         decoded, decoded_lengths = (t[:, : objective.decoded_captions] for t in (batch.tokens, batch.lengths))
         tokens, lengths = decoded.flatten(0, 1), decoded_lengths.flatten()
         tokens = tokens[:, : int(lengths.max())]
         pad = torch.arange(tokens.shape[1], device=tokens.device) >= lengths.unsqueeze(1)
-        memory = self.model.encode(batch.images)
+        memory = self.encode(batch) if memory is None else memory
         cache = decoder.prepare(memory)
 
         if decoder.causal:
             shown, targets, scored = shift_right(tokens, lengths, self.special)
             output = decoder.output(decoder.predict(shown, cache)[0], cache)
         else:
-            hidden = sample_mask(lengths, tokens.shape[1], objective.full_mask_share, generator)
+            hidden = sample_mask(lengths, tokens.shape[1], objective.full_mask_share, chance)
             visible, targets, scored = tokens.masked_fill(hidden, self.special.mask), tokens, hidden
             if objective.draft_share > 0:
-                visible, scored = self._mix_in_draft(visible, hidden, tokens, pad, cache, generator)
+                visible, scored = self._mix_in_draft(visible, hidden, tokens, pad, cache, chance)
             output = decoder.output(decoder.denoise(visible, pad, cache), cache)
 
         losses = {
@@ -163,14 +194,25 @@ class CaptioningModule(L.LightningModule):
             "length": length_loss(self.model.length(memory), batch.lengths),
             "balance": output.aux_loss,
         }
+        counts: dict[str, Tensor | int] = {
+            "token": scored.sum(),
+            "length": batch.lengths.numel(),
+            "balance": len(batch),
+        }
         if objective.alignment_weight > 0:
             image, text, scale = self.model.alignment.embed(memory, decoded, decoded_lengths)
-            losses["alignment"] = alignment_loss(image, text, scale)
+            losses["alignment"] = alignment_loss(gather_rows(image), gather_rows(text), scale)
         if objective.concept_weight > 0:
             alignment = self.model.alignment
             logits, named = alignment.name_concepts(memory, batch.tokens)
             losses["concept"] = concept_loss(logits, named, alignment.concept_weights)
+            counts["concept"] = (alignment.concept_weights * named).sum().clamp(min=1.0)
+        if objective.reinforce_weight > 0 and self.training:
+            losses["reinforce"], counts["reinforce"] = self._reinforce(batch, memory)
+        losses = weigh(losses, counts)
         weights = {
+            "token": objective.token_weight,
+            "reinforce": objective.reinforce_weight,
             "length": objective.length_weight,
             "alignment": objective.alignment_weight,
             "concept": objective.concept_weight,
@@ -178,8 +220,25 @@ class CaptioningModule(L.LightningModule):
         losses["total"] = torch.stack([weights.get(name, 1.0) * loss for name, loss in losses.items()]).sum()
         return losses, output
 
+    def _reinforce(self, batch: CaptionBatch, memory: Tensor) -> tuple[Tensor, Tensor]:
+        """Sample captions by the very refinement that is shipped, and prefer those that score above the others.
+
+        Returns:
+            The loss, and how many decisions it is a mean over.
+        """
+        model, number = self.model, self.objective.reinforce_samples
+        temperature = self.objective.reinforce_temperature
+        sampled = model.refinement.sample(model.decoder, memory, model.length(memory), number, temperature)
+        assert self.reward is not None, "reinforce_weight needs a reward"
+        image_ids = batch.image_ids.repeat_interleave(number).tolist()
+        pairs = zip(sampled.tokens.tolist(), sampled.lengths.tolist(), strict=True)
+        scores = self.reward(image_ids, [ids[:length] for ids, length in pairs])
+        rewards = torch.tensor(scores, device=memory.device).view(-1, number)
+        self.log("train/reward", 100 * rewards.mean(), sync_dist=True)
+        return reinforce_loss(sampled, rewards), sampled.decided.sum()
+
     def _mix_in_draft(
-        self, visible: Tensor, hidden: Tensor, tokens: Tensor, pad: Tensor, cache: Any, generator: torch.Generator
+        self, visible: Tensor, hidden: Tensor, tokens: Tensor, pad: Tensor, cache: Any, chance: Chance
     ) -> tuple[Tensor, Tensor]:
         """Replace some visible tokens by the decoder's own draft; returns the input and what is scored."""
         with torch.no_grad():
@@ -187,7 +246,7 @@ class CaptioningModule(L.LightningModule):
             logits = self.model.decoder.denoise(start, pad, cache)
             logits[..., list(self.special.ids)] = -torch.inf
             draft = logits.argmax(-1)
-        drawn = torch.rand(tokens.shape, generator=generator).to(tokens.device) < self.objective.draft_share
+        drawn = uniform(chance, *tokens.shape).to(tokens.device) < self.objective.draft_share
         replaced = drawn & ~hidden & ~pad
         return torch.where(replaced, draft, visible), hidden | replaced
 
@@ -216,15 +275,18 @@ class CaptioningModule(L.LightningModule):
 
     def validation_step(self, batch: CaptionBatch, batch_idx: int) -> None:
         """Caption the images as a user would, and take the loss with masks that never change."""
-        generator = torch.Generator().manual_seed(step_seed(self.seed, 0, batch_idx, self.global_rank))
-        losses, _ = self.losses(batch, generator)
+        started = time.perf_counter()
+        memory = self.encode(batch)
+        encoded = time.perf_counter()
+        with together():
+            losses = averaged(self.losses(batch, ImageChance(self.seed, 0, batch.image_ids), memory)[0])
         for name in ("total", "token", "length", "alignment", "concept"):
             if name in losses:
                 key = f"{self.eval_split}/loss" + ("" if name == "total" else f"_{name}")
                 self.log(key, losses[name], batch_size=len(batch), sync_dist=True)
-        started = time.perf_counter()
-        refinement = self.model.generate(batch.images)
-        self._generation_seconds += time.perf_counter() - started
+        decoding = time.perf_counter()
+        refinement = self.model.describe(memory)
+        self._generation_seconds += time.perf_counter() - decoding + encoded - started
         captions, ids = self.texts(refinement), batch.image_ids.tolist()
         caption_metrics, extra = self._split_metrics()
         caption_metrics.update(ids, captions, batch.references)

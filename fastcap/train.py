@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import signal
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,13 +15,26 @@ import lightning as L
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 
-from fastcap.build import CONFIG_DIR, build_datamodule, build_module, build_trainer, check_resume
+from fastcap.build import (
+    CONFIG_DIR,
+    build_datamodule,
+    build_module,
+    build_trainer,
+    cache_features,
+    check_resume,
+    compile_backbone,
+    settle_resume,
+)
 from fastcap.callbacks import close_loggers
-from fastcap.cli import one_clear_error, print_table
+from fastcap.cli import UserError, one_clear_error, print_table
 from fastcap.sweeping import run_job, swept_first
 from fastcap.sweeping.jobs import write_json
+from fastcap.trainer import EXIT_STATUS, Preempted, only_writer, requeue
+
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG, errno.EIO)
 
 
 def train(cfg: DictConfig, run_dir: Path, overrides: Sequence[str] = (), job_type: str = "train") -> dict[str, float]:
@@ -33,6 +49,19 @@ def train(cfg: DictConfig, run_dir: Path, overrides: Sequence[str] = (), job_typ
         overrides: What the command line changed: loggers name the run by it.
         job_type: ``train``, or ``sweep`` for a job of a multirun.
     """
+    try:
+        with only_writer(run_dir):
+            return _train(settle_resume(cfg, run_dir), run_dir, overrides, job_type)
+    except OSError as error:
+        if error.errno not in _DISK_ERRORS:
+            raise
+        raise UserError(
+            f"{error.filename or run_dir}: {error.strerror}: the run stopped; with resume=last it goes on from its "
+            "last checkpoint once it may write again"
+        ) from error
+
+
+def _train(cfg: DictConfig, run_dir: Path, overrides: Sequence[str], job_type: str) -> dict[str, float]:
     started = time.perf_counter()
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     datamodule = build_datamodule(cfg)
@@ -40,6 +69,8 @@ def train(cfg: DictConfig, run_dir: Path, overrides: Sequence[str] = (), job_typ
     if cfg.resume:
         check_resume(cfg.resume, datamodule.tokenizer)
     module = build_module(cfg, datamodule)
+    cache_features(datamodule, module.model)
+    compile_backbone(cfg, module.model)
     trainer = build_trainer(cfg, run_dir, overrides, job_type)
     loggers, done = trainer.loggers, False
     try:
@@ -106,11 +137,21 @@ def main(cfg: DictConfig) -> float | None:
     """Entry point; returns the validation CIDEr for sweepers, and None for a sweep's job that failed."""
     job = HydraConfig.get()
     run_dir, overrides = Path(job.runtime.output_dir), list(job.overrides.task)
-    if job.mode != RunMode.MULTIRUN:
-        return train(cfg, run_dir, overrides).get("val/cider")
-    overrides = swept_first(run_dir.parent, overrides)
-    metrics = run_job(cfg, run_dir, lambda cfg: train(cfg, run_dir, overrides, "sweep"))
-    return None if metrics is None else metrics.get("val/cider")
+    try:
+        if job.mode != RunMode.MULTIRUN:
+            return train(cfg, run_dir, overrides).get("val/cider")
+        overrides = swept_first(run_dir.parent, overrides)
+        metrics = run_job(cfg, run_dir, lambda cfg: train(cfg, run_dir, overrides, "sweep"))
+        return None if metrics is None else metrics.get("val/cider")
+    except Preempted as stop:
+        if getattr(rank_zero_only, "rank", 0) != 0:
+            sys.exit(0)  # else Lightning would kill the first process, which still has something to do
+        print(f"fastcap: {stop}", file=sys.stderr)
+        if (
+            stop.signal == signal.SIGUSR1
+        ):  # Slurm's `--signal` before the time limit; pre-emption itself queues it again
+            requeue()
+        sys.exit(EXIT_STATUS)
 
 
 if __name__ == "__main__":

@@ -45,6 +45,8 @@ class CaptionBatch:
         tokens: Content token ids, padded; neither BOS nor EOS. K is zero when there are none. (B, K, L)
         lengths: Content tokens of each caption. (B, K)
         references: Every raw reference caption of each image.
+        features: A frozen backbone's features, computed beforehand; ``images`` then hold no pixels, (B, 3, 0, 0).
+            (B, H, W, feature_dim)
     """
 
     images: Tensor
@@ -52,6 +54,7 @@ class CaptionBatch:
     tokens: Tensor
     lengths: Tensor
     references: list[list[str]] = field(default_factory=list)
+    features: Tensor | None = None
 
     def __len__(self) -> int:
         return self.images.shape[0]
@@ -64,6 +67,7 @@ class CaptionBatch:
             image_ids=self.image_ids.to(device, non_blocking=non_blocking),
             tokens=self.tokens.to(device, non_blocking=non_blocking),
             lengths=self.lengths.to(device, non_blocking=non_blocking),
+            features=None if self.features is None else self.features.to(device, non_blocking=non_blocking),
         )
 
     def pin_memory(self) -> CaptionBatch:
@@ -74,6 +78,7 @@ class CaptionBatch:
             image_ids=self.image_ids.pin_memory(),
             tokens=self.tokens.pin_memory(),
             lengths=self.lengths.pin_memory(),
+            features=None if self.features is None else self.features.pin_memory(),
         )
 
 
@@ -128,6 +133,25 @@ class Refinement:
     drafted_lengths: Tensor
     steps: list[RefinementStep] = field(default_factory=list)
     expert_weights: Tensor | None = None
+
+
+@dataclass
+class Sampled:
+    """Captions drawn by chance, to be rewarded.
+
+    Attributes:
+        tokens: Content token ids as they would be shown, PAD beyond each length. (B * K, L)
+        lengths: Content tokens of each. (B * K,)
+        log_probability: Of each decision on a word, zero where there was none. (B * K, L')
+        decided: True where a word was decided on. (B * K, L')
+        length_log_probability: Of each caption's length, where lengths are decided beforehand. (B * K,)
+    """
+
+    tokens: Tensor
+    lengths: Tensor
+    log_probability: Tensor
+    decided: Tensor
+    length_log_probability: Tensor | None = None
 
 
 # Keys and values of the tokens so far, each (B * K, heads, L, d).

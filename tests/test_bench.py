@@ -130,7 +130,8 @@ def test_memory_is_what_a_pass_takes():
     small, large, small_again = in_fresh_processes(peak_memory_mb, calls, threads=1)
     if large != large:
         pytest.skip("this system does not tell its peak memory")
-    assert 80 <= large < 88 and 5 <= small < 13 and 5 <= small_again < 13  # what came before does not show
+    # Pages make it a little less; what came before does not show.
+    assert 79 <= large < 88 and 4 <= small < 13 and 4 <= small_again < 13
 
 
 def test_defaults_hold_ours_beside_their_sequential_versions_and_the_peers():

@@ -84,7 +84,10 @@ class TimmEncoder(nn.Module):
         Returns:
             Features in raster order. (B, N, D)
         """
-        features = self.feature_map(images)
+        return self.from_map(self.feature_map(images))
+
+    def from_map(self, features: Tensor) -> Tensor:
+        """Do what comes after ``feature_map``, which a frozen net need compute only once. (B, h, w, D) -> (B, N, D)."""
         if self.position is not None:
             features = self.position(features)
         return features.flatten(1, 2)

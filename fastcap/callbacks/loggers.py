@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import csv
 import logging
 import os
 import uuid
-import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -17,6 +15,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from fastcap.callbacks.account import has_account
 from fastcap.callbacks.log_tensorboard import RunTensorBoardLogger
 from fastcap.callbacks.log_wandb import RunWandbLogger, define_metrics
+from fastcap.callbacks.rows import RowWriter
 from fastcap.callbacks.run import RunInfo
 
 log = logging.getLogger(__name__)
@@ -31,25 +30,20 @@ class RunCSVLogger(CSVLogger):
     """
 
     def __init__(self, run: RunInfo) -> None:
-        super().__init__(str(run.folder), name=None, version="")
-        self._earlier: list[dict[str, Any]] = []
-        path = run.folder / "metrics.csv"
-        if run.resume and path.is_file():
-            with path.open(newline="", encoding="utf-8") as file:
-                rows = [row for row in csv.DictReader(file) if int(row["step"]) < run.resumed_step]
-            self._earlier = [{k: v for k, v in row.items() if v != ""} for row in rows]
-            self.experiment.save()  # Lightning removes the old file when it starts
+        super().__init__(str(run.folder), name=None, version="", flush_logs_every_n_steps=1)
+        self._path = run.folder / "metrics.csv"
+        self._resumed_step = run.resumed_step if run.resume else None
+        self._writer: RowWriter | None = None
+        if run.resume:
+            _ = self.experiment  # drops the rows of steps that are done again, even if the run breaks off here
 
     @property
     @rank_zero_experiment
     def experiment(self) -> Any:
         """The writer, which starts with the earlier rows."""
-        with warnings.catch_warnings():
-            # Lightning says that it deletes what is there; Hydra's files stay, and the earlier rows were read before.
-            warnings.filterwarnings("ignore", message="Experiment logs directory .* exists and is not empty")
-            writer = super().experiment
-        writer.metrics[:0], self._earlier = self._earlier, []
-        return writer
+        if self._writer is None:
+            self._writer = self._experiment = RowWriter(self._path, self._resumed_step)  # type: ignore[assignment]
+        return self._writer
 
 
 def csv_logger(run: RunInfo) -> Logger:

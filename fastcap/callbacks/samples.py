@@ -12,7 +12,8 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from fastcap.callbacks.media import media_loggers, media_step, stage_name
 from fastcap.drawing import draw_captions
-from fastcap.module import CaptioningModule
+from fastcap.module import CaptioningModule, Prediction
+from fastcap.ranks import gather_list, together
 from fastcap.types import CaptionBatch
 
 log = logging.getLogger(__name__)
@@ -60,14 +61,21 @@ class SampleCaptions(L.Callback):
         except Exception as error:
             log.warning("scores of single images left out: %s", error)
             scores = {}
-        self._show(trainer, pl_module, {image: score.get("cider", float("nan")) for image, score in scores.items()})
+        with together():
+            predictions = gather_list(pl_module.predictions)
+        rows = list({p.image_id: p for p in predictions}.values())
+        self._show(
+            trainer, pl_module, rows, {image: score.get("cider", float("nan")) for image, score in scores.items()}
+        )
 
     @rank_zero_only
-    def _show(self, trainer: L.Trainer, module: CaptioningModule, cider: dict[int, float]) -> None:
+    def _show(
+        self, trainer: L.Trainer, module: CaptioningModule, predictions: list[Prediction], cider: dict[int, float]
+    ) -> None:
         folder = Path(trainer.default_root_dir)
         rows = [
             {"image_id": p.image_id, "caption": p.caption, "score": round(p.score, 4), "references": p.references}
-            for p in module.predictions
+            for p in predictions
         ]
         (folder / "captions.json").write_text(json.dumps(rows, indent=1, ensure_ascii=False), encoding="utf-8")
         try:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import torch
 from lightning.pytorch import LightningDataModule
+from torch import Tensor
 
 from fastcap.data.concepts import concept_agreement
 from fastcap.data.dataset import CaptionDataset, CaptionTokens
 from fastcap.data.errors import DataError
+from fastcap.data.features import FeatureCache
 from fastcap.data.pixels import PixelCache
 from fastcap.data.sampler import EpochSampler, ResumableLoader
+from fastcap.data.taught import read_taught
 from fastcap.data.tokenizer import CaptionTokenizer
 from fastcap.types import CaptionRecords
 
@@ -52,6 +56,9 @@ class CaptionDataModule(LightningDataModule):
         horizontal_flip: bool = False,
         crop_scale: float = 1.0,
         num_workers: int = 0,
+        feature_views: int = 0,
+        taught: Sequence[str | os.PathLike[str]] = (),
+        taught_share: float = 0.5,
         seed: int = 0,
     ) -> None:
         """Describe the data; nothing is read before ``setup``.
@@ -69,6 +76,11 @@ class CaptionDataModule(LightningDataModule):
             horizontal_flip: Mirror training images by chance, never one with "left" or "right" in a caption.
             crop_scale: Least share of the area that a random crop of a training image keeps; 1 crops nothing.
             num_workers: Processes that build batches; 0 builds them in this one.
+            feature_views: Have a frozen backbone encode so many augmented views of each training image once, kept under
+                ``cache_dir``, and train on those; 0 encodes anew at every step.
+            taught: A teacher's captions of training images, in COCO's result format (``fastcap eval split=train``
+                writes them): sequence-level distillation (Kim and Rush 2016, arXiv 1606.07947).
+            taught_share: Probability that a caption in a training batch is a teacher's.
             seed: Seed of everything that chance decides, not negative.
 
         Raises:
@@ -81,13 +93,23 @@ class CaptionDataModule(LightningDataModule):
         self.cache, self.cache_dir = cache, cache_dir
         self.horizontal_flip, self.crop_scale = horizontal_flip, crop_scale
         self.num_workers, self.seed = num_workers, seed
+        self.feature_views, self.taught, self.taught_share = (
+            feature_views,
+            [Path(path) for path in taught],
+            taught_share,
+        )
         for name in ("image_size", "batch_size", "eval_batch_size", "captions_per_image", "max_length"):
             if getattr(self, name) < 1:
                 raise DataError(f"{name} must be positive, found {getattr(self, name)}")
         if not 0 < crop_scale <= 1:
             raise DataError(f"crop_scale must be in (0, 1], found {crop_scale}")
-        if seed < 0 or num_workers < 0:
-            raise DataError(f"seed and num_workers must not be negative, found {seed} and {num_workers}")
+        if seed < 0 or num_workers < 0 or feature_views < 0:
+            raise DataError(
+                f"seed, num_workers and feature_views must not be negative, found {seed}, {num_workers} and "
+                f"{feature_views}"
+            )
+        if not 0 <= taught_share <= 1:
+            raise DataError(f"taught_share must be in [0, 1], found {taught_share}")
         self._tokenizer = tokenizer
         self._records: dict[str, CaptionRecords] = {}
         self._caches: dict[str, PixelCache] = {}
@@ -128,6 +150,14 @@ class CaptionDataModule(LightningDataModule):
         """Return how far the training images decide each concept; see ``concept_agreement``."""
         return concept_agreement(self.records("train").captions, self.tokenizer)
 
+    def reference_tokens(self) -> dict[int, list[list[int]]]:
+        """Token ids of each training image's captions, by image id: what sampled captions are rewarded by."""
+        records = self.records("train")
+        flat = iter(self.tokenizer.encode_batch([text for captions in records.captions for text in captions]))
+        return {
+            int(i): [next(flat) for _ in texts] for i, texts in zip(records.image_ids, records.captions, strict=True)
+        }
+
     def setup(self, stage: str | None = None) -> None:
         """Read and decode what ``stage`` needs, and nothing else; calling it again does nothing.
 
@@ -139,6 +169,27 @@ class CaptionDataModule(LightningDataModule):
         """
         for split in _STAGES.get(stage or "", ()):
             self._dataset(split, training=split == "train")
+
+    def cache_features(self, encode: Callable[[Tensor], Tensor], key: object) -> None:
+        """Encode ``feature_views`` views of the training images, or find them encoded, and train on those.
+
+        Args:
+            encode: uint8 pixels (B, 3, S, S) to features (B, h, w, D).
+            key: Plain data that changes whenever the encoder does.
+
+        Raises:
+            DataError: When the file cannot be written, or there is no folder for it.
+        """
+        if self.cache_dir is None:
+            raise DataError("feature_views needs a cache_dir")
+        dataset = self._dataset("train", training=True)
+        kept = [int(position) for position in dataset.positions]
+        settings = [self.image_size, self.horizontal_flip, self.crop_scale, self.seed, dataset.records.fingerprint()]
+        flips = dataset.may_flip.nonzero()[0].tolist()
+        name = f"{dataset.records.name}-features"
+        dataset.features = FeatureCache(
+            self.cache_dir, name, [settings, kept, flips, key], self.feature_views, len(kept), dataset.view, encode
+        )
 
     def train_dataloader(self) -> ResumableLoader:
         """Return shuffled full batches of "train".
@@ -181,8 +232,10 @@ class CaptionDataModule(LightningDataModule):
         records = self.records(split)
         if training:
             captions = CaptionTokens.for_training(records, self.tokenizer, self.max_length)
+            taught = read_taught(self.taught, records, self.tokenizer, self.max_length) if self.taught else None
         else:
             captions = CaptionTokens.for_evaluation(records, self.tokenizer, self.max_length)
+            taught = None
         if self.cache and split not in self._caches:
             self._caches[split] = PixelCache(records, self.image_size, self.cache_dir)
         self._datasets[split, training] = dataset = CaptionDataset(
@@ -196,6 +249,8 @@ class CaptionDataModule(LightningDataModule):
             training=training,
             horizontal_flip=self.horizontal_flip,
             crop_scale=self.crop_scale,
+            taught=taught,
+            taught_share=self.taught_share,
             seed=self.seed,
         )
         return dataset

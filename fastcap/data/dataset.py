@@ -10,15 +10,17 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from fastcap.chance import counter_uniform
 from fastcap.data.augment import crop
 from fastcap.data.errors import DataError, Skipped, log_once
+from fastcap.data.features import FeatureCache
 from fastcap.data.pixels import PixelCache
-from fastcap.data.sampler import BatchIndex, counter_uniform
+from fastcap.data.sampler import BatchIndex
 from fastcap.data.tokenizer import CaptionTokenizer
 from fastcap.types import CaptionBatch, CaptionRecords
 
 _SIDED = re.compile(r"\b(left|right)\b", re.IGNORECASE)
-_CAPTION, _FLIP, _SIDE, _TOP, _LEFT = range(5)  # streams of counter_uniform
+_CAPTION, _FLIP, _SIDE, _TOP, _LEFT, _TAUGHT, _TEACHER = range(7)  # streams of counter_uniform
 
 
 class CaptionTokens:
@@ -98,6 +100,8 @@ class CaptionDataset(Dataset[CaptionBatch]):
         training: bool,
         horizontal_flip: bool = False,
         crop_scale: float = 1.0,
+        taught: CaptionTokens | None = None,
+        taught_share: float = 0.5,
         seed: int = 0,
     ) -> None:
         """Join tokens and pixels.
@@ -111,6 +115,8 @@ class CaptionDataset(Dataset[CaptionBatch]):
             training: Draw captions and change images by chance; otherwise take the first captions and pass references.
             horizontal_flip: Mirror images with probability 1/2, never one with "left" or "right" in a caption.
             crop_scale: Least share of the area that a random square crop keeps; 1 crops nothing.
+            taught: A teacher's captions of the same images, none of some.
+            taught_share: Probability that a training caption is a teacher's, where there is one.
             seed: Seed of everything that chance decides.
 
         Raises:
@@ -119,8 +125,10 @@ class CaptionDataset(Dataset[CaptionBatch]):
         self.records, self.captions, self.size, self.cache = records, captions, size, cache
         self.num_captions, self.training, self.seed = num_captions, training, seed
         self.crop_scale = crop_scale if training else 1.0
+        self.taught, self.taught_share = taught, taught_share
         self.on_bad = getattr(records, "on_bad", "skip")
         self.image_ids = np.asarray(records.image_ids, np.int64)
+        self.features: FeatureCache | None = None
         self._seen_bad: set[int] = set()
         usable = np.ones(len(self.image_ids), bool)
         skipped = Skipped(f"{records.name}: images")
@@ -160,13 +168,25 @@ class CaptionDataset(Dataset[CaptionBatch]):
         Raises:
             DataError: When none of its images can be decoded.
         """
-        positions = self.positions[index.positions]
-        images, positions = self._pixels(positions)
-        if self.training:
-            images = self._change(images, index.epoch, positions)
+        features, positions = None, self.positions[index.positions]
+        if self.features is not None:
+            features = self.features.take(index.epoch, index.positions)
+            images = torch.empty(len(positions), 3, 0, 0, dtype=torch.uint8)
+        else:
+            images, positions = self._pixels(positions)
+            if self.training:
+                images = self._change(images, index.epoch, positions)
         tokens, lengths = self._choose(index.epoch, positions)
         references = [] if self.training else [list(self.records.captions[position]) for position in positions]
-        return CaptionBatch(images, torch.from_numpy(self.image_ids[positions]), tokens, lengths, references)
+        return CaptionBatch(images, torch.from_numpy(self.image_ids[positions]), tokens, lengths, references, features)
+
+    def view(self, number: int, index: np.ndarray) -> Tensor:
+        """Pixels as the chance of epoch ``number`` changes them. index: among the usable images; uint8 (B, 3, S, S)."""
+        positions = self.positions[index]
+        images, kept = self._pixels(positions)
+        if len(kept) != len(positions):
+            raise DataError(f"{self.records.name}: features need pixels that were decoded before: set cache=true")
+        return self._change(images, number, positions)
 
     def _pixels(self, positions: np.ndarray) -> tuple[Tensor, np.ndarray]:
         if self.cache is not None:
@@ -189,21 +209,33 @@ class CaptionDataset(Dataset[CaptionBatch]):
         return torch.from_numpy(np.ascontiguousarray(np.stack(images).transpose(0, 3, 1, 2))), np.array(kept)
 
     def _choose(self, epoch: int, positions: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Pick captions: by chance without replacement in training, else the first; cycled where too few. (B, K, L)."""
-        counts = self.captions.counts[positions][:, None]
+        """Pick captions, people's or a teacher's. (B, K, L) and (B, K)."""
+        tokens, lengths = self._pick(self.captions, epoch, _CAPTION, positions)
+        if self.taught is not None:
+            places = positions[:, None] * self.num_captions + np.arange(self.num_captions)
+            share = counter_uniform(self.seed, epoch, _TAUGHT, places) < self.taught_share
+            share &= (self.taught.counts[positions] > 0)[:, None]
+            theirs, their_lengths = self._pick(self.taught, epoch, _TEACHER, positions)
+            tokens = np.where(share[..., None], theirs, tokens)
+            lengths = np.where(share, their_lengths, lengths)
+        return torch.from_numpy(tokens.astype(np.int64)), torch.from_numpy(lengths)
+
+    def _pick(
+        self, captions: CaptionTokens, epoch: int, stream: int, positions: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """By chance without replacement in training, else the first; cycled where too few. (B, K, L)."""
+        counts = captions.counts[positions][:, None]
         columns = np.broadcast_to(
             np.arange(self.num_captions) % np.maximum(counts, 1), (len(positions), self.num_captions)
         )
         if self.training:
-            width = int(self.captions.counts.max())
+            width = int(captions.counts.max())
             slots = np.arange(width)
-            keys = counter_uniform(self.seed, epoch, _CAPTION, positions[:, None] * width + slots)
+            keys = counter_uniform(self.seed, epoch, stream, positions[:, None] * width + slots)
             order = np.argsort(np.where(slots < counts, keys, 2.0), axis=1)
             columns = np.take_along_axis(order, columns, axis=1)
-        rows = self.captions.first[positions][:, None] + columns
-        return torch.from_numpy(self.captions.tokens[rows].astype(np.int64)), torch.from_numpy(
-            self.captions.lengths[rows]
-        )
+        rows = np.minimum(captions.first[positions][:, None] + columns, len(captions.lengths) - 1)
+        return captions.tokens[rows], captions.lengths[rows]
 
     def _change(self, images: Tensor, epoch: int, positions: np.ndarray) -> Tensor:
         """Flip and crop by chance. (B, 3, S, S)."""

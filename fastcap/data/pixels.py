@@ -181,18 +181,18 @@ class PixelCache:
         self.path = Path(cache_dir) / f"{records.name}-{size}px-{key}.npy"
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with _locked(self.path.with_suffix(".lock")):  # a second run waits for the first instead of decoding too
+            with locked(self.path.with_suffix(".lock")):  # a second run waits for the first instead of decoding too
                 self.pixels = self._read() if self._is_complete() else self._build()
         except OSError as error:
             raise DataError(f"{self.path}: pixel cache cannot be written ({error}); set another cache_dir") from error
 
     def _build(self) -> np.ndarray:
         self.bad = []
-        with _replacing(self.path) as file:
+        with replacing(self.path) as file:
             np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(self._empty()))
             for image in self._decode_all():
                 file.write(np.ascontiguousarray(image).data)
-        with _replacing(self.path.with_suffix(".json")) as file:  # last: its presence says that the pixels are whole
+        with replacing(self.path.with_suffix(".json")) as file:  # last: its presence says that the pixels are whole
             file.write(json.dumps({"shape": self._shape, "bad": self.bad}).encode())
         return self._read()
 
@@ -249,7 +249,7 @@ class PixelCache:
 
 
 @contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[IO[bytes]]:
+def replacing(path: Path) -> Iterator[IO[bytes]]:
     """Open a temporary file that becomes ``path`` in one step on success and vanishes on failure."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
     try:
@@ -264,7 +264,7 @@ def _replacing(path: Path) -> Iterator[IO[bytes]]:
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
     """Hold an advisory lock; where there are none (Windows, some network disks) go on without."""
     with open(path, "a") as file:
         with contextlib.suppress(ImportError, OSError):

@@ -25,33 +25,6 @@ class BatchIndex(NamedTuple):
     positions: np.ndarray
 
 
-def counter_uniform(seed: int, epoch: int, stream: int, counters: np.ndarray) -> np.ndarray:
-    """Draw uniform numbers that depend on nothing but the arguments: no generator, no state.
-
-    Two rounds of the SplitMix64 mixer over seed, epoch, stream and counter.
-
-    Args:
-        seed: Seed of the run.
-        epoch: Epoch, from zero.
-        stream: Number of the use (one for flips, another for crops), so that uses are independent.
-        counters: Non-negative integers, one for each draw; any shape.
-
-    Returns:
-        Numbers in [0, 1), float64, of the shape of ``counters``.
-    """
-    key = np.uint64(np.random.SeedSequence([seed, epoch, stream]).generate_state(1, np.uint64)[0])
-    with np.errstate(over="ignore"):
-        state = _mix(_mix(counters.astype(np.uint64) + np.uint64(1)) ^ key)
-    return (state >> np.uint64(11)).astype(np.float64) * 2.0**-53
-
-
-def _mix(state: np.ndarray) -> np.ndarray:
-    state = state + np.uint64(0x9E3779B97F4A7C15)
-    state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return state ^ (state >> np.uint64(31))
-
-
 class EpochSampler(Sampler[BatchIndex]):
     """Batches of positions, this process's share of them.
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastcap.decoder.attention import RankAugmentedCrossAttention
+from fastcap.ranks import total
 
 
 @dataclass
@@ -42,8 +43,9 @@ def balance_loss(probabilities: Tensor) -> Tensor:
         Scalar; f_e is the share of images whose first choice is e (no gradient), P_e the mean probability of e.
     """
     num_experts = probabilities.shape[-1]
-    first = F.one_hot(probabilities.argmax(-1), num_experts).to(probabilities.dtype).mean(0)
-    return num_experts * (first * probabilities.mean(0)).sum()
+    first = F.one_hot(probabilities.argmax(-1), num_experts).to(probabilities.dtype).sum(0)
+    share = total(first)  # of all processes' images; probabilities are averaged over processes with the gradients
+    return num_experts * (share / share.sum() * probabilities.mean(0)).sum()
 
 
 def select_experts(probabilities: Tensor, top_k: int) -> Tensor:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastcap.types import CausalDecoder, Past, Refinement, SpecialTokens
+from fastcap.generation.choose import at_random
+from fastcap.types import CausalDecoder, Past, Refinement, Sampled, SpecialTokens
 
 
 class AutoregressiveGenerator:
@@ -82,8 +83,46 @@ class AutoregressiveGenerator:
         experts = getattr(cache, "expert_weights", None)
         return Refinement(chosen, at, means.gather(1, best.unsqueeze(1)).squeeze(1), passes, at, [], experts)
 
+    def sample(
+        self, decoder: CausalDecoder, memory: Tensor, length_logits: Tensor, num_samples: int, temperature: float = 1.0
+    ) -> Sampled:
+        """Draw captions word by word, for training on rewards (self-critical, arXiv 1612.00563).
+
+        Chance comes from torch's global generator; as in ``ICMRDecoder.sample``.
+        """
+        cache = decoder.prepare(memory)
+        rows, longest = memory.shape[0] * num_samples, decoder.max_length
+        words = torch.full((rows, longest + 1), self.special.pad, dtype=torch.long, device=memory.device)
+        last = torch.full((rows, 1), self.special.bos, dtype=torch.long, device=memory.device)
+        done = torch.zeros(rows, dtype=torch.bool, device=memory.device)
+        past: list[Past] | None = None
+        with torch.no_grad():
+            for length in range(longest + 1):
+                logits, past = decoder.predict(last, cache, past)
+                drawn = at_random(self._allowed(logits[:, -1], length, longest), temperature)[0]
+                words[:, length] = drawn.masked_fill(done, self.special.pad)
+                done = done | (drawn == self.special.eos)
+                if bool(done.all()):
+                    break
+                last = drawn.unsqueeze(1)
+        decided = words != self.special.pad
+        width = int(decided.sum(1).max())
+        words, decided = words[:, :width], decided[:, :width]
+        shown = torch.cat([torch.full_like(words[:, :1], self.special.bos), words[:, :-1]], dim=1)
+        logits, _ = decoder.predict(shown, cache, None)
+        # Likewise allowed: what could not be drawn takes no share of the probability.
+        allowed = [self._allowed(logits[:, at], at, longest) for at in range(width)]
+        log_probability = (torch.stack(allowed, dim=1) / temperature).log_softmax(-1)
+        chosen = log_probability.gather(2, words.unsqueeze(2)).squeeze(2).masked_fill(~decided, 0.0)
+        tokens = words.masked_fill(words == self.special.eos, self.special.pad)
+        return Sampled(tokens, (tokens != self.special.pad).sum(1), chosen, decided)
+
     def _scores(self, logits: Tensor, length: int, longest: int) -> Tensor:
-        """Log-probabilities of what may come next: no special token; [EOS] after the first word, alone at the end."""
+        """Log-probabilities of what may come next."""
+        return self._allowed(logits, length, longest).log_softmax(-1)
+
+    def _allowed(self, logits: Tensor, length: int, longest: int) -> Tensor:
+        """Logits of what may come next: no special token; [EOS] after the first word, alone at the end."""
         logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits.clone()
         end = logits[:, self.special.eos].clone()
         if length == longest:
@@ -91,4 +130,4 @@ class AutoregressiveGenerator:
         logits[:, list(self.special.ids)] = -torch.inf
         if length > 0:
             logits[:, self.special.eos] = end
-        return logits.log_softmax(-1)
+        return logits

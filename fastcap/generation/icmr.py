@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fastcap.generation.choose import Choose, at_random, likeliest
 from fastcap.generation.dlag import top_lengths
 from fastcap.generation.schedule import SCHEDULES, lowest, num_to_remask
-from fastcap.types import Denoiser, Refinement, RefinementStep, SpecialTokens
+from fastcap.types import Denoiser, Refinement, RefinementStep, Sampled, SpecialTokens
 
 
 class ICMRDecoder:
@@ -70,32 +74,10 @@ class ICMRDecoder:
         candidates = top_lengths(length_logits, self.num_lengths)
         lengths = candidates.flatten()
         cache = denoiser.prepare(memory)
-
-        # 2. Start from nothing but [MASK].
-        ahead = torch.arange(int(lengths.max()), device=memory.device)
-        pad = ahead >= lengths.unsqueeze(1)
-        tokens = torch.full_like(pad, self.special.mask, dtype=torch.long).masked_fill(pad, self.special.pad)
-        confidence = torch.zeros_like(pad, dtype=memory.dtype)
-        steps, num_passes = [], 0
-
-        for step in range(1, self.num_steps + 1):
-            # 3. Predict all, write where masked.
-            predicted, log_probability = self._predict(denoiser.denoise(tokens, pad, cache))
-            num_passes += 1
-            masked = tokens == self.special.mask
-            tokens = torch.where(masked, predicted, tokens)
-            confidence = torch.where(masked, log_probability.to(confidence.dtype), confidence)
-            # 4. Mask the least certain again; none after the last step.
-            count = num_to_remask(lengths, step, self.num_steps, self.schedule)
-            remasked = lowest(confidence.masked_fill(pad, torch.inf), count)
-            if record_steps:
-                steps.append(RefinementStep(tokens, confidence.exp().masked_fill(pad, 0.0), remasked))
-            if not bool(count.any()):
-                break
-            tokens = tokens.masked_fill(remasked, self.special.mask)
+        tokens, confidence, steps, num_passes = self._refine(denoiser, cache, lengths, likeliest, record_steps)
 
         # 5. The candidate whose words are likeliest on average.
-        scores = confidence.masked_fill(pad, 0.0).sum(1) / lengths
+        scores = confidence.sum(1) / lengths
         best = (
             scores.view(candidates.shape).argmax(1)
             + torch.arange(len(candidates), device=memory.device) * (candidates.shape[1])
@@ -106,6 +88,69 @@ class ICMRDecoder:
         tokens, lengths = self._collapse(tokens) if self.collapse_repeats else (tokens, drafted)
         return Refinement(tokens, lengths, scores[best], num_passes, drafted, chosen, experts)
 
+    def sample(
+        self, denoiser: Denoiser, memory: Tensor, length_logits: Tensor, num_samples: int, temperature: float = 1.0
+    ) -> Sampled:
+        """Draw captions by the same refinement, for training on rewards: lengths and words by chance, all else alike.
+
+        Chance comes from torch's global generator.
+
+        Args:
+            denoiser: The decoder in training.
+            memory: Image memory. (B, N, D)
+            length_logits: Scores of the lengths 1..max_length. (B, max_length)
+            num_samples: Captions an image.
+            temperature: Of the words' distribution.
+
+        Returns:
+            Captions, with gradients in the log-probability of each word at the step it was last written and in that of
+            the length. (B * num_samples, L)
+        """
+        distribution = length_logits.float().log_softmax(-1)
+        drawn = torch.multinomial(distribution.exp(), num_samples, replacement=True)
+        lengths = drawn.flatten() + 1
+        draw = partial(at_random, temperature=temperature)
+        tokens, confidence, _, _ = self._refine(denoiser, denoiser.prepare(memory), lengths, draw, False)
+        words = tokens != self.special.pad
+        if self.collapse_repeats:
+            shown, shown_lengths = self._collapse(tokens)
+        else:
+            shown, shown_lengths = tokens, lengths
+        return Sampled(shown, shown_lengths, confidence, words, distribution.gather(1, drawn).flatten())
+
+    def _refine(
+        self, denoiser: Denoiser, cache: Any, lengths: Tensor, choose: Choose, record_steps: bool
+    ) -> tuple[Tensor, Tensor, list[RefinementStep], int]:
+        """Refine captions of given lengths; returns tokens, their choices' log-probabilities, steps, passes."""
+        # 2. Start from nothing but [MASK].
+        ahead = torch.arange(int(lengths.max()), device=lengths.device)
+        pad = ahead >= lengths.unsqueeze(1)
+        tokens = torch.full_like(pad, self.special.mask, dtype=torch.long).masked_fill(pad, self.special.pad)
+        steps, num_passes = [], 0
+
+        for step in range(1, self.num_steps + 1):
+            # 3. Predict all, write where masked.
+            logits = denoiser.denoise(tokens, pad, cache)
+            logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+            logits[..., list(self.special.ids)] = -torch.inf
+            written, certainty, chance = choose(logits)
+            num_passes += 1
+            masked = tokens == self.special.mask
+            tokens = torch.where(masked, written, tokens)
+            if step == 1:
+                confidence, decision = (torch.zeros_like(value) for value in (certainty, chance))
+            confidence = torch.where(masked, certainty.detach(), confidence)
+            decision = torch.where(masked, chance, decision)
+            # 4. Mask the least certain again; none after the last step.
+            count = num_to_remask(lengths, step, self.num_steps, self.schedule)
+            remasked = lowest(confidence.masked_fill(pad, torch.inf), count)
+            if record_steps:
+                steps.append(RefinementStep(tokens, confidence.exp().masked_fill(pad, 0.0), remasked))
+            if not bool(count.any()):
+                break
+            tokens = tokens.masked_fill(remasked, self.special.mask)
+        return tokens, decision, steps, num_passes
+
     def _collapse(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Leave out tokens that equal the one before; returns tokens (B, L) and lengths (B,)."""
         before = F.pad(tokens, (1, 0), value=self.special.pad)[:, :-1]
@@ -114,10 +159,3 @@ class ICMRDecoder:
         lengths = kept.sum(1)
         beyond = torch.arange(tokens.shape[1], device=tokens.device) >= lengths.unsqueeze(1)
         return tokens.gather(1, order).masked_fill(beyond, self.special.pad), lengths
-
-    def _predict(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """Likeliest word and its log-probability, special tokens excluded. (B, L, V) -> 2 x (B, L)."""
-        logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
-        logits[..., list(self.special.ids)] = -torch.inf
-        value, index = F.log_softmax(logits, dim=-1).max(-1)
-        return index, value

@@ -12,8 +12,9 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from fastcap.build import CheckpointError, ConfigError, open_checkpoint
+from fastcap.build import CheckpointError, ConfigError
 from fastcap.sweeping.folders import differences
+from fastcap.trainer import last_good
 
 log = logging.getLogger(__name__)
 
@@ -44,10 +45,10 @@ def run_job(cfg: DictConfig, folder: Path, train: Train) -> dict[str, float] | N
             log.info("%s: finished before, not trained again", folder.name)
             return done
         failure.unlink(missing_ok=True)
-        last = folder / "checkpoints" / "last.ckpt"
-        if _usable(last):
+        last = _last_good(folder / "checkpoints")
+        if last:
             log.info("%s: goes on from %s", folder.name, last)
-            cfg = OmegaConf.merge(cfg, {"resume": str(last)})  # type: ignore[assignment]
+            cfg = OmegaConf.merge(cfg, {"resume": last})  # type: ignore[assignment]
         return train(cfg)
     except Exception as error:
         cause = error
@@ -93,12 +94,9 @@ def _finished(folder: Path) -> dict[str, float] | None:
     return {name: float(value) for name, value in metrics.items()}
 
 
-def _usable(checkpoint: Path) -> bool:
-    if not checkpoint.is_file():
-        return False
+def _last_good(checkpoints: Path) -> str | None:
     try:
-        open_checkpoint(checkpoint)
+        return last_good(checkpoints)
     except CheckpointError as error:
         log.warning("%s; the job starts over", error)
-        return False
-    return True
+        return None

@@ -13,9 +13,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from fastcap.chance import counter_uniform
 from fastcap.data import CaptionTokenizer, CocoCaptions, DataError, sampler
 from fastcap.data.datamodule import CaptionDataModule
-from fastcap.data.sampler import EpochSampler, counter_uniform
+from fastcap.data.sampler import EpochSampler
 from fastcap.data.tokenizer import train_word_tokenizer
 from fastcap.types import CaptionBatch, CaptionRecords
 

@@ -1,0 +1,106 @@
+"""A frozen encoder's features of the training images, computed once: what follows then trains in minutes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastcap.data.errors import DataError, log_once
+from fastcap.data.pixels import locked, replacing
+
+_VERSION = 1  # raise when what is stored changes: caches are then rebuilt
+_BATCH = 32  # images encoded at once
+
+
+class FeatureCache:
+    """Feature grids of several augmented views of every image, in half precision in a mapped file.
+
+    View v holds the images as epoch v's chance would change them; a run takes view (epoch + position) mod V.
+
+    Attributes:
+        features: float16. (V, N, h, w, D)
+    """
+
+    def __init__(
+        self,
+        cache_dir: str | os.PathLike[str],
+        name: str,
+        key: object,
+        num_views: int,
+        num_images: int,
+        pixels: Callable[[int, np.ndarray], Tensor],
+        encode: Callable[[Tensor], Tensor],
+    ) -> None:
+        """Map the file, encoding the images first where there is none.
+
+        Args:
+            cache_dir: Its folder, made when missing.
+            name: What the file's name begins with.
+            key: Plain data that changes whenever the features would.
+            num_views: Views V.
+            num_images: Images N.
+            pixels: (view, positions) to uint8 pixels (B, 3, S, S).
+            encode: Those to features (B, h, w, D).
+
+        Raises:
+            DataError: When the file cannot be written.
+        """
+        content = json.dumps([_VERSION, key, num_views, num_images]).encode()
+        self.path = Path(cache_dir) / f"{name}-{hashlib.sha256(content).hexdigest()[:24]}.npy"
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with locked(self.path.with_suffix(".lock")):  # a second run waits for the first
+                if not self.path.exists():
+                    self._build(num_views, num_images, pixels, encode)
+        except OSError as error:
+            raise DataError(f"{self.path}: feature cache cannot be written ({error}); set another cache_dir") from error
+        try:
+            self.features = np.load(self.path, mmap_mode="r")
+        except (OSError, ValueError) as error:
+            raise DataError(f"{self.path}: feature cache cannot be read ({error}); delete it") from error
+
+    def take(self, epoch: int, positions: np.ndarray) -> Tensor:
+        """Return the features of some images in an epoch. positions: (B,); returns float16 (B, h, w, D)."""
+        return torch.from_numpy(self.features[(epoch + positions) % len(self.features), positions])
+
+    def _build(
+        self,
+        num_views: int,
+        num_images: int,
+        pixels: Callable[[int, np.ndarray], Tensor],
+        encode: Callable[[Tensor], Tensor],
+    ) -> None:
+        start = last = time.monotonic()
+        with replacing(self.path) as file:
+            for done, grids in self._encode_all(num_views, num_images, pixels, encode):
+                if done == 0:
+                    shape = (num_views, num_images, *grids.shape[1:])
+                    header = {"descr": "<f2", "fortran_order": False, "shape": shape}
+                    np.lib.format.write_array_header_1_0(file, header)
+                file.write(grids.data)
+                if time.monotonic() - last > 30:
+                    last = time.monotonic()
+                    log_once(f"features: {done} of {num_views * num_images} images encoded")
+        log_once(f"features: {num_views} x {num_images} images encoded in {time.monotonic() - start:.0f} s")
+
+    @staticmethod
+    def _encode_all(
+        num_views: int,
+        num_images: int,
+        pixels: Callable[[int, np.ndarray], Tensor],
+        encode: Callable[[Tensor], Tensor],
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        for view in range(num_views):
+            for low in range(0, num_images, _BATCH):
+                positions = np.arange(low, min(low + _BATCH, num_images))
+                with torch.inference_mode():
+                    grids = encode(pixels(view, positions)).half().cpu().numpy()
+                yield view * num_images + low, np.ascontiguousarray(grids)

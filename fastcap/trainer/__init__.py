@@ -1,0 +1,31 @@
+"""What Lightning's trainer is given: checkpoint files, BatchNorm over processes, and an end in good order."""
+
+from fastcap.trainer.batch_norm import BatchNormSync
+from fastcap.trainer.files import AtomicCheckpointIO, CheckpointWriteError, is_url, join
+from fastcap.trainer.preemption import EXIT_STATUS, Preempted, StopSignal, requeue
+from fastcap.trainer.resume import (
+    CheckpointError,
+    FolderInUseError,
+    last_good,
+    only_writer,
+    open_checkpoint,
+    unfinished_run,
+)
+
+__all__ = [
+    "EXIT_STATUS",
+    "AtomicCheckpointIO",
+    "BatchNormSync",
+    "CheckpointError",
+    "CheckpointWriteError",
+    "FolderInUseError",
+    "Preempted",
+    "StopSignal",
+    "is_url",
+    "join",
+    "last_good",
+    "only_writer",
+    "open_checkpoint",
+    "requeue",
+    "unfinished_run",
+]

@@ -1,0 +1,134 @@
+"""Features computed once equal those of each epoch; taught captions take their share."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+
+from fastcap.build import CONFIG_DIR, ConfigError, build_datamodule, build_module, cache_features
+from fastcap.data import DataError
+from fastcap.data.datamodule import CaptionDataModule
+from fastcap.data.tokenizer import train_word_tokenizer
+from fastcap.train import train
+from tests.tiny import tiny_config
+
+CAPTIONS = [[f"a dog{i % 3} runs", f"the dog{i % 3}"] for i in range(9)]
+
+
+def tokenizer(captions):
+    return train_word_tokenizer(captions, min_frequency=1)
+
+
+def encode(pixels):
+    return pixels.permute(0, 2, 3, 1).float() / 256
+
+
+@pytest.fixture
+def data(make_set, tmp_path):
+    source = make_set(CAPTIONS)
+
+    def make(**settings):
+        settings = {"cache_dir": tmp_path / "cache", "horizontal_flip": True, "crop_scale": 0.5} | settings
+        return CaptionDataModule(source, tokenizer, image_size=8, batch_size=3, **settings)
+
+    return make
+
+
+def batches(module, epoch):
+    loader = module.train_dataloader()
+    loader.batch_sampler.set_epoch(epoch)
+    return list(loader)
+
+
+def test_features_are_those_of_the_epochs_own_views(data):
+    plain, cached = data(), data(feature_views=3)
+    cached.cache_features(encode, "key")
+    whole = plain._dataset("train", training=True)
+    for epoch in (0, 4):
+        for batch in batches(cached, epoch):
+            places = batch.image_ids.numpy() - 100
+            for place, features in zip(places, batch.features, strict=True):
+                view = (epoch + int(place)) % 3
+                pixels = whole.view(view, np.array([place]))
+                torch.testing.assert_close(features, encode(pixels)[0].half())
+            assert batch.images.shape == (3, 3, 0, 0) and len(batch) == 3
+    views = {tuple(cached._dataset("train", True).features.features[v, 0].ravel()[:9].tolist()) for v in range(3)}
+    assert len(views) == 3, "views differ"
+
+
+def test_features_are_computed_once_and_anew_for_another_encoder(data):
+    calls = []
+
+    def counted(pixels):
+        calls.append(len(pixels))
+        return encode(pixels)
+
+    data(feature_views=2).cache_features(counted, "key")
+    assert sum(calls) == 18
+    data(feature_views=2).cache_features(counted, "key")
+    assert sum(calls) == 18
+    data(feature_views=2).cache_features(counted, "another")
+    assert sum(calls) == 36
+
+
+def test_a_folder_is_needed(data):
+    with pytest.raises(DataError, match="cache_dir"):
+        data(feature_views=2, cache_dir=None).cache_features(encode, "key")
+
+
+def test_a_trained_backbone_is_refused():
+    cfg = tiny_config("data.feature_views=2", "data.cache_dir=unused")
+    datamodule = build_datamodule(cfg)
+    with pytest.raises(ConfigError, match=r"data\.feature_views"):
+        cache_features(datamodule, build_module(cfg, datamodule).model)
+
+
+def test_a_run_on_cached_features_learns_and_evaluates(tmp_path):
+    pytest.importorskip("timm")
+    with initialize_config_dir(CONFIG_DIR, version_base="1.3"):
+        overrides = [
+            "backbone=timm",
+            "backbone.name=test_resnet",
+            "backbone.frozen=true",
+            "data.source.num_train=32",
+            "data.source.num_val=8",
+            "data.batch_size=8",
+            "data.image_size=64",
+            "data.feature_views=2",
+            f"data.cache_dir={tmp_path}/cache",
+            "decoder.dim=32",
+            "logger=csv",
+            "~callbacks.progress",
+            "~callbacks.summary",
+            "tokenizer.min_frequency=1",
+            "trainer.max_epochs=2",
+        ]
+        cfg = compose("train", overrides=overrides)
+    metrics = train(cfg, tmp_path / "run")
+    assert metrics["val/loss"] > 0
+    (cached,) = (tmp_path / "cache").glob("*features*.npy")
+    assert np.load(cached, mmap_mode="r").shape[:2] == (2, 32)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_taught_captions_take_their_share(data, tmp_path, share):
+    path = tmp_path / "taught.json"
+    path.write_text(json.dumps([{"image_id": 100 + i, "caption": "dog0 the a"} for i in range(8)]))
+    module = data(taught=[path], taught_share=share, captions_per_image=4)
+    taught = module.tokenizer.encode_batch(["dog0 the a"])[0]
+    found, last = [], []
+    for epoch in range(10):
+        for batch in batches(module, epoch):
+            for image_id, tokens in zip(batch.image_ids.tolist(), batch.tokens.tolist(), strict=True):
+                (last if image_id == 108 else found).extend(row[:3] == taught for row in tokens)
+    assert not any(last), "no teacher captioned the last image"
+    assert np.mean(found) == pytest.approx(share, abs=0.1 if share == 0.5 else 0)
+
+
+def test_a_teacher_of_other_images_is_refused(data, tmp_path):
+    path = tmp_path / "taught.json"
+    path.write_text(json.dumps([{"image_id": 1, "caption": "a dog"}]))
+    with pytest.raises(DataError, match=r"taught\.json: field image_id"):
+        data(taught=[path]).train_dataloader()
