@@ -52,7 +52,7 @@ def compare(
         for name, captioner in captioners.items():
             captions[name].append(captioner.caption(photo.pixels))
         progress(number + 1)
-    rows = []
+    rows: list[dict[str, Any]] = []
     scored = all(photo.references for photo in photos)
     for name, captioner in captioners.items():
         texts = [caption.text for caption in captions[name]]

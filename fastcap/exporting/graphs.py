@@ -53,7 +53,7 @@ class Prepare(nn.Module):
         cache = [self.decoder.context(memory.mean(1, keepdim=True)), expert_weights[:, self.experts]]
         for layer in self.decoder.layers:
             for expert in self.experts:
-                cache += self.mixture(layer).experts[expert].prepare(memory)  # type: ignore[operator]
+                cache += self.mixture(layer).experts[expert].prepare(memory)
         return tuple(cache)
 
     @staticmethod
