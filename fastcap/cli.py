@@ -13,6 +13,7 @@ COMMANDS = {
     "train": "train a captioner (Hydra overrides: data=flickr8k trainer.max_epochs=5 ...; -m for a sweep)",
     "eval": "score a checkpoint on a split (ckpt=PATH split=val refinement.num_steps=8)",
     "caption": "caption image files and folders",
+    "export": "export a checkpoint to ONNX and OpenVINO, fp32, bf16 and int8 (export [ckpt=]PATH --out DIR)",
     "score": "score anybody's COCO result file (RESULTS.json REFERENCES.json)",
     "report": "compare runs in one offline HTML page (runs/a runs/b -o report.html)",
     "bench": "measure speed, memory and arithmetic (bench backbone --sizes 224 --batches 1)",
@@ -51,17 +52,22 @@ def one_clear_error(function: Callable[..., Any]) -> Callable[..., Any]:
     return wrapped
 
 
+# What counts as the user's mistake: an error of a module that was never imported cannot have been raised.
+_MISTAKES = (
+    ("fastcap.data.errors", "DataError"),
+    ("fastcap.build", "CheckpointError"),
+    ("fastcap.build", "ConfigError"),
+    ("fastcap.report", "RunFolderError"),
+    ("fastcap.serving.folder", "ExportError"),
+    ("fastcap.trainer", "CheckpointWriteError"),
+    ("fastcap.trainer", "FolderInUseError"),
+    ("omegaconf.errors", "OmegaConfBaseException"),
+)
+
+
 def _users_mistake(error: BaseException | None) -> BaseException | None:
     """Find the user's mistake behind an error: Hydra and Lightning wrap what they call."""
-    from omegaconf.errors import OmegaConfBaseException
-
-    from fastcap.build import CheckpointError, ConfigError
-    from fastcap.data import DataError
-    from fastcap.report import RunFolderError
-    from fastcap.trainer import CheckpointWriteError, FolderInUseError
-
-    kinds = (UserError, CheckpointError, ConfigError, DataError, RunFolderError, OmegaConfBaseException)
-    kinds += (CheckpointWriteError, FolderInUseError)
+    kinds = (UserError, *(getattr(sys.modules[module], name) for module, name in _MISTAKES if module in sys.modules))
     while error is not None and not isinstance(error, kinds):
         error = error.__cause__
     return error
