@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
-from fastapi.staticfiles import StaticFiles
+from fastapi.responses import FileResponse, JSONResponse, Response
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
@@ -135,8 +134,18 @@ def create_app(captioner: Captioner, limits: Limits | None = None, hosts: Sequen
 
     app.add_middleware(Guard, limits=limits, hosts=hosts, crowd=crowd)
     _answer_errors_in_json(app)
-    app.mount("/", StaticFiles(directory=_STATIC, html=True))
+    for file in sorted(_STATIC.iterdir()):
+        app.add_route("/" if file.name == "index.html" else f"/{file.name}", _serve(file))
     return app
+
+
+def _serve(file: Path) -> Callable[[Request], Awaitable[Response]]:
+    """Make what answers with one file of the page."""
+
+    async def serve(_: Request) -> Response:
+        return FileResponse(file)
+
+    return serve
 
 
 async def _read_picture(request: Request) -> tuple[str, bytes]:
@@ -148,9 +157,7 @@ async def _read_picture(request: Request) -> tuple[str, bytes]:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "multipart/form-data":
         if kind not in (*MEDIA_TYPES, "application/octet-stream"):
-            message = (
-                "Send the picture as the form field image (multipart/form-data) or as the body with its type."
-            )
+            message = "Send the picture as the form field image (multipart/form-data) or as the body with its type."
             raise RefusedError(415, message)
         return "picture", await request.body()
     try:

@@ -24,7 +24,7 @@ function make(tag, className, text = "") {
 
 const percent = share => `${Math.round(100 * share)} %`;
 const milliseconds = value => `${value < 10 ? value.toFixed(1) : Math.round(value)} ms`;
-const megabytes = bytes => `${(bytes / 1e6).toPrecision(bytes < 1e7 ? 2 : 3)} MB`;
+const size = bytes => bytes < 1e5 ? `${Math.ceil(bytes / 1e3)} kB` : `${+(bytes / 1e6).toPrecision(3)} MB`;
 const pause = seconds => new Promise(done => setTimeout(done, 1000 * seconds));
 
 // --- Asking ---------------------------------------------------------------------------------------------------------
@@ -69,9 +69,9 @@ function take(chosen) {
   $("invite").hidden = false;
   $("again").hidden = true;
   $("drop").classList.remove("full");
-  $("taken").textContent = `${file.name || "pasted picture"} · ${megabytes(file.size)}`;
+  $("taken").textContent = `${file.name || "pasted picture"} · ${size(file.size)}`;
   if (about && file.size > about.max_bytes) {
-    complain(`${file.name}: ${megabytes(file.size)} are more than the limit of ${megabytes(about.max_bytes)}.`);
+    complain(`${file.name}: ${size(file.size)} are more than the limit of ${size(about.max_bytes)}.`);
     return;
   }
   $("preview").src = URL.createObjectURL(file);
@@ -102,15 +102,20 @@ function draw(index, hide) {
   }
 }
 
-// The caption itself: repeats that refinement left are collapsed in it, so it may be shorter than the last draft.
+// The caption itself. Words that follow themselves are written once in it, so it may be shorter than the last draft.
 function drawCaption() {
-  const last = answer.steps.at(-1);
-  if (last && last.words.join(" ") === answer.caption) {
-    draw(answer.steps.length - 1, false);
+  const { words, confidence } = answer.steps.at(-1) ?? { words: [], confidence: [] };
+  const kept = words.map((text, i) => [text, confidence[i]]).filter(([text], i) => text !== words[i - 1]);
+  if (words.length) draw(answer.steps.length - 1, false);
+  if (words.join(" ") === answer.caption) {
+    $("stage").textContent = "";
+  } else if (kept.map(([text]) => text).join(" ") === answer.caption) {
+    $("words").replaceChildren(...kept.map(([text, share]) => word(text, share)));
+    $("stage").textContent = "repeats written once";
   } else {
     $("words").replaceChildren(...answer.caption.split(" ").map(text => word(text, answer.confidence)));
+    $("stage").textContent = "";
   }
-  $("stage").textContent = "";
 }
 
 function row(step, index) {
@@ -162,7 +167,7 @@ async function play() {
 function showTimes() {
   const times = answer.milliseconds;
   const parts = PARTS.filter(([name]) => name in times);
-  if (times.queue >= 1) parts.push(["queue", "Waiting for others", "four"]);
+  if (times.queue >= 1) parts.push(["queue", "Waiting in the queue", "four"]);
   const total = parts.reduce((sum, [name]) => sum + times[name], 0);
   $("total").textContent = milliseconds(total);
   $("parts").replaceChildren(...parts.map(([name, , colour]) => {
@@ -235,7 +240,7 @@ async function introduce() {
   const facts = about.model;
   $("model").textContent = [
     facts.name, facts.kind, facts.precision, facts.parameters && `${(facts.parameters / 1e6).toFixed(1)} M parameters`,
-    facts.file_bytes && megabytes(facts.file_bytes), facts.image_size && `${facts.image_size} px`,
+    facts.file_bytes && size(facts.file_bytes), facts.image_size && `${facts.image_size} px`,
   ].filter(Boolean).join(" · ");
   $("control").hidden = !about.num_steps;
   if (about.num_steps) {
@@ -243,7 +248,7 @@ async function introduce() {
     $("chosen").textContent = $("steps").value = about.num_steps;
     $("control").querySelector(".ends").lastChild.textContent = `${$("steps").max}: mended most`;
   }
-  $("taken").textContent = `JPEG, PNG, WebP, GIF, BMP or TIFF, up to ${megabytes(about.max_bytes)}`;
+  $("taken").textContent = `JPEG, PNG, WebP, GIF, BMP or TIFF, up to ${size(about.max_bytes)}`;
   const here = ["localhost", "127.0.0.1", "[::1]"].includes(location.hostname);
   $("promise").textContent = here ? "Your pictures stay on this computer and are not kept." : "Your pictures go to this server alone and are not kept.";
 }
