@@ -44,10 +44,12 @@ def listen(host: str, port: int) -> socket.socket:
     Raises:
         UserError: If the address cannot be had.
     """
+    if not 0 <= port <= 65535:
+        raise UserError(f"--port {port} must be from 0 to 65535")
     try:
         return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-    except (OSError, OverflowError) as error:
-        raise UserError(f"--host {host} --port {port}: {getattr(error, 'strerror', None) or error}") from error
+    except OSError as error:
+        raise UserError(f"--host {host} --port {port}: {error.strerror or error}") from error
 
 
 def own_names(host: str) -> list[str] | None:

@@ -119,7 +119,7 @@ def test_forms_that_cannot_be_used_are_refused(client):
     ):
         headers = {"content-type": kind.encode()}
         response = client.post("/api/caption", content=b"--y\r\nContent-Disposition: nothing\r\n\r\n", headers=headers)
-        assert response.status_code in (400, 422), (parameters, response.text)
+        assert response.status_code in (400, 422), (kind, response.text)
 
 
 def test_a_name_is_one_line_and_not_endless(client):

@@ -106,10 +106,7 @@ def test_a_fuzz_from_the_openapi_description_finds_no_5xx(checkpoint, tmp_path):
                     case.validate_response(response, checks=[not_a_server_error])
                     answers[case.operation.path, response.status_code] += 1
 
-                try:
-                    run()
-                except Exception as e:
-                    print(operation, mode, repr(e)[:300])
+                run()
     print(answers)
     assert {path for path, _ in answers} == {"/api/caption", "/api/model", "/health"}
     assert answers["/api/caption", 200] > 20 and answers["/api/caption", 415] > 20
