@@ -74,6 +74,8 @@ def main(arguments: list[str] | None = None) -> None:
     for name in ("max_megabytes", "max_megapixels", "upload_seconds"):
         if not getattr(options, name) > 0:
             raise UserError(f"--{name.replace('_', '-')} {getattr(options, name)} must be more than 0")
+    if options.threads is not None and options.threads < 1:
+        raise UserError(f"--threads {options.threads} must be at least 1")
     try:
         import uvicorn
 
