@@ -52,6 +52,13 @@ def listen(host: str, port: int) -> socket.socket:
         raise UserError(f"--host {host} --port {port}: {error.strerror or error}") from error
 
 
+def find_newest() -> Path:
+    """Find the newest run's best checkpoint."""
+    from fastcap.build import newest_checkpoint
+
+    return newest_checkpoint()
+
+
 def own_names(host: str) -> list[str] | None:
     """Names under which a server on this machine alone may be called; None where others may reach it."""
     try:
@@ -88,7 +95,6 @@ def main(arguments: list[str] | None = None) -> None:
         ) from error
     from PIL import Image
 
-    from fastcap.build import newest_checkpoint
     from fastcap.captioner import Captioner
 
     limits = Limits(
@@ -102,7 +108,7 @@ def main(arguments: list[str] | None = None) -> None:
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limits say it better
 
     with listen(options.host, options.port) as server:
-        captioner = Captioner.load(options.model or newest_checkpoint(), num_threads=options.threads)
+        captioner = Captioner.load(options.model or find_newest(), num_threads=options.threads)
         app = create_app(captioner, limits, own_names(options.host))
         url = f"http://{f'[{options.host}]' if ':' in options.host else options.host}:{server.getsockname()[1]}"
         print(f"Demo        {url} (Ctrl-C ends it)", flush=True)

@@ -17,7 +17,7 @@ from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
 import fastcap
-from fastcap.data import DataError
+from fastcap.data.errors import DataError
 from fastcap.web.answers import CaptionAnswer, ErrorAnswer, HealthAnswer, ModelAnswer, Step
 from fastcap.web.guard import Crowd, Guard
 from fastcap.web.limits import MAX_STEPS, MEDIA_TYPES, Limits, RefusedError, check_picture

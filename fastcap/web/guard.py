@@ -66,8 +66,7 @@ class Guard:
                 raise RefusedError(503, f"{self.crowd.waiting} pictures are waiting already; try again in a moment.")
             self.crowd.waiting += 1
             try:
-                body = await self._read(scope, receive)
-                await self.app(scope, _replay(body, receive), send_guarded)
+                await self.app(scope, _replay(await self._read(scope, receive), receive), send_guarded)
             finally:
                 self.crowd.waiting -= 1
         except RefusedError as refused:
@@ -82,7 +81,7 @@ class Guard:
     def _check_origin(self, scope: Scope) -> None:
         headers = Headers(scope=scope)
         host = headers.get("host", "")
-        name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host
+        name = host.rpartition(":")[0] if host.rpartition(":")[2].isdecimal() else host
         if self.hosts is not None and name.lower() not in self.hosts:
             raise RefusedError(403, "This server answers only under its own address.")
         if scope["method"] == "POST" and headers.get("sec-fetch-site", "none") not in ("same-origin", "none"):
@@ -98,7 +97,7 @@ class Guard:
         limit, seconds = self.limits.max_bytes, self.limits.upload_seconds
         declared = Headers(scope=scope).get("content-length", "")
         too_large = RefusedError(413, f"The upload is larger than the limit of {megabytes(limit)}.")
-        if declared.isdigit() and int(declared) > _DRAIN * limit:
+        if declared.isdecimal() and int(declared) > _DRAIN * limit:
             raise too_large
         chunks: list[bytes] = []
         size = 0
@@ -129,14 +128,11 @@ class _GoneError(Exception):
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:
-    """Hand out a body that was read already, then whatever the server says next."""
-    handed_out = False
+    """Hand out a body that was read already, once and without keeping it, then whatever the server says next."""
+    waiting: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+    del body
 
     async def replay() -> Message:
-        nonlocal handed_out
-        if handed_out:
-            return await receive()
-        handed_out = True
-        return {"type": "http.request", "body": body, "more_body": False}
+        return waiting.pop() if waiting else await receive()
 
     return replay
