@@ -21,7 +21,7 @@ export REFERENCES ?=
 RUNS ?=
 SWEEP ?= experiment=scenes_smoke refinement.num_steps=1,2,4
 
-.PHONY: help setup data train eval caption demo score report distill pretrain bench sweep dashboard test test-slow lint types check \
+.PHONY: help setup data train eval caption export demo score report distill pretrain bench sweep dashboard test test-slow lint types check \
 	format clean
 
 help: ## List the targets
@@ -65,6 +65,9 @@ eval: $(STAMP) ## Evaluate: the newest run's checkpoint, or ARGS="ckpt=PATH"
 
 caption: $(STAMP) ## Caption a photograph or a folder: PHOTO=path
 	$(PY) -m fastcap.caption $(if $(PHOTO),"$$PHOTO") $(ARGS)
+
+export: $(STAMP) ## Export the newest checkpoint, or ARGS="PATH --out DIR", to ONNX and OpenVINO
+	$(PY) -m fastcap.export $(ARGS)
 
 demo: $(STAMP) ## Try a captioner in the browser: the newest run's, or ARGS="--model PATH --port 8000"
 	$(PY) -m fastcap.demo $(ARGS)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
-from fastcap import bench, caption, compare, demo, score
+from fastcap import bench, caption, compare, demo, export, score
 from fastcap.build import CONFIG_DIR
 from fastcap.cli import COMMANDS
 from fastcap.eval import checkpoint_overrides
@@ -15,6 +15,7 @@ from fastcap.eval import checkpoint_overrides
 PARSERS = {
     "caption": caption.parse_arguments,
     "demo": demo.parse_arguments,
+    "export": export.parse_arguments,
     "score": score.parse_arguments,
     "report": compare.parse_arguments,
 }

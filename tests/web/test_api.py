@@ -283,8 +283,10 @@ def test_only_a_server_for_this_machine_insists_on_its_names():
     assert command.own_names("0.0.0.0") is None and command.own_names("192.0.2.7") is None
 
 
-def test_a_real_model_answers_as_its_captioner_does(checkpoint):
-    captioner = Captioner.load(checkpoint)
+@pytest.mark.parametrize("model", ["tiny_checkpoint", "tiny_export"])
+def test_a_real_model_answers_as_its_captioner_does(model, request):
+    model = request.getfixturevalue(model)
+    captioner = Captioner.load(model[0] if isinstance(model, tuple) else model, num_threads=1)
     with TestClient(create_app(captioner)) as client:
         answer = _send(client, picture(), query="?num_steps=3&record_steps=true").json()
         about = client.get("/api/model").json()

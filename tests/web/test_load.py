@@ -26,14 +26,14 @@ def _resident(process):
     return 1024 * int(re.search(r"VmRSS:\s+(\d+) kB", status.read_text()).group(1))
 
 
-def test_a_thousand_requests_at_eight_at_a_time(checkpoint, tmp_path):
+def test_a_thousand_requests_at_eight_at_a_time(tiny_checkpoint, tmp_path):
     colours = [(red, 255 - red, (7 * red) % 256) for red in range(0, 250, 10)]
     kinds = ("JPEG", "PNG", "WEBP")
     files = [picture(kind, (640, 480), colour) for colour in colours for kind in kinds]
     bad = [(b"text", 415), (bomb(), 413), (bytes(1_500_000), 413), (files[1][:200], 422)]
     local = threading.local()
 
-    with demo(checkpoint, tmp_path, "--max-megabytes", "1") as (address, process):
+    with demo(tiny_checkpoint, tmp_path, "--max-megabytes", "1") as (address, process):
 
         def ask(data, steps=None):
             local.session = getattr(local, "session", None) or requests.Session()
@@ -76,7 +76,7 @@ def damaged_pictures(draw):
     return bytes(data[: draw(st.integers(0, len(data)))] if draw(st.booleans()) else data)
 
 
-def test_a_fuzz_from_the_openapi_description_finds_no_5xx(checkpoint, tmp_path):
+def test_a_fuzz_from_the_openapi_description_finds_no_5xx(tiny_checkpoint, tmp_path):
     import schemathesis
     from schemathesis.checks import not_a_server_error
 
@@ -86,7 +86,7 @@ def test_a_fuzz_from_the_openapi_description_finds_no_5xx(checkpoint, tmp_path):
         schemathesis.openapi.media_type(kind, pictures)
     schemathesis.openapi.media_type("application/octet-stream", pictures)
     answers = Counter()
-    with demo(checkpoint, tmp_path) as (address, _):
+    with demo(tiny_checkpoint, tmp_path) as (address, _):
         schema = schemathesis.openapi.from_url(f"{address}/openapi.json")
         modes = list(schemathesis.GenerationMode)
         for result in schema.get_all_operations():

@@ -13,8 +13,8 @@ STEPS = 5
 
 
 @pytest.fixture(scope="module")
-def address(checkpoint, tmp_path_factory):
-    with demo(checkpoint, tmp_path_factory.mktemp("demo"), "--max-megabytes", "1") as (address, _):
+def address(tiny_checkpoint, tmp_path_factory):
+    with demo(tiny_checkpoint, tmp_path_factory.mktemp("demo"), "--max-megabytes", "1") as (address, _):
         yield address
 
 
