@@ -21,7 +21,7 @@ export REFERENCES ?=
 RUNS ?=
 SWEEP ?= experiment=scenes_smoke refinement.num_steps=1,2,4
 
-.PHONY: help setup data train eval caption export score report distill pretrain bench sweep dashboard test test-slow lint types check \
+.PHONY: help setup data train eval caption export demo score report distill pretrain bench sweep dashboard test test-slow lint types check \
 	format clean
 
 help: ## List the targets
@@ -69,6 +69,9 @@ caption: $(STAMP) ## Caption a photograph or a folder: PHOTO=path
 export: $(STAMP) ## Export the newest checkpoint, or ARGS="PATH --out DIR", to ONNX and OpenVINO
 	$(PY) -m fastcap.export $(ARGS)
 
+demo: $(STAMP) ## Try a captioner in the browser: the newest run's, or ARGS="--model PATH --port 8000"
+	$(PY) -m fastcap.demo $(ARGS)
+
 score: $(STAMP) ## Score anybody's captions: RESULTS=captions.json REFERENCES=annotations.json, both in COCO's format
 	$(PY) -m fastcap.score $(if $(RESULTS),"$$RESULTS") $(if $(REFERENCES),"$$REFERENCES") $(ARGS)
 
@@ -78,10 +81,7 @@ report: $(STAMP) ## Compare runs in one offline page, report.html: RUNS="runs/a 
 distill: $(STAMP) ## Teach a backbone what a packaged ImageNet encoder sees: ARGS="folder=DIR"
 	$(PY) -m fastcap.distill $(ARGS)
 
-predata: $(STAMP) ## Fetch MS COCO and Karpathy's split (20 GB), going on where it stopped: ARGS="coco --root DIR --year 2017"
-	$(PY) -m fastcap.fetch $(if $(ARGS),$(ARGS),coco)
-
-train: $(STAMP) ## Train a backbone on class folders: ARGS="data_dir=DIR"
+pretrain: $(STAMP) ## Train a backbone on class folders: ARGS="data_dir=DIR"
 	$(PY) -m fastcap.pretrain $(ARGS)
 
 bench: $(STAMP) ## Measure backbones: ARGS="backbone --sizes 224 --batches 1"

@@ -14,6 +14,7 @@ COMMANDS = {
     "eval": "score a checkpoint on a split (ckpt=PATH split=val refinement.num_steps=8)",
     "caption": "caption image files and folders",
     "export": "export a checkpoint to ONNX and OpenVINO, fp32, bf16 and int8 (export [ckpt=]PATH --out DIR)",
+    "demo": "try a captioner in the browser: a local page and its HTTP API (--model PATH)",
     "score": "score anybody's COCO result file (RESULTS.json REFERENCES.json)",
     "report": "compare runs in one offline HTML page (runs/a runs/b -o report.html)",
     "bench": "measure speed, memory and arithmetic (bench backbone --sizes 224 --batches 1)",

@@ -50,6 +50,8 @@ ROOMS = {
     "eval": ENTRY,
     "caption": room("cli captioner drawing build"),
     "captioner": room("serving data"),
+    "demo": room("cli captioner web build"),
+    "web": room("captioner data"),
     "serving": room("build data types"),
     "score": ENTRY,
     "compare": ENTRY,
