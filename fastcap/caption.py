@@ -1,15 +1,26 @@
-"""Caption image files and folders: `fastcap caption PHOTO [PHOTO ...]`."""
+"""Caption images: `fastcap caption PHOTO|FOLDER|PATTERN|- ... [--model CHECKPOINT_OR_EXPORT]`.
+
+Nothing slow is imported before it is needed: with an exported model neither torch nor Hydra is.
+"""
 
 from __future__ import annotations
 
 import argparse
+import glob
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastcap.cli import UserError, one_clear_error
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from fastcap.captioner import Caption, Captioner
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 
@@ -17,22 +28,33 @@ SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(prog="fastcap caption", description="Caption image files and folders.")
-    parser.add_argument("paths", nargs="+", type=Path, help="image files, or folders of them")
-    parser.add_argument("--ckpt", type=Path, help="checkpoint (default: the newest run's best)")
+    parser.add_argument(
+        "paths",
+        nargs="+",
+        type=Path,
+        help="image files, folders of them, patterns (photos/**/*.jpg), or - for paths from standard input, one a line",
+    )
+    model = parser.add_mutually_exclusive_group()
+    model.add_argument(
+        "--model", type=Path, metavar="PATH", help="checkpoint or export folder (default: the newest run's best)"
+    )
+    model.add_argument("--ckpt", type=Path, dest="model", metavar="PATH", help="the same")
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
     parser.add_argument("--steps", action="store_true", help="show every refinement step")
     parser.add_argument("--picture", type=Path, metavar="DIR", help="draw every refinement step into DIR, a PNG a file")
-    parser.add_argument("--num-steps", type=int, help="refinement steps (default: the checkpoint's)")
-    parser.add_argument("--num-lengths", type=int, help="length candidates (default: the checkpoint's)")
+    parser.add_argument("--num-steps", type=int, help="refinement steps (default: the model's)")
+    parser.add_argument("--num-lengths", type=int, help="length candidates (default: the model's)")
     parser.add_argument("--batch-size", type=int, default=16, help="images a batch (default: %(default)s)")
+    parser.add_argument("--threads", type=int, help="threads of the network (default: what runs it decides)")
+    parser.add_argument("--no-progress", action="store_true", help="no progress bar; there is none outside a terminal")
     return parser.parse_args(arguments)
 
 
 def find_images(paths: list[Path]) -> Iterator[Path]:
-    """Yield files as named, and the images of folders in order of their names.
+    """Yield files as named, the images of folders in order of their names, and files that a pattern matches.
 
     Raises:
-        UserError: If a path does not exist, or a folder holds no image.
+        UserError: If a path does not exist, a pattern matches nothing, or a folder holds no image.
     """
     for path in paths:
         if path.is_dir():
@@ -42,67 +64,90 @@ def find_images(paths: list[Path]) -> Iterator[Path]:
             yield from found
         elif path.exists():
             yield path
+        elif glob.has_magic(str(path)):
+            matches = [Path(p) for p in sorted(glob.glob(str(path), recursive=True))]
+            if not matches:
+                raise UserError(f"{path}: no file matches this pattern")
+            yield from (p for p in matches if not p.is_dir())
         else:
             raise UserError(f"{path}: no such file")
 
 
-def caption_files(files: list[Path], arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Caption files in batches; an unreadable one yields its error instead of a caption."""
-    import torch
+def named_on(lines: Iterable[str]) -> Iterator[Path]:
+    """Yield what lines of text name; a path that does not exist comes through, to be reported in its turn."""
+    for line in lines:
+        if name := line.rstrip("\r\n"):
+            path = Path(name)
+            yield from find_images([path]) if path.is_dir() else [path]
 
-    from fastcap.backbone.fold import fold_batch_norms
-    from fastcap.build import load_checkpoint, newest_checkpoint
-    from fastcap.data import DataError
-    from fastcap.data.pixels import decode_image
-    from fastcap.drawing import draw_refinement, trace_refinement
 
-    overrides = {
-        f"refinement.{key}": value
-        for key, value in (("num_steps", arguments.num_steps), ("num_lengths", arguments.num_lengths))
-        if value is not None
-    }
-    loaded = load_checkpoint(arguments.ckpt or newest_checkpoint(), overrides)
-    fold_batch_norms(loaded.model.backbone)
-    size = int(loaded.config["data"]["image_size"])
-    decode = loaded.tokenizer.decode
+def caption_files(
+    files: Iterable[Path], captioner: Captioner, arguments: argparse.Namespace
+) -> Iterator[dict[str, Any]]:
+    """Caption files in batches; an unreadable one yields its error instead of a caption.
+
+    While the network works on a batch, the next one's files are decoded.
+    """
+    from fastcap.data.errors import DataError
+
+    waiting = iter(files)
     taken: set[Path] = set()
-    for start in range(0, len(files), arguments.batch_size):
-        rows: list[dict[str, Any]] = []
-        pixels = []
-        for file in files[start : start + arguments.batch_size]:
-            row: dict[str, Any] = {"file": str(file)}
-            try:
-                pixels.append(torch.tensor(decode_image(file, size)).permute(2, 0, 1))
-                row["position"] = len(pixels) - 1
-            except DataError as error:
-                row["error"] = str(error)
-            rows.append(row)
-        if pixels:
-            with torch.inference_mode():
-                result = loaded.model.generate(
-                    torch.stack(pixels), record_steps=arguments.steps or bool(arguments.picture)
-                )
-        for row in rows:
-            if "position" in row:
-                at = row.pop("position")
-                length, drafted = int(result.lengths[at]), int(result.drafted_lengths[at])
-                row["caption"] = decode(result.tokens[at, :length].tolist())
-                row["confidence"] = round(float(result.scores[at].exp()), 4)
-                if arguments.steps:
-                    row["steps"] = [
-                        {
-                            "words": [decode([token]) for token in step.tokens[at, :drafted].tolist()],
-                            "confidence": [round(p, 4) for p in step.confidence[at, :drafted].tolist()],
-                            "remasked": step.remasked[at, :drafted].tolist(),
-                        }
-                        for step in result.steps
-                    ]
-                if arguments.picture:
-                    pixel = pixels[at].permute(1, 2, 0).numpy()
-                    path = free_path(arguments.picture, row["file"], taken)
-                    draw_refinement(path, trace_refinement(result, at, row["file"], pixel, decode))
-                    row["picture"] = str(path)
-            yield row
+    recording = arguments.steps or bool(arguments.picture)
+
+    with ThreadPoolExecutor(2) as pool:
+
+        def begin() -> list[tuple[Path, Future[np.ndarray]]]:
+            return [(file, pool.submit(captioner.read, file)) for file in islice(waiting, arguments.batch_size)]
+
+        batch = begin()
+        while batch:
+            upcoming = begin()
+            rows: list[dict[str, Any]] = []
+            pixels: dict[int, np.ndarray] = {}
+            for file, future in batch:
+                rows.append({"file": str(file)})
+                try:
+                    pixels[len(rows) - 1] = future.result()
+                except DataError as error:
+                    rows[-1]["error"] = str(error)
+            captions = dict(
+                zip(pixels, captioner.caption_batch([*pixels.values()], record_steps=recording), strict=True)
+            )
+            for number, row in enumerate(rows):
+                if number in captions:
+                    caption = captions[number]
+                    row["caption"] = caption.text
+                    row["confidence"] = round(caption.confidence, 4)
+                    if arguments.steps:
+                        row["steps"] = [
+                            {
+                                "words": step.words,
+                                "confidence": [round(p, 4) for p in step.confidence],
+                                "remasked": step.remasked,
+                            }
+                            for step in caption.steps
+                        ]
+                    if arguments.picture:
+                        path = free_path(arguments.picture, row["file"], taken)
+                        draw(path, row["file"], pixels[number], caption)
+                        row["picture"] = str(path)
+                yield row
+            batch = upcoming
+
+
+def draw(path: Path, name: str, pixels: np.ndarray, caption: Caption) -> None:
+    """Draw a caption's refinement."""
+    from fastcap.drawing.refinement import draw_refinement
+    from fastcap.drawing.trace import RefinementTrace, StepTrace
+
+    steps: list[StepTrace] = []
+    for step in caption.steps:
+        written = steps[-1].remasked if steps else [True] * len(step.words)
+        steps.append(StepTrace(step.words, step.confidence, step.remasked, written))
+    draw_refinement(
+        path,
+        RefinementTrace(name, pixels, caption.text, caption.score, steps, caption.expert_weights or []),
+    )
 
 
 def free_path(folder: Path, file: str, taken: set[Path]) -> Path:
@@ -131,16 +176,59 @@ def show(row: dict[str, Any], as_json: bool) -> None:
             print(f"  picture: {row['picture']}")
 
 
+def with_progress(rows: Iterable[dict[str, Any]], total: int | None, wanted: bool) -> Iterator[dict[str, Any]]:
+    """Pass rows on, counting them on standard error where that is a terminal."""
+    if not (wanted and sys.stderr.isatty()):
+        yield from rows
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    # Where both go to one terminal, captions are printed above the bar.
+    with Progress(*columns, console=Console(stderr=True), redirect_stdout=sys.stdout.isatty()) as progress:
+        task = progress.add_task("Captions", total=total)
+        for row in rows:
+            yield row
+            progress.advance(task)
+
+
+def open_model(arguments: argparse.Namespace) -> Captioner:
+    """Load what --model names.
+
+    Raises:
+        UserError: If an option's value is refused.
+    """
+    from fastcap.captioner import Captioner
+
+    path = arguments.model
+    if path is None:
+        from fastcap.build import newest_checkpoint
+
+        path = newest_checkpoint()
+    chosen = {"num_steps": arguments.num_steps, "num_lengths": arguments.num_lengths}
+    return Captioner.load(
+        path, num_threads=arguments.threads, **{key: value for key, value in chosen.items() if value is not None}
+    )
+
+
 @one_clear_error
 def main(arguments: list[str] | None = None) -> None:
     """Entry point; exit status 1 when some image could not be captioned."""
     options = parse_arguments(arguments)
-    if options.batch_size < 1:
-        raise UserError(f"--batch-size {options.batch_size} must be at least 1")
+    for name in ("batch_size", "threads", "num_steps", "num_lengths"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise UserError(f"--{name.replace('_', '-')} {value} must be at least 1")
     if options.picture and options.picture.exists() and not options.picture.is_dir():
         raise UserError(f"--picture {options.picture} is not a folder")
+    stdin = Path("-")
+    named = list(find_images([path for path in options.paths if path != stdin]))
+    piped = named_on(sys.stdin) if stdin in options.paths else ()
+    total = None if stdin in options.paths else len(named)
     failed = False
-    for row in caption_files(list(find_images(options.paths)), options):
+    rows = caption_files(chain(named, piped), open_model(options), options)
+    for row in with_progress(rows, total, not options.no_progress):
         show(row, options.json)
         failed = failed or "error" in row
     if failed:

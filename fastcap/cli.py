@@ -51,15 +51,20 @@ def one_clear_error(function: Callable[..., Any]) -> Callable[..., Any]:
     return wrapped
 
 
+# What counts as the user's mistake: an error of a module that was never imported cannot have been raised.
+_MISTAKES = (
+    ("fastcap.data.errors", "DataError"),
+    ("fastcap.build", "CheckpointError"),
+    ("fastcap.build", "ConfigError"),
+    ("fastcap.report", "RunFolderError"),
+    ("fastcap.serving.folder", "ExportError"),
+    ("omegaconf.errors", "OmegaConfBaseException"),
+)
+
+
 def _users_mistake(error: BaseException | None) -> BaseException | None:
     """Find the user's mistake behind an error: Hydra and Lightning wrap what they call."""
-    from omegaconf.errors import OmegaConfBaseException
-
-    from fastcap.build import CheckpointError, ConfigError
-    from fastcap.data import DataError
-    from fastcap.report import RunFolderError
-
-    kinds = (UserError, CheckpointError, ConfigError, DataError, RunFolderError, OmegaConfBaseException)
+    kinds = (UserError, *(getattr(sys.modules[module], name) for module, name in _MISTAKES if module in sys.modules))
     while error is not None and not isinstance(error, kinds):
         error = error.__cause__
     return error

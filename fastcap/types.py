@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:  # captioning with an exported model goes through here and needs no torch
+    import torch
+    from torch import Tensor
 
 # What backbones expect their pixels (0 to 1) to be standardised with: ImageNet's RGB mean and deviation.
 IMAGE_MEAN = (0.485, 0.456, 0.406)
@@ -130,7 +131,7 @@ class Refinement:
 
 
 # Keys and values of the tokens so far, each (B * K, heads, L, d).
-Past = tuple[Tensor, Tensor]
+Past: TypeAlias = "tuple[Tensor, Tensor]"
 
 
 class CausalDecoder(Protocol):

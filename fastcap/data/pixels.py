@@ -45,6 +45,34 @@ def decode_image(source: str | os.PathLike[str] | bytes, size: int, name: str | 
     return np.asarray(_decode(source, size, name, lambda image: image.resize((size, size), Image.Resampling.BICUBIC)))
 
 
+def square_pixels(image: Image.Image | np.ndarray, size: int, name: str = "image") -> np.ndarray:
+    """Squash an image that is already in memory, as ``decode_image`` does with a file.
+
+    Args:
+        image: A Pillow image of any mode, or RGB pixels, uint8. (H, W, 3)
+        size: Side of the square, in pixels.
+        name: What to call the image in errors.
+
+    Returns:
+        RGB pixels, uint8. (size, size, 3)
+
+    Raises:
+        DataError: When the array is no RGB image in uint8, or the image cannot be decoded.
+    """
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+            raise DataError(f"{name}: pixels must be uint8 (H, W, 3), found {image.dtype} {image.shape}")
+        if image.shape[:2] == (size, size):
+            return image
+        image = Image.fromarray(image)
+    try:
+        return np.asarray(_to_rgb(_upright(image)).resize((size, size), Image.Resampling.BICUBIC))
+    except MemoryError:
+        raise
+    except Exception as error:  # as in _decode: a lazily loaded image is decoded here
+        raise DataError(f"{name}: image cannot be decoded ({type(error).__name__}: {error})") from error
+
+
 def decode_thumbnail(source: str | os.PathLike[str] | bytes, side: int, name: str | None = None) -> np.ndarray:
     """Decode an image for people to look at: shrunk to fit a square, never stretched, aspect ratio kept.
 

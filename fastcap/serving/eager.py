@@ -1,0 +1,89 @@
+"""A checkpoint, run by torch as it was trained."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fastcap.backbone.fold import fold_batch_norms
+from fastcap.build import LoadedCheckpoint, load_checkpoint
+from fastcap.model import FastCap
+from fastcap.serving.network import Decoded, Draft
+
+
+class EagerNetwork:
+    """The model of a checkpoint behind the ``Network`` protocol; autoregressive ones too.
+
+    Args:
+        loaded: A checkpoint read by ``load_checkpoint``; batch norms of its backbone are folded in place.
+    """
+
+    def __init__(self, loaded: LoadedCheckpoint) -> None:
+        self.model = loaded.model
+        self.tokenizer = loaded.tokenizer
+        fold_batch_norms(self.model.backbone)
+        self.image_size = int(loaded.config["data"]["image_size"])
+        self.num_steps: int | None = getattr(self.model.refinement, "num_steps", None)
+        self.info: dict[str, Any] = {
+            "kind": "eager",
+            "precision": "fp32",
+            "parameters": count_parameters(self.model),
+            "file_bytes": loaded.path.stat().st_size,
+            "name": str(loaded.config.get("name", loaded.path.stem)),
+        }
+
+    @torch.inference_mode()
+    def encode(self, pixels: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Make the image memory and the length logits. pixels: uint8, RGB (B, H, W, 3)."""
+        memory = self.model.encode(torch.tensor(pixels).permute(0, 3, 1, 2))
+        return memory, self.model.length(memory)
+
+    @torch.inference_mode()
+    def decode(self, encoded: tuple[Tensor, Tensor], num_steps: int | None, record_steps: bool) -> Decoded:
+        """Write the captions."""
+        generator: Any = self.model.refinement
+        if num_steps is not None:
+            generator = copy.copy(generator)  # another thread may want another number of steps
+            generator.num_steps = num_steps
+        result = generator.generate(self.model.decoder, *encoded, record_steps)
+        weights = result.expert_weights
+        return Decoded(
+            tokens=result.tokens.numpy(),
+            lengths=result.lengths.numpy(),
+            scores=result.scores.numpy(),
+            drafted_lengths=result.drafted_lengths.numpy(),
+            drafts=[Draft(s.tokens.numpy(), s.confidence.numpy(), s.remasked.numpy()) for s in result.steps],
+            expert_weights=None if weights is None else weights.float().numpy(),
+        )
+
+    def text(self, tokens: list[int]) -> str:
+        """Spell token ids out."""
+        return self.tokenizer.decode(tokens)
+
+
+def open_eager(path: Path, refinement: dict[str, Any], num_threads: int | None) -> EagerNetwork:
+    """Load a checkpoint to run it.
+
+    Args:
+        path: The file.
+        refinement: Values for keys of its ``refinement`` group.
+        num_threads: Torch's threads, in the whole process; None leaves them as they are.
+
+    Raises:
+        CheckpointError: If the checkpoint is unusable.
+        ConfigError: If a refinement key is unknown or its value refused.
+    """
+    if num_threads is not None:
+        torch.set_num_threads(num_threads)
+    return EagerNetwork(load_checkpoint(path, {f"refinement.{key}": value for key, value in refinement.items()}))
+
+
+def count_parameters(model: FastCap) -> int:
+    """Count the parameters that captioning reads: what only training's losses use is left out."""
+    parts: tuple[nn.Module, ...] = (model.backbone, model.alignment.projection, model.decoder, model.length)
+    return sum(p.numel() for part in parts for p in part.parameters())
