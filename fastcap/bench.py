@@ -34,9 +34,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     scan.add_argument("--side", type=_positive, default=14, help="patches a side of the grid (default: %(default)s)")
     scan.add_argument("--width", type=_positive, default=384, help="channels of each direction (default: %(default)s)")
     scan.add_argument("--head-dims", nargs="+", type=_positive, default=[32, 96], metavar="P", help="channels a head")
-    captioners = commands.add_parser(
-        "captioners", help="image file to text: ours beside known captioners"
-    )
+    captioners = commands.add_parser("captioners", help="image file to text: ours beside known captioners")
     _add_captioners(captioners)
     growth = commands.add_parser("growth", help="time over pixels, refinement steps and images a batch")
     growth.add_argument("--model", type=Path, metavar="CKPT", help="checkpoint (default: random weights)")
@@ -51,9 +49,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         each.add_argument("--out", type=Path, help="folder (default: a new one under runs/bench)")
     random = commands.add_parser("random", help="write a checkpoint with random weights, for timing (to export, too)")
     random.add_argument("file", type=Path, help="the checkpoint to write")
-    random.add_argument(
-        "overrides", nargs="*", metavar="KEY=VALUE", help="of conf/train.yaml (default: our model)"
-    )
+    random.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="of conf/train.yaml (default: our model)")
     table = commands.add_parser("table", help="the captioners' table as Markdown, from its CSV file")
     table.add_argument("csv", type=Path, help="bench.csv")
     table.add_argument("--readme", type=Path, help="put it between the markers of this file instead of printing it")

@@ -62,7 +62,7 @@ def measure(
     works: dict[Any, Work] = {}
     rows = []
     for number, spec in enumerate(specs):
-        report(f"building and warming up {spec.peer or spec.path} ({number + 1} of {len(specs)})")
+        report(f"building and warming up {spec.label} ({number + 1} of {len(specs)})")
         system, row = build(spec, threads)
         works[number] = _in_turns(system.caption, images)
         rows.append(row)
@@ -79,7 +79,7 @@ def measure(
     works.clear()
     for number, (spec, row) in enumerate(zip(specs, rows, strict=True)):
         if memory:
-            report(f"measuring memory of {spec.peer or spec.path} ({number + 1} of {len(specs)})")
+            report(f"measuring memory of {spec.label} ({number + 1} of {len(specs)})")
             row["peak_mb"] = round(peak_mb(spec, str(images[0]), threads), 1)
     tokens = next((spec.num_tokens for spec in specs), 12)
     facts = {

@@ -41,7 +41,7 @@ def peak_mb(spec: Spec, image: str, threads: int) -> float:
     )
     if done.returncode:
         said = done.stderr.strip().splitlines() or [f"status {done.returncode}"]
-        raise RuntimeError(f"measuring memory of {spec.peer or spec.path} failed: {said[-1]}")
+        raise RuntimeError(f"measuring memory of {spec.label} failed: {said[-1]}")
     return float(done.stdout.splitlines()[-1])
 
 

@@ -43,6 +43,12 @@ class Spec:
     compiled: bool = False
     num_tokens: int = 12
 
+    @property
+    def label(self) -> str:
+        """Say what it is in progress lines and errors."""
+        name = f"{self.peer} {self.size} px" if self.peer else self.path
+        return name + f", {self.num_beams} beams" * bool(self.num_beams) + ", compiled" * self.compiled
+
 
 class _WithSteps:
     def __init__(self, captioner: Any, num_steps: int | None) -> None:
