@@ -59,7 +59,7 @@ ROOMS = {
     "fetch": room("cli fetching"),
     "fetching": room("data"),
     "bench": room("cli benchmark"),
-    "benchmark": room("cli build", "hydra omegaconf"),
+    "benchmark": room("captioner build drawing", "hydra omegaconf"),
     "dashboard": ENTRY,
     "export": ENTRY,
     "build": room("module data callbacks", "lightning hydra omegaconf"),

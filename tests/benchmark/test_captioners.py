@@ -17,7 +17,7 @@ from fastcap.benchmark.random_weights import write_random, write_twin
 from fastcap.benchmark.systems import Spec
 from fastcap.build import CheckpointError, load_checkpoint
 from fastcap.generation.dlag import top_lengths
-from tests.benchmark.test_peers import SHRUNK
+from tests.benchmark.shrunk import SHRUNK
 from tests.tiny import TINY
 
 SIZES = [setting for setting in TINY if setting.startswith(("data.image_size", "backbone.", "decoder.", "alignment."))]
@@ -31,6 +31,7 @@ def checkpoint(tmp_path_factory):
 @pytest.fixture(scope="module")
 def measured(checkpoint, tmp_path_factory):
     folder = tmp_path_factory.mktemp("out")
+    pytest.importorskip("transformers")
     known = peers.ARCHITECTURES["blip-base"]
     small = peers.build_peer("blip-base", SHRUNK["blip-base"])
     with pytest.MonkeyPatch.context() as patch:

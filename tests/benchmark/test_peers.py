@@ -8,21 +8,9 @@ import torch
 from fastcap.benchmark.captioners import write_photographs
 from fastcap.benchmark.peers import ARCHITECTURES, Peer, build_peer
 from fastcap.build import ConfigError
+from tests.benchmark.shrunk import SHRUNK
 
 pytest.importorskip("transformers")
-LAYERS = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-VISION = {**LAYERS, "image_size": 32, "patch_size": 16}
-SHRUNK = {
-    "git-base": {"text": {**LAYERS, "vocab_size": 200}, "vision": VISION},
-    "blip-base": {
-        "text": {**LAYERS, "vocab_size": 200, "encoder_hidden_size": 32, "bos_token_id": 3, "sep_token_id": 2},
-        "vision": VISION,
-    },
-    "vit-gpt2": {
-        "text": {"n_embd": 32, "n_layer": 2, "n_head": 2, "vocab_size": 200, "bos_token_id": 3, "eos_token_id": 3},
-        "vision": VISION,
-    },
-}
 
 
 @pytest.fixture(scope="module")
