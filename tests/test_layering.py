@@ -59,7 +59,7 @@ ROOMS = {
     "fetch": room("cli fetching"),
     "fetching": room("data"),
     "bench": room("cli benchmark"),
-    "benchmark": room("captioner build drawing", "hydra omegaconf"),
+    "benchmark": room("captioner build drawing", "hydra omegaconf transformers"),
     "dashboard": ENTRY,
     "export": ENTRY,
     "build": room("module data callbacks", "lightning hydra omegaconf"),
@@ -87,9 +87,10 @@ FRAMEWORKS = {
     "hydra": "hydra",
     "omegaconf": "omegaconf",
     "wandb": "wandb",
+    "transformers": "transformers",
 }
 # Slow to import or not everybody's: inside functions only.
-LAZY = {"wandb"}
+LAZY = {"wandb", "transformers"}
 
 
 def reachable(name: str) -> set[str]:

@@ -60,26 +60,36 @@ def measure(
     torch.set_num_threads(threads)
     load, started = os.getloadavg()[0], time.perf_counter()
     works: dict[Any, Work] = {}
-    rows = []
+    rows: dict[Spec, dict[str, Any]] = {}
+    left_out = {}
     for number, spec in enumerate(specs):
         report(f"building and warming up {spec.label} ({number + 1} of {len(specs)})")
-        system, row = build(spec, threads)
-        works[number] = _in_turns(system.caption, images)
-        rows.append(row)
+        try:
+            system, rows[spec] = build(spec, threads)
+            system.caption(str(images[0]))
+        except Exception as error:
+            if not spec.compiled:
+                raise
+            # What torch.compile cannot take on this machine (it needs a C++ compiler) is no reason to lose the rest.
+            left_out[spec.label] = f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}"
+            report(f"left out {spec.label}: {left_out[spec.label]}")
+            rows.pop(spec, None)
+            continue
+        works[spec] = _in_turns(system.caption, images)
     matmul, gflop = matmul_work()
     works["matmul"] = matmul
     torch.set_num_threads(threads)
     times = time_spread(works, seconds, rounds, report)
     peak = gflop / min(times.pop("matmul"))
-    for number, row in enumerate(rows):
-        milliseconds = 1e3 * np.array(times[number])
+    for spec, row in rows.items():
+        milliseconds = 1e3 * np.array(times[spec])
         row["p50_ms"] = round(float(np.median(milliseconds)), 2)
         row["p95_ms"] = round(float(np.percentile(milliseconds, 95)), 2)
         row["peak_mb"], row["runs"] = float("nan"), len(milliseconds)
     works.clear()
-    for number, (spec, row) in enumerate(zip(specs, rows, strict=True)):
+    for spec, row in rows.items():
         if memory:
-            report(f"measuring memory of {spec.label} ({number + 1} of {len(specs)})")
+            report(f"measuring memory of {spec.label}")
             row["peak_mb"] = round(peak_mb(spec, str(images[0]), threads), 1)
     tokens = next((spec.num_tokens for spec in specs), 12)
     facts = {
@@ -87,10 +97,11 @@ def measure(
         "matmul_gflop_per_s": round(peak, 1),
         "load_before": round(load, 2),
         "seconds_in_all": round(time.perf_counter() - started),
+        "left_out": left_out,
         "images": [_describe(path) for path in images],
         "method": METHOD.format(least=MIN_RUNS, tokens=tokens),
     }
-    return [_ordered(row) for row in rows], facts
+    return [_ordered(row) for row in rows.values()], facts
 
 
 def time_spread(

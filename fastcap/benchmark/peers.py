@@ -46,9 +46,8 @@ class Architecture:
 def _blip(parts: Options) -> nn.Module:
     from transformers import BlipConfig, BlipForConditionalGeneration
 
-    return BlipForConditionalGeneration(
-        BlipConfig(text_config=dict(parts["text"]), vision_config=dict(parts["vision"]))  # type: ignore[call-arg]
-    )
+    config = BlipConfig(text_config=dict(parts["text"]), vision_config=dict(parts["vision"]))
+    return BlipForConditionalGeneration(config)
 
 
 def _git(parts: Options) -> nn.Module:

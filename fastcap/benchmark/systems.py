@@ -17,7 +17,7 @@ RANDOM_NAME = "random-weights"  # the `name` in the configuration of a checkpoin
 class Captions(Protocol):
     """What writes captions."""
 
-    def caption(self, image: Any) -> Any:
+    def caption(self, image: Any, /) -> Any:
         """Caption an image file."""
 
 

@@ -9,12 +9,12 @@ import torch
 from PIL import Image
 
 from fastcap import bench
-from fastcap.benchmark import peers
-from fastcap.benchmark.captioners import MIN_RUNS, time_spread, write_photographs
+from fastcap.benchmark import peers, systems
+from fastcap.benchmark.captioners import MIN_RUNS, measure, time_spread, write_photographs
 from fastcap.benchmark.footprint import peak_mb
 from fastcap.benchmark.headline import COLUMNS, MORE_COLUMNS, references
 from fastcap.benchmark.random_weights import write_random, write_twin
-from fastcap.benchmark.systems import Spec
+from fastcap.benchmark.systems import Spec, build
 from fastcap.build import CheckpointError, load_checkpoint
 from fastcap.generation.dlag import top_lengths
 from tests.benchmark.shrunk import SHRUNK
@@ -130,10 +130,21 @@ def test_wrong_arguments_are_named(arguments, message, capsys):
     assert stop.value.code == 2 and message in capsys.readouterr().err
 
 
+def test_what_does_not_compile_is_left_out_and_said(checkpoint, tmp_path, monkeypatch):
+    def refuse(spec, *_):
+        raise RuntimeError("no C++ compiler\nand more")
+
+    monkeypatch.setattr(systems, "_compiled", refuse)
+    specs, told = [Spec(path=str(checkpoint)), Spec(path=str(checkpoint), compiled=True)], []
+    options = {"threads": torch.get_num_threads(), "seconds": 0.01, "rounds": 1, "memory": False}
+    rows, facts = measure(specs, write_photographs(tmp_path, count=1), **options, report=told.append)
+    assert [row["runtime"] for row in rows] == ["eager"]
+    [reason] = facts["left_out"].values()
+    assert "no C++ compiler" in reason and any("left out" in line for line in told)
+
+
 @pytest.mark.slow
 def test_compiled_writes_the_same_captions(checkpoint, tmp_path):
-    from fastcap.benchmark.systems import build
-
     image = str(write_photographs(tmp_path, count=1)[0])
     plain, row = build(Spec(path=str(checkpoint)), 1)
     compiled, compiled_row = build(Spec(path=str(checkpoint), compiled=True), 1)
