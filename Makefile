@@ -21,8 +21,8 @@ export REFERENCES ?=
 RUNS ?=
 SWEEP ?= experiment=scenes_smoke refinement.num_steps=1,2,4
 
-.PHONY: help setup data train eval caption score report distill pretrain bench sweep results dashboard test test-slow lint types check \
-	format clean
+.PHONY: help setup data train eval caption export score report distill pretrain bench sweep results dashboard test test-slow lint \
+	types check format clean
 
 help: ## List the targets
 	@echo 'make TARGET [ARGS="..."]'
@@ -65,6 +65,9 @@ eval: $(STAMP) ## Evaluate: the newest run's checkpoint, or ARGS="ckpt=PATH"
 
 caption: $(STAMP) ## Caption a photograph or a folder: PHOTO=path
 	$(PY) -m fastcap.caption $(if $(PHOTO),"$$PHOTO") $(ARGS)
+
+export: $(STAMP) ## Export the newest checkpoint, or ARGS="PATH --out DIR", to ONNX and OpenVINO
+	$(PY) -m fastcap.export $(ARGS)
 
 score: $(STAMP) ## Score anybody's captions: RESULTS=captions.json REFERENCES=annotations.json, both in COCO's format
 	$(PY) -m fastcap.score $(if $(RESULTS),"$$RESULTS") $(if $(REFERENCES),"$$REFERENCES") $(ARGS)

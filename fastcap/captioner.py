@@ -90,7 +90,11 @@ class Captioner:
             raise ValueError(f"num_threads = {num_threads} must be at least 1")
         if "num_steps" in refinement:
             _check_steps(refinement["num_steps"])
-        from fastcap.serving.eager import open_eager
+        if path.is_dir():
+            from fastcap.serving.exported import open_exported
+
+            return cls(open_exported(path, refinement, num_threads))
+        from fastcap.serving.eager import open_eager  # torch, Hydra and Lightning: an export does without
 
         return cls(open_eager(path, refinement, num_threads))
 

@@ -13,6 +13,7 @@ COMMANDS = {
     "train": "train a captioner (Hydra overrides: data=flickr8k trainer.max_epochs=5 ...; -m for a sweep)",
     "eval": "score a checkpoint on a split (ckpt=PATH split=val refinement.num_steps=8)",
     "caption": "caption image files and folders",
+    "export": "export a checkpoint to ONNX and OpenVINO, fp32, bf16 and int8 (export [ckpt=]PATH --out DIR)",
     "score": "score anybody's COCO result file (RESULTS.json REFERENCES.json)",
     "report": "compare runs in one offline HTML page (runs/a runs/b -o report.html)",
     "bench": "measure speed, memory and arithmetic (bench backbone --sizes 224 --batches 1)",

@@ -166,13 +166,16 @@ def peer_specs(names: Sequence[str], beams: Sequence[int], size: int, num_tokens
 def our_specs(paths: Sequence[str], beams: Sequence[int], steps: Sequence[int], compiled: bool) -> list[Spec]:
     """Specs of checkpoints and exports; a checkpoint also through ``torch.compile``, the twin with each beam width.
 
+    An export folder stands for all of its variants, one variant's folder for itself.
+
     Raises:
-        CheckpointError: If a file or folder cannot be used.
+        CheckpointError: If a file cannot be used.
+        ExportError: If a folder cannot be used.
     """
     from fastcap.captioner import Captioner
 
     specs = []
-    for path in paths:
+    for path in (variant for given in paths for variant in _variants(Path(given))):
         causal = Captioner.load(path).info["num_steps"] is None
         if causal:
             specs += [Spec(path=path, num_beams=count) for count in beams]
@@ -182,3 +185,11 @@ def our_specs(paths: Sequence[str], beams: Sequence[int], steps: Sequence[int], 
             if compiled and Path(path).is_file():
                 specs.append(Spec(path=path, num_steps=count, compiled=True))
     return specs
+
+
+def _variants(path: Path) -> list[str]:
+    from fastcap.serving.folder import INDEX, MODEL
+
+    if not (path / INDEX).is_file():
+        return [str(path)]
+    return sorted(str(inside.parent) for inside in path.glob(f"*/{MODEL}")) or [str(path)]

@@ -1,0 +1,152 @@
+"""int8 for weights and activations: ranges measured on training images, in ONNX Runtime's way and in OpenVINO's.
+
+Quantised are the layers with weights of their own: convolutions and matrix products. What multiplies activations with
+activations (the scan, the attentions) stays in fp32, as do norms and softmax.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fastcap.serving.exported import ExportedNetwork, Graphs
+from fastcap.serving.runtimes import Graph
+
+Feeds = dict[str, list[dict[str, np.ndarray]]]
+
+
+class Recorder:
+    """Graphs that keep what they are fed.
+
+    Args:
+        graphs: The graphs.
+        limit: Feeds to keep of each.
+    """
+
+    def __init__(self, graphs: Graphs, limit: int) -> None:
+        self.graphs, self.limit = graphs, limit
+        self.feeds: Feeds = {}
+
+    def __getitem__(self, name: str) -> Graph:
+        graph, kept = self.graphs[name], self.feeds.setdefault(name, [])
+
+        def run(inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+            if len(kept) < self.limit:
+                kept.append(inputs)
+            return graph(inputs)
+
+        return run
+
+
+def record_feeds(network: ExportedNetwork, images: Iterable[np.ndarray], num_groups: int, limit: int = 256) -> Feeds:
+    """Caption images and keep what each graph was fed.
+
+    A group of experts that no image chose is fed all of them: its graphs need ranges too.
+
+    Args:
+        network: The model in fp32; it captions as it will be used.
+        images: Pixels, uint8, each (S, S, 3).
+        num_groups: Groups of experts.
+        limit: Feeds to keep of each graph.
+    """
+    recorder = Recorder(network.graphs, limit)
+    network.graphs, graphs = recorder, network.graphs
+    seen: list[np.ndarray] = []
+    try:
+        for image in images:
+            seen.append(image[None])
+            network.decode(network.encode(seen[-1]), None, False)
+        for group in range(num_groups):
+            if f"step_{group}" not in recorder.feeds:
+                for pixels in seen:
+                    memory, length_logits, weights = graphs["encoder"]({"images": pixels})
+                    forced = network.prepare(group, np.zeros(1, np.int64), memory, length_logits, weights)
+                    network.decode((weights, [forced]), None, False)
+    finally:
+        network.graphs = graphs
+    return recorder.feeds
+
+
+class _Reader:
+    """Feeds as ONNX Runtime's calibration reads them."""
+
+    def __init__(self, feeds: list[dict[str, np.ndarray]]) -> None:
+        self._feeds = iter(feeds)
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        """Return the next feed, None after the last."""
+        return next(self._feeds, None)
+
+    def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
+        return self._feeds
+
+
+def quantize_onnx(source: Path, target: Path, feeds: list[dict[str, np.ndarray]]) -> None:
+    """Quantise an ONNX graph to int8 (static, QDQ, a scale an output channel)."""
+    import onnx
+    from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    prepared = target.with_suffix(".prepared.onnx")
+    try:
+        quant_pre_process(source, prepared, skip_symbolic_shape=True)
+        graph = onnx.load(prepared).graph
+        weights = {tensor.name for tensor in graph.initializer}
+        excluded = [
+            node.name
+            for node in graph.node
+            if node.op_type in ("MatMul", "Gemm") and not weights.intersection(node.input[:2])
+        ]
+        quantize_static(
+            prepared,
+            target,
+            _Reader(feeds),
+            quant_format=QuantFormat.QDQ,
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            op_types_to_quantize=["Conv", "MatMul", "Gemm"],
+            nodes_to_exclude=excluded,
+            # What follows a matrix product is fp32 anyway: rounding its result would only lose accuracy.
+            extra_options={"OpTypesToExcludeOutputQuantization": ["MatMul", "Gemm"]},
+        )
+    finally:
+        prepared.unlink(missing_ok=True)
+
+
+def quantize_openvino(source: Path, target: Path, feeds: list[dict[str, np.ndarray]]) -> None:
+    """Quantise a graph to int8 with NNCF and write it as OpenVINO's IR. source: ONNX or IR; target: the ``.xml``."""
+    import nncf
+    import openvino
+
+    nncf.set_log_level(logging.ERROR)
+    model = openvino.Core().read_model(source)
+    quantized = nncf.quantize(
+        model,
+        nncf.Dataset(feeds),
+        subset_size=len(feeds),
+        preset=nncf.QuantizationPreset.MIXED,
+        ignored_scope=nncf.IgnoredScope(names=_without_weights(model), validate=False),
+    )
+    openvino.save_model(quantized, target, compress_to_fp16=False)
+
+
+def _without_weights(model: Any) -> list[str]:
+    """Names of the matrix products between activations."""
+
+    def constant(node: Any) -> bool:
+        if node.get_type_name() == "Constant":
+            return True
+        inputs = [port.get_source_output().get_node() for port in node.inputs()]
+        return bool(inputs) and all(map(constant, inputs))
+
+    return [
+        node.get_friendly_name()
+        for node in model.get_ops()
+        if node.get_type_name() == "MatMul"
+        and not any(constant(port.get_source_output().get_node()) for port in node.inputs())
+    ]

@@ -1,0 +1,162 @@
+"""An exported model, run without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from fastcap.data.errors import DataError
+from fastcap.data.tokenizer import CaptionTokenizer
+from fastcap.serving.folder import (
+    TOKENIZER,
+    ExportError,
+    ModelFacts,
+    folder_bytes,
+    read_model,
+    variant_folder,
+)
+from fastcap.serving.network import Decoded
+from fastcap.serving.refine import join, refine
+from fastcap.serving.runtimes import Graph, LazyGraphs
+
+
+class Graphs(Protocol):
+    """Graphs by name."""
+
+    def __getitem__(self, name: str) -> Graph:
+        """Return a graph, ready to run."""
+
+
+@dataclass
+class EncodedGroup:
+    """The images of a batch that one group of experts serves.
+
+    Attributes:
+        group: The group's number.
+        rows: Its images in the batch. (B',)
+        length_logits: Scores of the lengths 1..max_length. (B', max_length)
+        cache: Inputs of its step graph that depend on the image alone.
+    """
+
+    group: int
+    rows: np.ndarray
+    length_logits: np.ndarray
+    cache: dict[str, np.ndarray]
+
+
+class ExportedNetwork:
+    """Graphs behind the ``Network`` protocol.
+
+    An image runs through the encoder, then through the graphs of its own experts alone.
+
+    Args:
+        facts: What the graphs are.
+        graphs: The graphs by name.
+        tokenizer: The tokenizer.
+        refinement: Other values for keys of the refinement settings.
+        file_bytes: Size on disk.
+
+    Raises:
+        ValueError: If a refinement key is unknown or its value refused.
+    """
+
+    def __init__(
+        self,
+        facts: ModelFacts,
+        graphs: Graphs,
+        tokenizer: CaptionTokenizer,
+        refinement: Mapping[str, Any],
+        file_bytes: int = 0,
+    ) -> None:
+        self.graphs = graphs
+        self.settings = facts.settings.changed(refinement)
+        self.special = facts.special_tokens
+        self.image_size = facts.image_size
+        self.num_steps: int | None = self.settings.num_steps
+        self.tokenizer = tokenizer
+        self.num_experts = sum(map(len, facts.groups))
+        self._group_of = np.empty(self.num_experts, np.int64)
+        for group, experts in enumerate(facts.groups):
+            self._group_of[experts] = group
+        self.info: dict[str, Any] = {
+            "kind": facts.runtime,
+            "precision": facts.precision,
+            "parameters": facts.parameters,
+            "file_bytes": file_bytes,
+            "name": facts.name,
+        }
+
+    def encode(self, pixels: np.ndarray) -> tuple[np.ndarray, list[EncodedGroup]]:
+        """Return expert weights (B, E) and the groups. pixels: uint8, RGB (B, H, W, 3)."""
+        memory, length_logits, weights = self.graphs["encoder"]({"images": pixels})
+        of_image = self._group_of[weights.argmax(1)]
+        groups = []
+        for group in np.unique(of_image).tolist():
+            rows = np.flatnonzero(of_image == group)
+            groups.append(self.prepare(group, rows, memory, length_logits, weights))
+        return weights, groups
+
+    def prepare(
+        self, group: int, rows: np.ndarray, memory: np.ndarray, length_logits: np.ndarray, weights: np.ndarray
+    ) -> EncodedGroup:
+        """Compute what one group's step graph keeps of some images of a batch."""
+        part = len(rows) < len(memory)
+        memory, length_logits, weights = (
+            (a[rows] for a in (memory, length_logits, weights)) if part else (memory, length_logits, weights)
+        )
+        outputs = self.graphs[f"prepare_{group}"]({"memory": memory, "expert_weights": weights})
+        cache = {f"cache_{number}": value for number, value in enumerate(outputs)}
+        return EncodedGroup(group, rows, length_logits, cache)
+
+    def decode(
+        self, encoded: tuple[np.ndarray, list[EncodedGroup]], num_steps: int | None, record_steps: bool
+    ) -> Decoded:
+        """Write the captions."""
+        weights, groups = encoded
+        settings = self.settings if num_steps is None else self.settings.changed({"num_steps": num_steps})
+        parts = []
+        for group in groups:
+            step = self.graphs[f"step_{group.group}"]
+
+            def predict(
+                tokens: np.ndarray, lengths: np.ndarray, step: Graph = step, cache: dict[str, np.ndarray] = group.cache
+            ) -> tuple[np.ndarray, np.ndarray]:
+                words, log_probability = step({"tokens": tokens, "lengths": lengths, **cache})
+                return words, log_probability
+
+            parts.append((group.rows, refine(predict, group.length_logits, self.special, settings, record_steps)))
+        decoded = join(parts, self.special.pad)
+        decoded.expert_weights = weights
+        return decoded
+
+    def text(self, tokens: list[int]) -> str:
+        """Spell token ids out."""
+        return self.tokenizer.decode(tokens)
+
+
+def open_exported(path: Path, refinement: dict[str, Any], num_threads: int | None) -> ExportedNetwork:
+    """Open an export folder, or one variant's folder.
+
+    Args:
+        path: The folder.
+        refinement: Other values for keys of the refinement settings.
+        num_threads: Threads that a graph may use; None leaves it to the runtime.
+
+    Raises:
+        ExportError: If the folder is unusable or its runtime is not installed.
+        ValueError: If a refinement key is unknown or its value refused.
+    """
+    folder = variant_folder(path)
+    facts = read_model(folder)
+    try:
+        tokenizer = CaptionTokenizer.from_json((folder / TOKENIZER).read_text(encoding="utf-8"))
+    except (DataError, OSError, UnicodeDecodeError) as error:
+        raise ExportError(f"{folder / TOKENIZER}: {error}") from error
+    graphs = LazyGraphs(folder, facts.runtime, facts.precision, num_threads)
+    network = ExportedNetwork(facts, graphs, tokenizer, refinement, folder_bytes(folder))
+    _ = graphs["encoder"]  # a broken graph is to show at once
+    return network
