@@ -36,14 +36,14 @@ def select(arguments: argparse.Namespace, folder: Path) -> tuple[list[Spec], lis
     tokens = arguments.num_tokens
     if tokens < 2:
         raise ConfigError(f"--num-tokens {tokens} must be at least 2")
+    peers = peer_specs(arguments.peers, arguments.beams, arguments.size, tokens)
+    images = find_images(arguments.images, folder)
     if arguments.random:
         size = f"data.image_size={arguments.size}"
         paths.append(str(write_random(folder / "random.ckpt", (*DEFAULTS, size), tokens)))
     ours = our_specs(paths, arguments.beams, arguments.num_steps, not arguments.no_compile)
     twins = [] if arguments.no_twin else _random_twin(ours, folder, arguments.size, tokens)
-    specs = [*ours, *our_specs(twins, arguments.beams, (), False)]
-    specs += peer_specs(arguments.peers, arguments.beams, arguments.size, tokens)
-    return specs, find_images(arguments.images, folder)
+    return [*ours, *our_specs(twins, arguments.beams, (), False), *peers], images
 
 
 def _random_twin(ours: list[Spec], folder: Path, size: int, num_tokens: int) -> list[str]:

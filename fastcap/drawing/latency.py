@@ -29,8 +29,14 @@ def draw_latency(path: Path, rows: Sequence[Mapping[str, str]], note: str) -> No
         scatter.scatter(parameters / 1e6, p50, s=10 + 0.6 * megabytes, color=colour, alpha=0.5, edgecolors=GREY)
     bars.set_yticks(range(len(ordered)), [plain(_title(row)) for row in ordered], fontsize=8)
     bars.set(xscale="log", xlabel="ms an image, p50 (line to p95)")
-    bars.set_xlim(right=2 * max(float(row["p95_ms"]) for row in ordered))
     scatter.set(xscale="log", yscale="log", xlabel="million parameters", ylabel="ms an image, p50")
+    times = [float(row[name]) for row in rows for name in ("p50_ms", "p95_ms")]
+    sizes = [float(row["params"]) / 1e6 for row in rows]
+    bars.set_xlim(min(times) / 2, 2 * max(times))
+    scatter.set_ylim(min(times) / 2, 2 * max(times))
+    scatter.set_xlim(min(sizes) / 2, 2 * max(sizes))
+    for axis in (bars.xaxis, scatter.xaxis, scatter.yaxis):
+        axis.set_major_formatter("{x:g}")
     scatter.set_title("area: size of the file", fontsize=9)
     for axis in (bars, scatter):
         axis.grid(color="#e6e6e6")

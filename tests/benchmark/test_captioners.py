@@ -3,6 +3,7 @@
 import csv
 import json
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,8 +15,9 @@ from fastcap.benchmark.captioners import MIN_RUNS, measure, time_spread, write_p
 from fastcap.benchmark.footprint import peak_mb
 from fastcap.benchmark.headline import COLUMNS, MORE_COLUMNS, references
 from fastcap.benchmark.random_weights import write_random, write_twin
-from fastcap.benchmark.systems import Spec, build
+from fastcap.benchmark.systems import Spec, build, our_specs
 from fastcap.build import CheckpointError, load_checkpoint
+from fastcap.captioner import Captioner
 from fastcap.generation.dlag import top_lengths
 from tests.benchmark.shrunk import SHRUNK
 from tests.tiny import TINY
@@ -87,6 +89,22 @@ def test_random_weights_have_the_length_asked_for(checkpoint, tmp_path):
     assert len(twin.model.decoder.layers) == len(ours.model.decoder.layers)
     with pytest.raises(CheckpointError, match="cannot be written"):
         write_random(checkpoint / "below.ckpt", SIZES, num_words=60)
+
+
+def test_an_export_folder_stands_for_its_variants(tmp_path, monkeypatch):
+    for name in ("openvino-int8", "onnx-fp32"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.json").write_text("{}")
+    (tmp_path / "export.json").write_text("{}")
+    (tmp_path / "notes").mkdir()
+    opened = SimpleNamespace(info={"num_steps": 4})
+    monkeypatch.setattr(Captioner, "load", lambda path: opened)
+    variant = str(tmp_path / "onnx-fp32")
+    assert our_specs([str(tmp_path)], [1, 4], [], True) == [
+        Spec(path=variant),
+        Spec(path=str(tmp_path / "openvino-int8")),
+    ]
+    assert our_specs([variant], [1], [1, 2], True) == [Spec(path=variant, num_steps=count) for count in (1, 2)]
 
 
 def test_runs_follow_the_budget_and_take_turns():
