@@ -180,7 +180,8 @@ def make_table(arguments: argparse.Namespace) -> None:
 
 
 def _machine(facts: dict[str, Any]) -> str:
-    return f"{facts['processor']}, {facts['threads']} thread{'s' * (facts['threads'] > 1)}, matmul {facts['matmul_gflop_per_s']} GFLOP/s"
+    threads = f"{facts['threads']} thread" + "s" * (facts["threads"] > 1)
+    return f"{facts['processor']}, {threads}, matmul {facts['matmul_gflop_per_s']} GFLOP/s"
 
 
 COMMANDS = {
