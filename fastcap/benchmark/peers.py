@@ -118,7 +118,7 @@ def build_peer(name: str, parts: Options | None = None) -> nn.Module:
 
 
 @functools.cache
-def _published(name: str) -> nn.Module:
+def _published(name: str) -> Any:
     return build_peer(name)
 
 
@@ -136,9 +136,7 @@ class Peer:
         model: The model, or None for the published one, which is built once a process.
     """
 
-    def __init__(
-        self, name: str, size: int, num_beams: int = 1, num_tokens: int = 12, model: nn.Module | None = None
-    ) -> None:
+    def __init__(self, name: str, size: int, num_beams: int = 1, num_tokens: int = 12, model: Any = None) -> None:
         known = architecture(name)
         self.model: Any = _published(name) if model is None else model
         mean, std = (255 * torch.tensor(values).view(3, 1, 1) for values in known.pixels)
