@@ -131,3 +131,23 @@ def multirun(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Path], str]
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return [folder / "sweep" / job for job in ("0", "1")], done.stdout + done.stderr
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny captioner with random weights."""
+    from tests.tiny_captioner import write_checkpoint
+
+    return write_checkpoint(tmp_path_factory.mktemp("export") / "tiny.ckpt")
+
+
+@pytest.fixture(scope="session")
+def tiny_export(tiny_checkpoint: Path) -> tuple[Path, dict[str, Any]]:
+    """Its export to ONNX, made once: (folder, report)."""
+    for package in ("onnxscript", "onnxruntime"):
+        pytest.importorskip(package, reason="exporting needs the extra `export`")
+    from fastcap.exporting.run import ExportOptions, export
+
+    folder = tiny_checkpoint.parent / "exported"
+    options = ExportOptions(formats=("onnx",), precisions=("fp32",), num_compared=16, num_threads=1)
+    return folder, export(tiny_checkpoint, folder, options, lambda line: None)

@@ -7,12 +7,17 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
-from fastcap import bench, caption, compare, score
+from fastcap import bench, caption, compare, export, score
 from fastcap.build import CONFIG_DIR
 from fastcap.cli import COMMANDS
 from fastcap.eval import checkpoint_overrides
 
-PARSERS = {"caption": caption.parse_arguments, "score": score.parse_arguments, "report": compare.parse_arguments}
+PARSERS = {
+    "caption": caption.parse_arguments,
+    "export": export.parse_arguments,
+    "score": score.parse_arguments,
+    "report": compare.parse_arguments,
+}
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 LINES = sorted(

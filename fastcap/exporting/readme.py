@@ -26,6 +26,8 @@ def table(rows: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
 
 def readme(report: dict[str, Any]) -> str:
     """Write the README of an export."""
+    count = report["calibration_images"]
+    calibrated = f" int8 ranges from {count} training images;" if count else ""
     lines = [
         "# An exported FastCap captioner",
         "",
@@ -36,14 +38,11 @@ def readme(report: dict[str, Any]) -> str:
         'print(captioner.caption("photo.jpg").text)',
         "```",
         "",
-        f"`fastcap caption --model THIS_FOLDER photo.jpg` does the same. `{report['default']}` is taken unless a variant",
-        "is named: the fastest here that lost at most 1 % of the checkpoint's CIDEr (or, without captions by people, kept",
-        "99 % of its captions). Each variant's folder is a model by itself and may be copied alone.",
+        f"`fastcap caption --model THIS_FOLDER photo.jpg` does the same. `{report['default']}` is taken unless a",
+        "variant is named: the fastest here that lost at most 1 % of the checkpoint's CIDEr (or, without captions by",
+        "people, kept 99 % of its captions). Each variant's folder is a model by itself and may be copied alone.",
         "",
-        f"Compared with the checkpoint on {report['rows'][0]['images']} validation images, one at a time;"
-        + (
-            f" int8 ranges from {report['calibration_images']} training images;" if report["calibration_images"] else ""
-        ),
+        f"Compared with the checkpoint on {report['rows'][0]['images']} validation images, one at a time;{calibrated}",
         "milliseconds are medians of this machine while it exported, to be measured again where they matter.",
         "",
         "| " + " | ".join(COLUMNS) + " |",

@@ -22,6 +22,7 @@ from fastcap.exporting.compare import REFERENCE, Photo, compare, preferred
 from fastcap.exporting.graphs import expert_groups, graph_sources, write_onnx
 from fastcap.exporting.quantize import Feeds, quantize_onnx, quantize_openvino, record_feeds
 from fastcap.exporting.readme import readme
+from fastcap.exporting.weights import share_weights
 from fastcap.serving.eager import EagerNetwork
 from fastcap.serving.exported import ExportedNetwork
 from fastcap.serving.folder import FORMAT_VERSION, INDEX, SUFFIXES, TOKENIZER, ModelFacts, folder_bytes
@@ -74,13 +75,16 @@ def export(ckpt: Path, out: Path, options: ExportOptions, say: Callable[[str], N
         What ``report.json`` holds.
 
     Raises:
-        UserError: If nothing is asked for, a package is missing, or the folder holds something else.
+        UserError: If nothing is asked for, a package is missing, the folder holds something else, or the model is of a
+            kind that is not exported.
         CheckpointError: If the checkpoint is unusable.
         DataError: If images are missing.
-        ValueError: If the model cannot be exported.
     """
     _check(out, options)
     loaded = load_checkpoint(ckpt)
+    if loaded.model.decoder.causal:
+        kind = type(loaded.model.decoder).__name__
+        raise UserError(f"{ckpt}: only non-autoregressive models are exported, its decoder is {kind}")
     data = _Images(loaded, options)
     network = EagerNetwork(loaded)  # folds batch norms, so that the graphs have none
     facts = _facts(loaded, network)
@@ -98,7 +102,8 @@ def export(ckpt: Path, out: Path, options: ExportOptions, say: Callable[[str], N
             graphs = LazyGraphs(base, "onnx", "fp32", options.num_threads)
             fp32 = ExportedNetwork(facts, graphs, loaded.tokenizer, {})
             feeds = record_feeds(fp32, data.calibration(), len(facts.groups))
-        for variant in options.variants:
+        # onnx-fp32 last: the others are made from its graphs, before their weights move out.
+        for variant in sorted(options.variants, key=lambda name: name == "onnx-fp32"):
             say(f"variant {variant}")
             _write_variant(temporary / variant, variant, base, facts, loaded.tokenizer.to_json(), feeds)
         if "onnx-fp32" not in options.variants:
@@ -137,11 +142,13 @@ def _facts(loaded: LoadedCheckpoint, network: EagerNetwork) -> ModelFacts:
         parameters=network.info["parameters"],
         special=asdict(loaded.tokenizer.special),
         refinement=refinement,
-        groups=expert_groups(loaded.model.decoder) if not loaded.model.decoder.causal else [],
+        groups=expert_groups(loaded.model.decoder),
         config=loaded.config,
     )
-    if not loaded.model.decoder.causal:
-        _ = facts.settings  # a key that exported refinement does not know is refused here
+    try:
+        _ = facts.settings
+    except ValueError as error:  # a key that refinement without torch does not know
+        raise UserError(f"{loaded.path}: {error}") from error
     return facts
 
 
@@ -159,6 +166,7 @@ def _write_variant(folder: Path, variant: str, base: Path, facts: ModelFacts, to
             import openvino
 
             openvino.save_model(openvino.convert_model(source), target, compress_to_fp16=precision == "bf16")
+    share_weights(folder, facts.graphs, runtime)
     (folder / TOKENIZER).write_text(tokenizer, encoding="utf-8")
     facts.write(folder)
 

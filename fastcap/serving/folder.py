@@ -3,6 +3,7 @@
     EXPORT/export.json          the variants, and which one to take
     EXPORT/VARIANT/model.json   what the graphs are and how to refine
     EXPORT/VARIANT/tokenizer.json
+    EXPORT/VARIANT/weights.bin  weights of all its graphs
     EXPORT/VARIANT/encoder.*    pixels -> image memory, length logits, expert weights
     EXPORT/VARIANT/prepare_G.*  memory -> what decoding keeps of an image, for the experts of group G
     EXPORT/VARIANT/step_G.*     one refinement step, run as often as wanted
@@ -21,7 +22,7 @@ from fastcap.serving.refine import RefinementSettings
 from fastcap.types import SpecialTokens
 
 FORMAT_VERSION = 1  # raised when a folder comes to mean something else
-INDEX, MODEL, TOKENIZER = "export.json", "model.json", "tokenizer.json"
+INDEX, MODEL, TOKENIZER, WEIGHTS = "export.json", "model.json", "tokenizer.json", "weights.bin"
 SUFFIXES = {"onnx": ".onnx", "openvino": ".xml"}
 PRECISIONS = ("fp32", "bf16", "int8")
 
@@ -128,7 +129,7 @@ def read_model(folder: Path) -> ModelFacts:
             raise ValueError(f"precision {facts.precision!r}, image_size {facts.image_size!r}")
     except (TypeError, KeyError, ValueError) as error:
         raise ExportError(f"{path}: field missing, unknown or refused ({error})") from error
-    for name in [*(f"{graph}{suffix}" for graph in facts.graphs), TOKENIZER]:
+    for name in [*(f"{graph}{suffix}" for graph in facts.graphs), TOKENIZER, WEIGHTS]:
         if not (folder / name).is_file():
             raise ExportError(f"{folder / name}: file of the exported model is missing")
     return facts

@@ -103,7 +103,7 @@ def refine(
         tokens = np.where(remasked, special.mask, tokens)
 
     # 5. The candidate whose words are likeliest on average.
-    scores = np.where(pad, 0.0, confidence).sum(2, dtype=np.float32) / lengths
+    scores = np.where(pad, 0.0, confidence).sum(2, dtype=np.float32) / lengths.astype(np.float32)
     rows = np.arange(len(lengths))
     best = scores.argmax(1)
     chosen = [Draft(s.tokens[rows, best], s.confidence[rows, best], s.remasked[rows, best]) for s in steps]

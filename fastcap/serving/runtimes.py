@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from fastcap.serving.folder import SUFFIXES, ExportError
+from fastcap.serving.folder import SUFFIXES, WEIGHTS, ExportError
 
 # Inputs by name to outputs in the graph's order; any number of threads may call one at a time.
 Graph = Callable[[dict[str, np.ndarray]], list[np.ndarray]]
@@ -88,7 +88,7 @@ def _openvino(precision: str, num_threads: int | None) -> Callable[[Path], Graph
         options["INFERENCE_NUM_THREADS"] = num_threads
 
     def open_graph(path: Path) -> Graph:
-        compiled = core.compile_model(path, "CPU", options)
+        compiled = core.compile_model(core.read_model(path, path.with_name(WEIGHTS)), "CPU", options)
         requests = threading.local()  # a request serves one call at a time
 
         def run(inputs: dict[str, np.ndarray]) -> list[np.ndarray]:

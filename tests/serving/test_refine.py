@@ -1,0 +1,95 @@
+"""Refinement in numpy is ICMR: same drafts, same captions."""
+
+import numpy as np
+import pytest
+import torch
+
+from fastcap.data.tokenizer import CaptionTokenizer
+from fastcap.generation.icmr import ICMRDecoder
+from fastcap.serving.refine import RefinementSettings, join, refine
+
+SPECIAL = CaptionTokenizer.special
+WORDS, LONGEST = 12, 9
+
+
+class Scorer:
+    """A denoiser whose scores depend on image, position, draft and length."""
+
+    def __init__(self, num_images, seed):
+        draw = torch.Generator().manual_seed(seed)
+        self.image = torch.randn(num_images, 1, LONGEST, WORDS, generator=draw)
+        self.word = torch.randn(WORDS, WORDS, generator=draw)
+
+    def prepare(self, memory):
+        return memory.shape[0]
+
+    def denoise(self, tokens, pad, cache):
+        drafts = self.word[tokens].cumsum(1) + 0.3 * (~pad).sum(1).view(-1, 1, 1)
+        rows = drafts.view(cache, -1, *drafts.shape[1:]) + self.image[:, :, : tokens.shape[1]]
+        return rows.view_as(drafts)
+
+    def predict(self, tokens, lengths):
+        pad = np.arange(tokens.shape[2]) >= lengths[..., None]
+        flat, pads = torch.tensor(tokens).flatten(0, 1), torch.tensor(pad).flatten(0, 1)
+        logits = self.denoise(flat, pads, len(tokens))
+        logits[..., list(SPECIAL.ids)] = -torch.inf
+        value, index = logits.log_softmax(-1).max(-1)
+        return index.view(tokens.shape).numpy(), value.view(tokens.shape).numpy()
+
+
+@pytest.mark.parametrize("collapse", [False, True])
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+@pytest.mark.parametrize("num_steps", [1, 2, 3, 4, 7, 10])
+@pytest.mark.parametrize("num_lengths", [1, 3])
+def test_numpy_refines_as_icmr_does(num_steps, schedule, num_lengths, collapse):
+    scorer = Scorer(num_images=5, seed=num_steps)
+    logits = torch.randn(5, LONGEST, generator=torch.Generator().manual_seed(num_lengths))
+    decoder = ICMRDecoder(SPECIAL, num_steps, schedule, num_lengths, collapse)
+    expected = decoder.generate(scorer, torch.zeros(5, 1, 1), logits, record_steps=True)
+    settings = RefinementSettings(num_steps, schedule, num_lengths, collapse)
+    found = refine(scorer.predict, logits.numpy(), SPECIAL, settings, record_steps=True)
+    for name in ("tokens", "lengths", "drafted_lengths"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name).numpy())
+    np.testing.assert_allclose(found.scores, expected.scores.numpy(), rtol=1e-5)
+    assert len(found.drafts) == len(expected.steps)
+    for draft, step in zip(found.drafts, expected.steps, strict=True):
+        np.testing.assert_array_equal(draft.tokens, step.tokens.numpy())
+        np.testing.assert_array_equal(draft.remasked, step.remasked.numpy())
+        np.testing.assert_allclose(draft.confidence, step.confidence.numpy(), rtol=1e-5, atol=1e-7)
+
+
+def test_parts_of_a_batch_join_in_order():
+    scorer = Scorer(num_images=4, seed=1)
+    logits = torch.randn(4, LONGEST, generator=torch.Generator().manual_seed(1)).numpy()
+    settings = RefinementSettings(3)
+    whole = refine(scorer.predict, logits, SPECIAL, settings, record_steps=True)
+    parts = []
+    images = scorer.image
+    for rows in (np.array([0, 3]), np.array([1, 2])):
+        scorer.image = images[rows]
+        parts.append((rows, refine(scorer.predict, logits[rows], SPECIAL, settings, record_steps=True)))
+    joined = join(parts, SPECIAL.pad)
+    for row in range(4):
+        length = joined.lengths[row]
+        assert length == whole.lengths[row]
+        assert joined.tokens[row, :length].tolist() == whole.tokens[row, :length].tolist()
+        assert (joined.tokens[row, length:] == SPECIAL.pad).all()
+        assert joined.scores[row] == pytest.approx(whole.scores[row])
+        for one, other in zip(joined.drafts, whole.drafts, strict=True):
+            assert one.remasked[row, :length].tolist() == other.remasked[row, :length].tolist()
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"num_steps": 0}, "num_steps = 0"),
+        ({"num_steps": True}, "num_steps = True"),
+        ({"num_lengths": 1.5}, r"num_lengths = 1\.5"),
+        ({"schedule": "slow"}, "'slow' must be one of linear, cosine"),
+        ({"collapse_repeats": 1}, "collapse_repeats = 1"),
+        ({"num_beams": 3}, r"refinement\.num_beams: an exported model knows num_steps"),
+    ],
+)
+def test_refused_settings_are_named(values, message):
+    with pytest.raises(ValueError, match=message):
+        RefinementSettings().changed(values)
