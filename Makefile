@@ -21,8 +21,8 @@ export REFERENCES ?=
 RUNS ?=
 SWEEP ?= experiment=scenes_smoke refinement.num_steps=1,2,4
 
-.PHONY: help setup data train eval caption export demo score report distill pretrain bench sweep dashboard test test-slow lint types check \
-	format clean
+.PHONY: help setup data train eval caption export demo score report distill pretrain bench sweep results dashboard \
+	test test-slow lint types check format clean
 
 help: ## List the targets
 	@echo 'make TARGET [ARGS="..."]'
@@ -84,8 +84,11 @@ distill: $(STAMP) ## Teach a backbone what a packaged ImageNet encoder sees: ARG
 pretrain: $(STAMP) ## Train a backbone on class folders: ARGS="data_dir=DIR"
 	$(PY) -m fastcap.pretrain $(ARGS)
 
-bench: $(STAMP) ## Measure backbones: ARGS="backbone --sizes 224 --batches 1"
+bench: $(STAMP) ## Measure: ARGS="captioners --models PATH", "growth", "scan", "backbone --sizes 224 --batches 1"
 	$(PY) -m fastcap.bench $(if $(ARGS),$(ARGS),backbone)
+
+results: $(STAMP) ## Make README's headline table from a benchmark's CSV file: ARGS=experiments/NNN-headline/bench.csv
+	$(PY) -m fastcap.bench table $(ARGS) --readme README.md
 
 sweep: $(STAMP) ## Train once for each combination: ARGS="sweep_name=lr optim.optimizer.lr=1e-3,3e-4", or a small default (SWEEP)
 	$(PY) -m fastcap.train -m $(if $(ARGS),$(ARGS),$(SWEEP))

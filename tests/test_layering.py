@@ -61,7 +61,7 @@ ROOMS = {
     "fetch": room("cli fetching"),
     "fetching": room("data"),
     "bench": room("cli benchmark"),
-    "benchmark": room("cli build", "hydra omegaconf"),
+    "benchmark": room("captioner build drawing", "hydra omegaconf transformers"),
     "dashboard": ENTRY,
     "export": room("cli exporting"),
     "exporting": room("cli captioner metrics", "omegaconf"),
@@ -93,9 +93,10 @@ FRAMEWORKS = {
     "hydra": "hydra",
     "omegaconf": "omegaconf",
     "wandb": "wandb",
+    "transformers": "transformers",
 }
 # Slow to import or not everybody's: inside functions only.
-LAZY = {"wandb"}
+LAZY = {"wandb", "transformers"}
 
 
 def reachable(name: str) -> set[str]:
