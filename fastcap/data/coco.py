@@ -113,37 +113,49 @@ class CocoCaptions:
         Raises:
             DataError: When the folder, the JSON or a field of it is missing or malformed, or nothing usable is left.
         """
-        if self.annotations.get(name) is None:
-            raise DataError(f"{self.root}: no split {name!r}; choose from {', '.join(sorted(self.annotations))}")
-        if not self.root.is_dir():
-            raise DataError(f"{self.root}: data folder (root) is missing")
+        source = self.annotation_file(name)
         folder = self.root / (self.images if isinstance(self.images, str) else self.images.get(name, "images"))
         if not folder.is_dir():
             raise DataError(f"{folder}: image folder (images) is missing")
-        source = self.root / self.annotations[name]
         files, captions, empty = parse_annotations(source)
 
         skipped = Skipped(f"{source} ({name})")
         for where in empty:
-            self._bad(skipped, "empty captions", f"{source}: {where}.caption is empty")
+            self.leave_out(skipped, "empty captions", f"{source}: {where}.caption is empty")
         present = _listing(folder, files.values())
         usable: list[int] = []
         for image_id, file_name in files.items():
             if file_name not in present:
-                self._bad(skipped, "images whose file is absent", str(folder / file_name))
+                self.leave_out(skipped, "images whose file is absent", str(folder / file_name))
             elif not captions[image_id]:
-                self._bad(skipped, "images without a caption", f"{source}: image id {image_id} ({file_name})")
+                self.leave_out(skipped, "images without a caption", f"{source}: image id {image_id} ({file_name})")
             else:
                 usable.append(image_id)
         skipped.report()
         if not usable:
             raise DataError(f"no usable image: {skipped}" if skipped.counts else f"{source}: images is empty")
-        limit = self.max_images.get(name) if isinstance(self.max_images, dict) else self.max_images
-        usable = usable[:limit]
+        usable = usable[: self.limit(name)]
         paths = [folder / files[image_id] for image_id in usable]
         return CocoRecords(name, usable, [captions[image_id] for image_id in usable], paths, self.on_bad)
 
-    def _bad(self, skipped: Skipped, kind: str, example: str) -> None:
+    def annotation_file(self, name: str) -> Path:
+        """Return where one split's JSON lies.
+
+        Raises:
+            DataError: When there is no such split, or no data folder.
+        """
+        if self.annotations.get(name) is None:
+            raise DataError(f"{self.root}: no split {name!r}; choose from {', '.join(sorted(self.annotations))}")
+        if not self.root.is_dir():
+            raise DataError(f"{self.root}: data folder (root) is missing")
+        return self.root / self.annotations[name]
+
+    def limit(self, name: str) -> int | None:
+        """Return how many images of one split to use at most."""
+        return self.max_images.get(name) if isinstance(self.max_images, dict) else self.max_images
+
+    def leave_out(self, skipped: Skipped, kind: str, example: str) -> None:
+        """Count a record that cannot be used, or raise ``DataError`` where ``on_bad`` says so."""
         if self.on_bad == "raise":
             raise DataError(f"{example} (one of the {kind})")
         skipped.add(kind, example)

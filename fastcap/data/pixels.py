@@ -110,6 +110,28 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+def decode_all(
+    records: CaptionRecords, size: int, num_threads: int | None = None
+) -> Iterator[np.ndarray | DataError]:
+    """Yield every image of a split in order, decoded in threads, or the reason why it cannot be. (S, S, 3)."""
+
+    def decode(index: int) -> np.ndarray | DataError:
+        try:
+            return np.asarray(records.load_image(index, size))
+        except DataError as error:
+            return error
+
+    total, start, last = len(records.image_ids), time.monotonic(), time.monotonic()
+    with ThreadPoolExecutor(num_threads or min(8, os.cpu_count() or 1)) as pool:  # Pillow lets go of the interpreter to decode
+        for low in range(0, total, _CHUNK):
+            high = min(low + _CHUNK, total)
+            yield from pool.map(decode, range(low, high))
+            if time.monotonic() - last > 30:
+                last = time.monotonic()
+                log_once(f"{records.name}: decoded {high} of {total} images")
+    log_once(f"{records.name}: decoded {total} images at {size} px in {time.monotonic() - start:.1f} s")
+
+
 class PixelCache:
     """Every image of a split at one size, decoded once.
 
@@ -142,18 +164,18 @@ class PixelCache:
         """
         self.records, self.size = records, size
         self.bad: list[tuple[int, str]] = []
-        self._threads = num_threads or min(8, os.cpu_count() or 1)
+        self._threads = num_threads
         self._shape = (len(records.image_ids), 3, size, size)
         if cache_dir is None:
             self.pixels = np.empty(self._shape, np.uint8)
-            for index, image in enumerate(self._decode_all()):
+            for index, image in enumerate(self._decoded()):
                 self.pixels[index] = image
             return
         key = hashlib.sha256(json.dumps([_VERSION, records.fingerprint(), size]).encode()).hexdigest()[:24]
         self.path = Path(cache_dir) / f"{records.name}-{size}px-{key}.npy"
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with _locked(self.path.with_suffix(".lock")):  # a second run waits for the first instead of decoding too
+            with locked(self.path.with_suffix(".lock")):  # a second run waits for the first instead of decoding too
                 self.pixels = self._read() if self._is_complete() else self._build()
         except OSError as error:
             raise DataError(f"{self.path}: pixel cache cannot be written ({error}); set another cache_dir") from error
@@ -162,7 +184,7 @@ class PixelCache:
         self.bad = []
         with _replacing(self.path) as file:
             np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(self._empty()))
-            for image in self._decode_all():
+            for image in self._decoded():
                 file.write(np.ascontiguousarray(image).data)
         with _replacing(self.path.with_suffix(".json")) as file:  # last: its presence says that the pixels are whole
             file.write(json.dumps({"shape": self._shape, "bad": self.bad}).encode())
@@ -187,27 +209,14 @@ class PixelCache:
     def _empty(self) -> np.ndarray:
         return np.broadcast_to(np.uint8(0), self._shape) if self._shape[0] else np.empty(self._shape, np.uint8)
 
-    def _decode_all(self) -> Iterator[np.ndarray]:
+    def _decoded(self) -> Iterator[np.ndarray]:
         """Yield the images in order, channels first, noting the bad ones. (3, S, S)."""
-        total, start, last = self._shape[0], time.monotonic(), time.monotonic()
-        with ThreadPoolExecutor(self._threads) as pool:  # Pillow lets go of the interpreter while it decodes
-            for low in range(0, total, _CHUNK):
-                high = min(low + _CHUNK, total)
-                for index, image in zip(range(low, high), pool.map(self._decode, range(low, high)), strict=True):
-                    if isinstance(image, DataError):
-                        self.bad.append((index, str(image)))
-                        image = np.zeros(self._shape[1:], np.uint8)
-                    yield image
-                if time.monotonic() - last > 30:
-                    last = time.monotonic()
-                    log_once(f"{self.records.name}: decoded {high} of {total} images")
-        log_once(f"{self.records.name}: decoded {total} images at {self.size} px in {time.monotonic() - start:.1f} s")
-
-    def _decode(self, index: int) -> np.ndarray | DataError:
-        try:
-            return np.asarray(self.records.load_image(index, self.size)).transpose(2, 0, 1)
-        except DataError as error:
-            return error
+        for index, image in enumerate(decode_all(self.records, self.size, self._threads)):
+            if isinstance(image, DataError):
+                self.bad.append((index, str(image)))
+                yield np.zeros(self._shape[1:], np.uint8)
+            else:
+                yield image.transpose(2, 0, 1)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave mapped pixels out of a pickle: a spawned worker maps them again."""
@@ -236,7 +245,7 @@ def _replacing(path: Path) -> Iterator[IO[bytes]]:
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
     """Hold an advisory lock; where there are none (Windows, some network disks) go on without."""
     with open(path, "a") as file:
         with contextlib.suppress(ImportError, OSError):
