@@ -21,7 +21,7 @@ export REFERENCES ?=
 RUNS ?=
 SWEEP ?= experiment=scenes_smoke refinement.num_steps=1,2,4
 
-.PHONY: help setup data train eval caption score report distill pretrain bench sweep dashboard test test-slow lint types check \
+.PHONY: help setup data shards train eval caption score report distill pretrain bench sweep dashboard test test-slow lint types check \
 	format clean
 
 help: ## List the targets
@@ -57,6 +57,9 @@ $(STAMP): pyproject.toml constraints.txt
 data: $(STAMP) ## Fetch MS COCO and Karpathy's split (20 GB), going on where it stopped: ARGS="coco --root DIR --year 2017"
 	$(PY) -m fastcap.fetch $(if $(ARGS),$(ARGS),coco)
 
+shards: $(STAMP) ## Write data=coco_streaming's shards of resized images: ARGS="data.source.root=DIR data.image_size=224"
+	$(PY) -m fastcap.shards $(ARGS)
+
 train: $(STAMP) ## Train: ARGS are Hydra overrides
 	$(PY) -m fastcap.train $(ARGS)
 
@@ -75,10 +78,7 @@ report: $(STAMP) ## Compare runs in one offline page, report.html: RUNS="runs/a 
 distill: $(STAMP) ## Teach a backbone what a packaged ImageNet encoder sees: ARGS="folder=DIR"
 	$(PY) -m fastcap.distill $(ARGS)
 
-predata: $(STAMP) ## Fetch MS COCO and Karpathy's split (20 GB), going on where it stopped: ARGS="coco --root DIR --year 2017"
-	$(PY) -m fastcap.fetch $(if $(ARGS),$(ARGS),coco)
-
-train: $(STAMP) ## Train a backbone on class folders: ARGS="data_dir=DIR"
+pretrain: $(STAMP) ## Train a backbone on class folders: ARGS="data_dir=DIR"
 	$(PY) -m fastcap.pretrain $(ARGS)
 
 bench: $(STAMP) ## Measure backbones: ARGS="backbone --sizes 224 --batches 1"

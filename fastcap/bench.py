@@ -1,4 +1,4 @@
-"""Measure: `fastcap bench backbone | scan`. Writes a table (CSV), a plot (PNG) and the circumstances (JSON)."""
+"""Measure: `fastcap bench backbone | scan | loader`. Writes a table (CSV), a plot (PNG) and the circumstances (JSON)."""
 
 from __future__ import annotations
 
@@ -33,10 +33,29 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     scan.add_argument("--side", type=_positive, default=14, help="patches a side of the grid (default: %(default)s)")
     scan.add_argument("--width", type=_positive, default=384, help="channels of each direction (default: %(default)s)")
     scan.add_argument("--head-dims", nargs="+", type=_positive, default=[32, 96], metavar="P", help="channels a head")
-    for each in (command, scan):
-        each.add_argument("--rounds", type=_positive, default=5, help="interleaved rounds (default: %(default)s)")
-        each.add_argument("--threads", type=_positive, default=os.cpu_count() or 1, help="torch threads (default: all)")
+    loader = commands.add_parser("loader", help="images a second: JPEG folder, pixel cache, shards; beside training's")
+    loader.add_argument("--root", type=Path, required=True, metavar="DIR", help="caption set in COCO's format")
+    loader.add_argument(
+        "--annotations", default="annotations/captions_val.json", metavar="FILE", help="below DIR (default: %(default)s)"
+    )
+    loader.add_argument("--images", type=_positive, default=1000, metavar="N", help="at most (default: %(default)s)")
+    loader.add_argument("--size", type=_positive, default=224, metavar="PX", help="(default: %(default)s)")
+    loader.add_argument("--batch", type=_positive, default=64, metavar="N", help="(default: %(default)s)")
+    loader.add_argument("--workers", nargs="+", type=_natural, default=[0, 2], metavar="N", help="(default: 0 2)")
+    loader.add_argument(
+        "--loaders",
+        nargs="+",
+        default=["folder", "cached", "shards", "shards-jpeg"],
+        metavar="NAME",
+        help="folder, cached, shards, shards-jpeg (default: all; shards need the extra `streaming`)",
+    )
+    loader.add_argument("--runs", nargs="+", type=Path, default=[], metavar="DIR", help="runs that tell what they took")
+    loader.add_argument("--consumed", type=float, metavar="N", help="images a second that training takes, if known")
+    for each in (command, scan, loader):
         each.add_argument("--out", type=Path, help="folder (default: a new one under runs/bench)")
+        each.add_argument("--rounds", type=_positive, default=5, help="interleaved rounds (default: %(default)s)")
+    for each in (command, scan):
+        each.add_argument("--threads", type=_positive, default=os.cpu_count() or 1, help="torch threads (default: all)")
     return parser.parse_args(arguments)
 
 
@@ -44,6 +63,10 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be a positive integer, found {text!r}")
     return int(text)
+
+
+def _natural(text: str) -> int:
+    return 0 if text == "0" else _positive(text)
 
 
 def bench_backbone(arguments: argparse.Namespace) -> Path:
@@ -90,6 +113,41 @@ def bench_scan(arguments: argparse.Namespace) -> Path:
     for row in rows:
         print("{form:<12}{head_dim:>5}{pass:>20}{batch:>7}{ms:>11.2f}{speedup:>10.1f}".format(**row))
     print(f"Table    {folder / 'scan.csv'}\nFacts    {folder / 'scan.json'}")
+    return folder
+
+
+def bench_loader(arguments: argparse.Namespace) -> Path:
+    """Run the loaders' benchmark; returns the folder with ``loader.{csv,json}``."""
+    from fastcap.benchmark.loaders import consumption, measure_loaders
+
+    if arguments.consumed is not None and not 0 < arguments.consumed < float("inf"):
+        raise UserError(f"--consumed must be a positive number, found {arguments.consumed}")
+    consumed = consumption(arguments.runs) | ({"given": arguments.consumed} if arguments.consumed else {})
+    rows, facts = measure_loaders(
+        arguments.root,
+        arguments.annotations,
+        arguments.images,
+        arguments.size,
+        arguments.batch,
+        sorted(set(arguments.workers)),
+        list(dict.fromkeys(arguments.loaders)),
+        arguments.rounds,
+        consumed,
+        lambda line: print(line, file=sys.stderr),
+    )
+    folder = write(arguments.out, "loader", rows, facts)
+    print(
+        f"{facts['processor']}, {facts['cores']} cores; {facts['images']} images at {facts['size_px']} px, "
+        f"batches of {facts['batch_size']}"
+    )
+    for name, need in consumed.items():
+        print(f"training takes {need:.0f} images/s ({name})")
+    print(f"{'loader':<13}{'kB/image':>9}{'workers':>9}{'images/s':>10}" + "".join(f"  x {name}" for name in consumed))
+    for row in rows:
+        size = facts["bytes_per_image"][row["loader"]] / 1000
+        shares = "".join(f"{row[f'x {name}']:>{len(name) + 4}.1f}" for name in consumed)
+        print(f"{row['loader']:<13}{size:>9.0f}{row['workers']:>9}{row['images_per_s']:>10.0f}{shares}")
+    print(f"Table    {folder / 'loader.csv'}\nFacts    {folder / 'loader.json'}")
     return folder
 
 
@@ -167,7 +225,7 @@ def draw(path: Path, rows: list[dict[str, Any]], facts: dict[str, Any]) -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Entry point."""
     options = parse_arguments(arguments)
-    (bench_scan if options.what == "scan" else bench_backbone)(options)
+    {"backbone": bench_backbone, "scan": bench_scan, "loader": bench_loader}[options.what](options)
 
 
 if __name__ == "__main__":

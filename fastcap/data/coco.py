@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -173,8 +174,12 @@ def read_json(source: Path, what: str) -> Any:
         DataError: Naming the file, when it is absent or no JSON.
     """
     try:
+        if not stat.S_ISREG(os.stat(source).st_mode):
+            raise DataError(f"{source}: {what} is not a regular file")  # a pipe would be waited for
         with open(source, encoding="utf-8-sig") as file:
             return json.load(file)
+    except DataError:
+        raise
     except FileNotFoundError as error:
         raise DataError(f"{source}: {what} is missing") from error
     except (OSError, ValueError, RecursionError) as error:
@@ -243,7 +248,9 @@ def read_field(entry: Any, key: str, kind: type, where: str) -> Any:
     value = entry.get(key)
     fits = not isinstance(value, int) or (not isinstance(value, bool) and -(2**63) <= value < 2**63)
     if not isinstance(value, kind) or not fits:
-        found = "nothing" if key not in entry else f"{type(value).__name__} {value!r:.60}"
+        found = type(value).__name__ if key in entry else "nothing"
+        if isinstance(value, str | int | float):
+            found += f" {value!r:.60}"
         raise DataError(f"{where}.{key} must be {'an integer' if kind is int else 'a string'}, found {found}")
     return value
 

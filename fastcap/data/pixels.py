@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import os
+import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -20,7 +21,10 @@ from PIL import Image, ImageOps
 from fastcap.data.errors import DataError, log_once
 from fastcap.types import CaptionRecords
 
-_VERSION = 1  # raise when decode_image changes what it returns: caches are then rebuilt
+_VERSION = 2  # raise when decode_image changes what it returns: caches are then rebuilt
+# Kinds of file that are decoded in this process; Pillow hands EPS to Ghostscript, which runs what the file says.
+_FORMATS = ("AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "MPO", "PCX", "PNG", "PPM", "TGA", "TIFF", "WEBP")
+_LARGE = 1 << 24  # pixels; larger images are converted and shrunk in tiles of at most this many
 _CHUNK = 512  # images decoded between two looks at the clock; bounds the memory in flight
 
 
@@ -72,12 +76,14 @@ def _decode(
 ) -> Image.Image:
     name = name or ("image" if isinstance(source, bytes) else os.fspath(source))
     try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+        if not isinstance(source, bytes) and not stat.S_ISREG(os.stat(source).st_mode):
+            raise DataError(f"{name}: not a regular file")  # a pipe would be waited for
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=_FORMATS) as image:
             limit = Image.MAX_IMAGE_PIXELS
             if limit is not None and image.width * image.height > limit:
                 raise DataError(f"{name}: {image.width} x {image.height} pixels are more than the limit of {limit}")
             image.draft(None, (size, size))  # JPEG: decode at 1/2, 1/4, 1/8 where enough
-            return resize(_to_rgb(_upright(image)))
+            return resize(_shrunk(_upright(image), size))
     except (DataError, MemoryError):
         raise
     except FileNotFoundError as error:
@@ -97,11 +103,25 @@ def _upright(image: Image.Image) -> Image.Image:
         return image
 
 
+def _shrunk(image: Image.Image, size: int) -> Image.Image:
+    """Convert to RGB; a large image tile by tile, each shrunk at once, so that no whole copy of it is made."""
+    x, y = (max(1, side // (2 * size)) for side in image.size)
+    if image.width * image.height <= _LARGE or x == y == 1:
+        return _to_rgb(image)
+    width = max(x, min(image.width, 4096) // x * x)
+    height = max(y, min(image.height, _LARGE // width) // y * y)
+    canvas = Image.new("RGB", (-(-image.width // x), -(-image.height // y)))
+    for top in range(0, image.height, height):
+        for left in range(0, image.width, width):
+            box = (left, top, min(left + width, image.width), min(top + height, image.height))
+            canvas.paste(_to_rgb(image.crop(box)).reduce((x, y)), (left // x, top // y))
+    return canvas
+
+
 def _to_rgb(image: Image.Image) -> Image.Image:
     """Convert any Pillow mode to RGB, transparency laid on white and 16 bits reduced to 8."""
     if image.mode.startswith("I"):  # I;16, I;16B, I: grey with 16 bits
-        values = np.asarray(image).astype(np.int64)
-        image = Image.fromarray((values.clip(0, 65535) >> 8).astype(np.uint8))
+        image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
     elif image.mode == "F":
         image = Image.fromarray(np.nan_to_num(np.asarray(image)).clip(0, 255).astype(np.uint8))
     if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "RGBa", "La"):

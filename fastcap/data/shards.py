@@ -188,7 +188,7 @@ class ShardReader:
         where = f"{self.place}: image id {image_id}"
         try:
             found = self._dataset()[item]
-            found_id, content = found["id"], found["pixels"]
+            found_id, content = found["id"], bytes(found["pixels"])  # a copy: the shard may be closed next
         except Exception as error:  # litdata and each store's client raise their own kinds
             raise DataError(f"{where} cannot be read from its shard ({type(error).__name__}: {error})") from error
         if found_id != image_id:

@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from fastcap import shards
 from fastcap.data import CocoCaptions, DataError, sampler
 from fastcap.data.datamodule import CaptionDataModule
 from fastcap.data.sampler import ShardSampler
@@ -22,6 +23,8 @@ from fastcap.data.streaming import StreamingCaptions
 from fastcap.data.tokenizer import train_word_tokenizer
 from fastcap.types import CaptionBatch
 
+# litdata leaves the shards that it has fetched open until the process ends.
+pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
 pytest.importorskip("litdata", reason="shards need the extra `streaming`")
 
 CHANGES = {"horizontal_flip": True, "crop_scale": 0.5}
@@ -66,12 +69,12 @@ def same(left: list[CaptionBatch], right: list[CaptionBatch]) -> bool:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_same_batches_as_the_cached_folder(root: Path, workers: int) -> None:
     folder = module(CocoCaptions(root), cache=True, cache_dir=None, **CHANGES)
-    shards = module(streamed(root), num_workers=workers, **CHANGES)
+    stream = module(streamed(root), num_workers=workers, **CHANGES)
     for epoch in (0, 1):
-        expected, found = batches(folder, epoch), batches(shards, epoch)
+        expected, found = batches(folder, epoch), batches(stream, epoch)
         assert same(expected, found) and len(found) == 5
         assert found[0].images.shape == (4, 3, SIZE, SIZE) and found[0].tokens.shape == (4, 5, 20)
-    assert same(list(folder.val_dataloader()), list(shards.val_dataloader()))
+    assert same(list(folder.val_dataloader()), list(stream.val_dataloader()))
     limit = {"max_images": 7}
     assert same(
         list(module(CocoCaptions(root, **limit), cache=True, cache_dir=None).val_dataloader()),
@@ -147,13 +150,13 @@ def test_validation_meets_every_image_once(root: Path, monkeypatch: pytest.Monke
 
 
 def test_training_order_by_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    shards = np.repeat(np.arange(20), 10)
+    shard_of = np.repeat(np.arange(20), 10)
 
     def shares(epoch: int, world: int, seed: int = 0) -> list[list[int]]:
         found = []
         for rank in range(world):
             monkeypatch.setattr(sampler, "_world", lambda rank=rank: (rank, world))
-            order = ShardSampler(shards, 4, 5, seed)
+            order = ShardSampler(shard_of, 4, 5, seed)
             order.set_epoch(epoch)
             found.append([i for index in order for i in index.positions.tolist()])
         return found
@@ -161,15 +164,17 @@ def test_training_order_by_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     (alone,) = shares(0, 1)
     assert sorted(alone) == list(range(200)) and shares(0, 1) == [alone] != shares(1, 1) != shares(0, 1, seed=1)
     for low in range(0, 200, 40):  # four shards at a time, well mixed
-        window = [int(shards[i]) for i in alone[low : low + 40]]
+        window = [int(shard_of[i]) for i in alone[low : low + 40]]
         assert len(set(window)) == 4 and len(set(window[:10])) > 1
     two = shares(0, 2)
     assert sorted(two[0] + two[1]) == list(range(200))
-    assert all(len({int(shards[i]) for i in share}) <= 14 for share in two)  # not all twenty
+    assert all(len({int(shard_of[i]) for i in share}) <= 14 for share in two)  # not all twenty
     assert two[0] + two[1] == alone
 
 
-def test_damage_is_named(root: Path) -> None:
+def test_damage_is_named(make_set: Callable[..., CocoCaptions], tmp_path: Path) -> None:
+    root = tmp_path
+    make_set([["a dog"]] * 9, ("val", "train"))
     streamed(root).write("val")
     place = root / "shards" / f"val-{SIZE}px"
     about = json.loads((place / "fastcap.json").read_text())
@@ -190,7 +195,7 @@ def test_damage_is_named(root: Path) -> None:
     (place / "fastcap.json").write_text("[" * 100_000)
     refused("not as it was written")
     ids = [about["image_ids"][0], about["image_ids"][2], about["image_ids"][1], *about["image_ids"][3:]]
-    (place / "fastcap.json").write_text(json.dumps(about | {"image_ids": ids, "bad": []} | {"bad": about["bad"]}))
+    (place / "fastcap.json").write_text(json.dumps(about | {"image_ids": ids}))
     refused("is image id")
     (place / "fastcap.json").write_text(json.dumps(about))
     shard = sorted(place.glob("*.bin"))[0]
@@ -243,10 +248,26 @@ def test_nothing_decodes(make_set: Callable[..., CocoCaptions], tmp_path: Path) 
     assert not list((tmp_path / "shards").glob("*px*/"))
 
 
+def test_command_writes_shards(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    overrides = [f"data.source.root={root}", f"data.source.shards={root / 'shards'}", "data.image_size=16"]
+    overrides += ["data.source.annotations={train: annotations/captions_train.json}"]
+    for _ in range(2):  # again: it is there
+        shards.main([*overrides, "--splits", "train"])
+        assert "21 images, 1 cannot be decoded, 1 shards" in capsys.readouterr().out
+    for wrong, message in [
+        ("data=scenes", "keeps no shards"),
+        ("data.source.shards=s3://nowhere/x", "written into a local folder"),
+        ("data.source.shard_gb=1", "shard_gb"),
+    ]:
+        with pytest.raises(SystemExit) as stop:
+            shards.main([*overrides[:1], *overrides[2:], wrong] if wrong != "data=scenes" else [wrong])
+        assert stop.value.code == 2 and message in capsys.readouterr().err
+
+
 def test_flickr8k(flickr8k: Path, tmp_path: Path) -> None:
     annotations = {"extra": "annotations/captions_extra.json", "train": "annotations/captions_extra.json"}
     source = StreamingCaptions(flickr8k, str(tmp_path), 128, annotations=annotations)
     folder = module(CocoCaptions(flickr8k, annotations=annotations), image_size=128, **CHANGES)
-    shards = module(source, image_size=128, **CHANGES)
-    assert same(list(folder.dataloader("extra")), list(shards.dataloader("extra")))
-    assert same(batches(folder), batches(shards))
+    stream = module(source, image_size=128, **CHANGES)
+    assert same(list(folder.dataloader("extra")), list(stream.dataloader("extra")))
+    assert same(batches(folder), batches(stream))
