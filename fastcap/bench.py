@@ -1,4 +1,4 @@
-"""Measure: `fastcap bench backbone | scan | loader`. Writes a table (CSV), a plot (PNG) and the circumstances (JSON)."""
+"""Measure: `fastcap bench backbone | scan | loader`. Writes a table, a plot and the circumstances."""
 
 from __future__ import annotations
 
@@ -36,7 +36,10 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     loader = commands.add_parser("loader", help="images a second: JPEG folder, pixel cache, shards; beside training's")
     loader.add_argument("--root", type=Path, required=True, metavar="DIR", help="caption set in COCO's format")
     loader.add_argument(
-        "--annotations", default="annotations/captions_val.json", metavar="FILE", help="below DIR (default: %(default)s)"
+        "--annotations",
+        default="annotations/captions_val.json",
+        metavar="FILE",
+        help="below DIR (default: %(default)s)",
     )
     loader.add_argument("--images", type=_positive, default=1000, metavar="N", help="at most (default: %(default)s)")
     loader.add_argument("--size", type=_positive, default=224, metavar="PX", help="(default: %(default)s)")

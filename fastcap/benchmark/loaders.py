@@ -95,8 +95,8 @@ def measure_loaders(
         "consumed_images_per_s": dict(consumed),
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "method": "Whole epochs of the training loader with flips, five captions an image, nothing consuming them; files "
-        "in the page cache; median over interleaved rounds. Workers share the cores with training.",
+        "method": "Whole epochs of the training loader with flips, five captions an image, nothing consuming them; "
+        "files in the page cache; median over interleaved rounds. Workers share the cores with training.",
     }
     return rows, facts
 

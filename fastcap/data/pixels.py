@@ -130,9 +130,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def decode_all(
-    records: CaptionRecords, size: int, num_threads: int | None = None
-) -> Iterator[np.ndarray | DataError]:
+def decode_all(records: CaptionRecords, size: int, num_threads: int | None = None) -> Iterator[np.ndarray | DataError]:
     """Yield every image of a split in order, decoded in threads, or the reason why it cannot be. (S, S, 3)."""
 
     def decode(index: int) -> np.ndarray | DataError:
@@ -142,7 +140,9 @@ def decode_all(
             return error
 
     total, start, last = len(records.image_ids), time.monotonic(), time.monotonic()
-    with ThreadPoolExecutor(num_threads or min(8, os.cpu_count() or 1)) as pool:  # Pillow lets go of the interpreter to decode
+    with ThreadPoolExecutor(
+        num_threads or min(8, os.cpu_count() or 1)
+    ) as pool:  # Pillow lets go of the interpreter to decode
         for low in range(0, total, _CHUNK):
             high = min(low + _CHUNK, total)
             yield from pool.map(decode, range(low, high))

@@ -117,7 +117,9 @@ def bomb(rng: Random) -> bytes:
 
 def other(rng: Random) -> bytes:
     eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n{} loop\n%%EOF\n"
-    return rng.choice([b"<html>404</html>", b"<svg xmlns='http://www.w3.org/2000/svg'/>", eps, b"%PDF-1.7\n", b"PK\3\4"])
+    return rng.choice(
+        [b"<html>404</html>", b"<svg xmlns='http://www.w3.org/2000/svg'/>", eps, b"%PDF-1.7\n", b"PK\3\4"]
+    )
 
 
 def thin(rng: Random) -> bytes:

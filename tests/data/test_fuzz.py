@@ -135,7 +135,9 @@ def test_turned_upright_in_training_and_captioning(tmp_path: Path, orientation: 
     assert np.abs(np.array(corners) - wanted).max() < 40
 
 
-@pytest.mark.parametrize(("side", "depth", "colour"), [((9400, 9400), 1, 0), ((9000, 9000), 16, 0), ((60, 10**6), 8, 0)])
+@pytest.mark.parametrize(
+    ("side", "depth", "colour"), [((9400, 9400), 1, 0), ((9000, 9000), 16, 0), ((60, 10**6), 8, 0)]
+)
 def test_memory_of_the_largest_images_is_bounded(side: tuple[int, int], depth: int, colour: int) -> None:
     content = png_of(*side, depth, colour)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
