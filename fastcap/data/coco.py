@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -62,8 +63,9 @@ class CocoRecords:
             with os.scandir(folder) as entries:
                 for entry in entries:
                     if (path := folder / entry.name) in wanted:
-                        stat = entry.stat()
-                        stats[path] = (stat.st_size, stat.st_mtime_ns)
+                        with contextlib.suppress(OSError):  # a link to nothing, or in a circle
+                            found = entry.stat()
+                            stats[path] = (found.st_size, found.st_mtime_ns)
         lines = [f"{os.path.abspath(path)} {stats.get(path)}" for path in self.paths]
         return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
 
@@ -259,6 +261,9 @@ def _listing(folder: Path, file_names: Any) -> set[str]:
     """Names (relative to ``folder``) that exist, from one listing of every folder that ``file_names`` mention."""
     present: set[str] = set()
     for parent in {PurePosixPath(name).parent for name in file_names}:
-        if (folder / parent).is_dir():
-            present.update(str(parent / name) for name in os.listdir(folder / parent))
+        if os.path.isdir(folder / parent):  # False, unlike Path.is_dir, where the name is longer than a path may be
+            try:
+                present.update(str(parent / name) for name in os.listdir(folder / parent))
+            except OSError as error:
+                raise DataError(f"{folder / parent}: image folder cannot be listed ({error})") from error
     return present

@@ -33,7 +33,7 @@ def load(root: Path, rng: Random, log: pytest.LogCaptureFixture) -> str:
             CocoCaptions(root, annotations={"train": "c.json"}, on_bad=on_bad),
             partial(train_word_tokenizer, min_frequency=1),
             image_size=8,
-            batch_size=1,
+            batch_size=2,
             cache=rng.random() < 0.5,
             cache_dir=rng.choice([None, root / "cache"]),
             horizontal_flip=True,
@@ -48,7 +48,7 @@ def load(root: Path, rng: Random, log: pytest.LogCaptureFixture) -> str:
         return "named cause"
     listed = json.loads((root / "c.json").read_text("utf-8-sig"))["images"]
     assert len(seen) == len(set(seen)) and set(trained) <= set(seen)
-    if len(seen) == len(listed) == len(trained):
+    if len(seen) == len(listed):
         return "loaded"
     assert "left out" in log.text, f"{len(listed)} images, {len(seen)} loaded, nothing said"
     assert on_bad == "skip" or len(seen) == len(listed)
