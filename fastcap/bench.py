@@ -145,11 +145,17 @@ def bench_loader(arguments: argparse.Namespace) -> Path:
     )
     for name, need in consumed.items():
         print(f"training takes {need:.0f} images/s ({name})")
-    print(f"{'loader':<13}{'kB/image':>9}{'workers':>9}{'images/s':>10}" + "".join(f"  x {name}" for name in consumed))
+    print(
+        f"{'loader':<13}{'kB/image':>9}{'workers':>9}{'images/s':>10}{'CPU ms':>9}"
+        + "".join(f"  x {name}" for name in consumed)
+    )
     for row in rows:
         size = facts["bytes_per_image"][row["loader"]] / 1000
         shares = "".join(f"{row[f'x {name}']:>{len(name) + 4}.1f}" for name in consumed)
-        print(f"{row['loader']:<13}{size:>9.0f}{row['workers']:>9}{row['images_per_s']:>10.0f}{shares}")
+        print(
+            f"{row['loader']:<13}{size:>9.0f}{row['workers']:>9}{row['images_per_s']:>10.0f}"
+            f"{row['cpu_ms_per_image']:>9}{shares}"
+        )
     print(f"Table    {folder / 'loader.csv'}\nFacts    {folder / 'loader.json'}")
     return folder
 

@@ -73,16 +73,19 @@ def measure_loaders(
                 report(f"{kind}, {count} workers: {len(loader)} batches of {batch_size}")
             facts["bytes_per_image"][kind] = _bytes_per_image(kind, data, Path(folder), size)
         rates: dict[tuple[str, int], list[float]] = {key: [] for key in loaders}
+        works: dict[tuple[str, int], list[float]] = {key: [] for key in loaders}
         for number in range(-1, rounds):  # the first round starts workers and fills the page cache
             for key, loader in loaders.items():
-                rate = _rate(loader, batch_size)
+                images, seconds, work = _epoch(loader)
                 if number >= 0:
-                    rates[key].append(rate)
+                    rates[key].append(images / seconds)
+                    works[key].append(1e3 * work / images)
     rows = []
     for (kind, count), found in rates.items():
         rate = statistics.median(found)
         row = {"loader": kind, "workers": count, "images_per_s": round(rate, 1)}
         row |= {"slowest": round(min(found), 1), "fastest": round(max(found), 1)}
+        row["cpu_ms_per_image"] = round(statistics.median(works[kind, count]), 3) if count == 0 else ""
         row |= {f"x {name}": round(rate / need, 2) for name, need in consumed.items()}
         rows.append(row)
     facts |= {
@@ -96,7 +99,8 @@ def measure_loaders(
         "torch": torch.__version__,
         "python": platform.python_version(),
         "method": "Whole epochs of the training loader with flips, five captions an image, nothing consuming them; "
-        "files in the page cache; median over interleaved rounds. Workers share the cores with training.",
+        "files in the page cache; median over interleaved rounds. CPU time is known without workers only. "
+        "Workers share the cores with training.",
     }
     return rows, facts
 
@@ -128,12 +132,12 @@ def _module(
     )
 
 
-def _rate(loader: Any, batch_size: int) -> float:
-    """Images a second, from the first batch asked for to the last one delivered."""
-    images, started = 0, time.perf_counter()
+def _epoch(loader: Any) -> tuple[int, float, float]:
+    """Go through a loader; returns images, seconds and this process's seconds of CPU."""
+    images, started, worked = 0, time.perf_counter(), time.process_time()
     while images < _FEWEST:
         images += sum(len(batch) for batch in loader)
-    return images / (time.perf_counter() - started)
+    return images, time.perf_counter() - started, time.process_time() - worked
 
 
 def _bytes_per_image(kind: str, data: CaptionDataModule, folder: Path, size: int) -> int:
