@@ -24,8 +24,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> None:
     """Entry point: one line a split; shards that are there already stay."""
     options = parse_arguments(arguments)
+    chosen = [] if any(o.startswith("data=") for o in options.overrides) else ["data=coco_streaming"]
     with initialize_config_dir(CONFIG_DIR, version_base="1.3"):
-        cfg = compose("train", overrides=["data=coco_streaming", *options.overrides])
+        cfg = compose("train", overrides=[*chosen, *options.overrides])
     source: Any = construct(cfg.data.source)
     if not isinstance(source, StreamingCaptions):
         raise UserError(f"data.source {cfg.data.source.get('_target_')} keeps no shards; leave data=coco_streaming")

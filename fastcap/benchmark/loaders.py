@@ -83,7 +83,7 @@ def measure_loaders(
     rows = []
     for (kind, count), found in rates.items():
         rate = statistics.median(found)
-        row = {"loader": kind, "workers": count, "images_per_s": round(rate, 1)}
+        row: dict[str, Any] = {"loader": kind, "workers": count, "images_per_s": round(rate, 1)}
         row |= {"slowest": round(min(found), 1), "fastest": round(max(found), 1)}
         row["cpu_ms_per_image"] = round(statistics.median(works[kind, count]), 3) if count == 0 else ""
         row |= {f"x {name}": round(rate / need, 2) for name, need in consumed.items()}
