@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import io
 import json
@@ -23,7 +24,7 @@ from fastcap.types import CaptionRecords
 
 _VERSION = 2  # raise when decode_image changes what it returns: caches are then rebuilt
 # Kinds of file that are decoded in this process; Pillow hands EPS to Ghostscript, which runs what the file says.
-_FORMATS = ("AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "MPO", "PCX", "PNG", "PPM", "TGA", "TIFF", "WEBP")
+_FORMATS = {"AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "PCX", "PNG", "PPM", "TGA", "TIFF", "WEBP"}
 _LARGE = 1 << 24  # pixels; larger images are converted and shrunk in tiles of at most this many
 _CHUNK = 512  # images decoded between two looks at the clock; bounds the memory in flight
 
@@ -78,7 +79,7 @@ def _decode(
     try:
         if not isinstance(source, bytes) and not stat.S_ISREG(os.stat(source).st_mode):
             raise DataError(f"{name}: not a regular file")  # a pipe would be waited for
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=_FORMATS) as image:
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=_formats()) as image:
             limit = Image.MAX_IMAGE_PIXELS
             if limit is not None and image.width * image.height > limit:
                 raise DataError(f"{name}: {image.width} x {image.height} pixels are more than the limit of {limit}")
@@ -92,6 +93,13 @@ def _decode(
         raise DataError(f"{name}: not an image, or of a kind that Pillow cannot read") from error
     except Exception as error:  # Pillow's decoders raise many kinds: OSError, SyntaxError, struct.error, ...
         raise DataError(f"{name}: image cannot be decoded ({type(error).__name__}: {error})") from error
+
+
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    """Those of _FORMATS that this build of Pillow reads, in its own order."""
+    Image.init()
+    return tuple(kind for kind in Image.ID if kind in _FORMATS)
 
 
 def _upright(image: Image.Image) -> Image.Image:

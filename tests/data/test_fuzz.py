@@ -82,6 +82,11 @@ def fuzz(folder: Path, count: int, log: pytest.LogCaptureFixture, seed: int = 0)
     for kind in KINDS:
         print(f"{kind:<26}" + "".join(f"{outcomes[kind][c]:>22}" for c in columns))
     assert sum(sum(o.values()) for o in outcomes.values()) == count
+    for kind in ("wrong suffix", "CMYK", "EXIF", "animated", "palette", "16 bit and more"):  # odd, but images
+        assert outcomes[kind]["loaded"] == sum(outcomes[kind].values()), kind
+    for kind in ("empty", "another kind of file", "a pipe for an image", "a folder for an image", "bomb"):
+        assert outcomes[kind]["left out and said so"] and outcomes[kind]["named cause"], kind
+    assert outcomes["a pipe for the JSON"]["named cause"] == sum(outcomes["a pipe for the JSON"].values())
     assert slowest[0] < 5, slowest
     assert grown < 500
 
