@@ -1,4 +1,4 @@
-"""Measure: `fastcap bench backbone | scan | captioners | growth`; tables (CSV), plots (PNG), circumstances (JSON)."""
+"""Measure: `fastcap bench backbone | scan | captioners | growth | loader`; tables, plots, circumstances (JSON)."""
 
 from __future__ import annotations
 
@@ -61,6 +61,47 @@ def bench_scan(arguments: argparse.Namespace) -> Path:
     for row in rows:
         print("{form:<12}{head_dim:>5}{pass:>20}{batch:>7}{ms:>11.2f}{speedup:>10.1f}".format(**row))
     print(f"Table    {folder / 'scan.csv'}\nFacts    {folder / 'scan.json'}")
+    return folder
+
+
+def bench_loader(arguments: argparse.Namespace) -> Path:
+    """Run the loaders' benchmark; returns the folder with ``loader.{csv,json}``."""
+    from fastcap.benchmark.loaders import consumption, measure_loaders
+
+    if arguments.consumed is not None and not 0 < arguments.consumed < float("inf"):
+        raise UserError(f"--consumed must be a positive number, found {arguments.consumed}")
+    consumed = consumption(arguments.runs) | ({"given": arguments.consumed} if arguments.consumed else {})
+    rows, facts = measure_loaders(
+        arguments.root,
+        arguments.annotations,
+        arguments.images,
+        arguments.size,
+        arguments.batch,
+        sorted(set(arguments.workers)),
+        list(dict.fromkeys(arguments.loaders)),
+        arguments.rounds,
+        consumed,
+        lambda line: print(line, file=sys.stderr),
+    )
+    folder = write(arguments.out, "loader", rows, facts)
+    print(
+        f"{facts['processor']}, {facts['cores']} cores; {facts['images']} images at {facts['size_px']} px, "
+        f"batches of {facts['batch_size']}"
+    )
+    for name, need in consumed.items():
+        print(f"training takes {need:.0f} images/s ({name})")
+    print(
+        f"{'loader':<13}{'kB/image':>9}{'workers':>9}{'images/s':>10}{'CPU ms':>9}"
+        + "".join(f"  x {name}" for name in consumed)
+    )
+    for row in rows:
+        size = facts["bytes_per_image"][row["loader"]] / 1000
+        shares = "".join(f"{row[f'x {name}']:>{len(name) + 4}.1f}" for name in consumed)
+        print(
+            f"{row['loader']:<13}{size:>9.0f}{row['workers']:>9}{row['images_per_s']:>10.0f}"
+            f"{row['cpu_ms_per_image']:>9}{shares}"
+        )
+    print(f"Table    {folder / 'loader.csv'}\nFacts    {folder / 'loader.json'}")
     return folder
 
 
@@ -187,6 +228,7 @@ def _machine(facts: dict[str, Any]) -> str:
 COMMANDS = {
     "backbone": bench_backbone,
     "scan": bench_scan,
+    "loader": bench_loader,
     "captioners": bench_captioners,
     "growth": bench_growth,
     "random": write_random_checkpoint,

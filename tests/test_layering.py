@@ -58,6 +58,7 @@ ROOMS = {
     "distill": PRETRAINING,
     "pretrain": PRETRAINING,
     "pretraining": room("cli build", "lightning hydra omegaconf"),
+    "shards": ENTRY,
     "fetch": room("cli fetching"),
     "fetching": room("data"),
     "bench": room("cli benchmark"),

@@ -33,6 +33,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     growth.add_argument("--sizes", nargs="+", type=_positive, default=[128, 176, 224, 320, 416, 512], metavar="PX")
     growth.add_argument("--steps", nargs="+", type=_positive, default=[1, 2, 3, 4, 6, 8], metavar="N")
     growth.add_argument("--batches", nargs="+", type=_positive, default=[1, 2, 4, 8, 16, 32], metavar="N")
+    loader = commands.add_parser("loader", help="images a second: JPEG folder, pixel cache, shards; beside training's")
+    _add_loader(loader)
     for each in (command, scan, captioners, growth):
         threads = 2 if each in (captioners, growth) else os.cpu_count() or 1
         rounds = 10 if each is captioners else 5
@@ -63,6 +65,35 @@ def _add_captioners(command: argparse.ArgumentParser) -> None:
     command.add_argument("--images", nargs="+", type=Path, metavar="PATH", help="files or folders (default: noise)")
     command.add_argument("--seconds", type=float, default=15.0, help="time budget a system (default: %(default)s)")
     command.add_argument("--no-memory", action="store_true", help="leave out memory, which takes a process a system")
+
+
+def _add_loader(loader: argparse.ArgumentParser) -> None:
+    loader.add_argument("--root", type=Path, required=True, metavar="DIR", help="caption set in COCO's format")
+    loader.add_argument(
+        "--annotations",
+        default="annotations/captions_val.json",
+        metavar="FILE",
+        help="below DIR (default: %(default)s)",
+    )
+    loader.add_argument("--images", type=_positive, default=1000, metavar="N", help="at most (default: %(default)s)")
+    loader.add_argument("--size", type=_positive, default=224, metavar="PX", help="(default: %(default)s)")
+    loader.add_argument("--batch", type=_positive, default=64, metavar="N", help="(default: %(default)s)")
+    loader.add_argument("--workers", nargs="+", type=_natural, default=[0, 2], metavar="N", help="(default: 0 2)")
+    loader.add_argument(
+        "--loaders",
+        nargs="+",
+        default=["folder", "cached", "shards", "shards-jpeg"],
+        metavar="NAME",
+        help="folder, cached, shards, shards-jpeg (default: all; shards need the extra `streaming`)",
+    )
+    loader.add_argument("--runs", nargs="+", type=Path, default=[], metavar="DIR", help="runs that tell what they took")
+    loader.add_argument("--consumed", type=float, metavar="N", help="images a second that training takes, if known")
+    loader.add_argument("--out", type=Path, help="folder (default: a new one under runs/bench)")
+    loader.add_argument("--rounds", type=_positive, default=5, help="interleaved rounds (default: %(default)s)")
+
+
+def _natural(text: str) -> int:
+    return 0 if text == "0" else _positive(text)
 
 
 def _positive(text: str) -> int:
