@@ -34,12 +34,12 @@ def _step(run):
     return torch.load(run / "checkpoints/last.ckpt", weights_only=True)["global_step"]
 
 
+FULL = "No space left on device|File too large"
+READ_ONLY = "Read-only file system|Permission denied"
+
+
 @pytest.mark.parametrize(
-    ("moment", "reason"),
-    [
-        ("full:3", "No space left on device|File too large"),
-        pytest.param("readonly:3", "Read-only file system|Permission denied", marks=pytest.mark.slow),
-    ],
+    ("moment", "reason"), [("full:3", FULL), pytest.param("readonly:3", READ_ONLY, marks=pytest.mark.slow)]
 )
 def test_a_checkpoint_that_cannot_be_written(tmp_path, whole, moment, reason):
     run = tmp_path / "run"
