@@ -18,6 +18,10 @@ def write_checkpoint(path, *overrides):
         for name in ("word", "gate", "context"):
             for parameter in getattr(model.decoder, name).parameters():
                 parameter *= 4
+        if model.decoder.gate.num_experts > 1:  # of many images some go to each expert
+            images = torch.randint(0, 256, (16, 3, 32, 32), dtype=torch.uint8)
+            score = model.decoder.gate.score
+            score[1].bias -= score(model.eval().encode(images).mean(1)).mean(0)
     config = OmegaConf.to_container(cfg, resolve=True)
     artifacts = {"format_version": FORMAT_VERSION, "config": config, "tokenizer": tokenizer.to_json()}
     state = {f"model.{key}": value for key, value in model.state_dict().items()}
