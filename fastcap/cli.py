@@ -60,8 +60,8 @@ def _users_mistake(error: BaseException | None) -> BaseException | None:
     from fastcap.report import RunFolderError
     from fastcap.trainer import CheckpointWriteError, FolderInUseError
 
-    kinds = (UserError, CheckpointError, ConfigError, DataError, RunFolderError, OmegaConfBaseException)
-    kinds += (CheckpointWriteError, FolderInUseError)
+    kinds: tuple[type[Exception], ...] = (UserError, CheckpointError, ConfigError, DataError, RunFolderError)
+    kinds += (OmegaConfBaseException, CheckpointWriteError, FolderInUseError)
     while error is not None and not isinstance(error, kinds):
         error = error.__cause__
     return error

@@ -168,7 +168,11 @@ class CaptioningModule(L.LightningModule):
             "length": length_loss(self.model.length(memory), batch.lengths),
             "balance": output.aux_loss,
         }
-        counts = {"token": scored.sum(), "length": batch.lengths.numel(), "balance": len(batch)}
+        counts: dict[str, Tensor | int] = {
+            "token": scored.sum(),
+            "length": batch.lengths.numel(),
+            "balance": len(batch),
+        }
         if objective.alignment_weight > 0:
             image, text, scale = self.model.alignment.embed(memory, decoded, decoded_lengths)
             losses["alignment"] = alignment_loss(gather_rows(image), gather_rows(text), scale)
