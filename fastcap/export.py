@@ -43,6 +43,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--images", type=Path, metavar="DIR", help="images for both, where the checkpoint's own data is out of reach"
     )
+    parser.add_argument("--data-root", type=Path, metavar="DIR", help="where the checkpoint's data lies now")
     parser.add_argument("--threads", type=int, help="threads while comparing (default: what runs it decides)")
     return parser.parse_args(arguments)
 
@@ -78,7 +79,13 @@ def main(arguments: list[str] | None = None) -> None:
     ckpt = Path(find_checkpoint(chosen.ckpt))
     out = chosen.out or ckpt.parent.parent / "export"
     options = ExportOptions(
-        chosen.formats, chosen.precisions, chosen.calibration, chosen.compare, chosen.images, chosen.threads
+        chosen.formats,
+        chosen.precisions,
+        chosen.calibration,
+        chosen.compare,
+        chosen.images,
+        chosen.threads,
+        chosen.data_root,
     )
     report = export(ckpt, out, options, lambda line: print(line, file=sys.stderr, flush=True))
 

@@ -1,10 +1,17 @@
 """A tiny captioner with random weights: what tests export."""
 
+import numpy as np
 import torch
 from omegaconf import OmegaConf
 
 from fastcap.build import FORMAT_VERSION, build_datamodule, build_model
 from tests.tiny import tiny_config
+
+
+def painted(seed):
+    """Some blots of colour, uint8. (32, 32, 3)"""
+    blots = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+    return blots.repeat(8, axis=0).repeat(8, axis=1)
 
 
 def write_checkpoint(path, *overrides):
@@ -18,10 +25,9 @@ def write_checkpoint(path, *overrides):
         for name in ("word", "gate", "context"):
             for parameter in getattr(model.decoder, name).parameters():
                 parameter *= 4
-        if model.decoder.gate.num_experts > 1:  # of many images some go to each expert
-            images = torch.randint(0, 256, (16, 3, 32, 32), dtype=torch.uint8)
-            score = model.decoder.gate.score
-            score[1].bias -= score(model.eval().encode(images).mean(1)).mean(0)
+        images = torch.tensor(np.stack([painted(seed) for seed in range(12)])).permute(0, 3, 1, 2)
+        gate = model.decoder.gate.score
+        gate[-1].bias -= gate(model.eval().encode(images).mean(1)).mean(0)
     config = OmegaConf.to_container(cfg, resolve=True)
     artifacts = {"format_version": FORMAT_VERSION, "config": config, "tokenizer": tokenizer.to_json()}
     state = {f"model.{key}": value for key, value in model.state_dict().items()}

@@ -132,13 +132,13 @@ def quantize_openvino(source: Path, target: Path, feeds: list[dict[str, np.ndarr
         nncf.Dataset(named),
         subset_size=len(feeds),
         preset=nncf.QuantizationPreset.MIXED,
-        ignored_scope=nncf.IgnoredScope(names=_without_weights(model), validate=False),
+        ignored_scope=nncf.IgnoredScope(names=_kept_as_they_are(model), validate=False),
     )
     openvino.save_model(quantized, target, compress_to_fp16=False)
 
 
-def _without_weights(model: Any) -> list[str]:
-    """Names of the matrix products between activations."""
+def _kept_as_they_are(model: Any) -> list[str]:
+    """Names of all operations but layers with weights of their own: NNCF would round sums, products and norms too."""
 
     def constant(node: Any) -> bool:
         if node.get_type_name() == "Constant":
@@ -146,9 +146,13 @@ def _without_weights(model: Any) -> list[str]:
         inputs = [port.get_source_output().get_node() for port in node.inputs()]
         return bool(inputs) and all(map(constant, inputs))
 
+    def layer(node: Any) -> bool:
+        inputs = [port.get_source_output().get_node() for port in node.inputs()]
+        return node.get_type_name() in ("Convolution", "GroupConvolution", "MatMul") and any(map(constant, inputs))
+
+    structure = ("Constant", "Convert", "Parameter", "Result")
     return [
         node.get_friendly_name()
         for node in model.get_ops()
-        if node.get_type_name() == "MatMul"
-        and not any(constant(port.get_source_output().get_node()) for port in node.inputs())
+        if node.get_type_name() not in structure and not layer(node)
     ]

@@ -45,6 +45,7 @@ class ExportOptions:
         num_compared: Validation images that variants are compared on.
         images: A folder of images to use for both instead of the checkpoint's data.
         num_threads: Threads while comparing; None leaves it to each runtime.
+        data_root: Where the checkpoint's data lies now, if elsewhere than in training.
     """
 
     formats: Sequence[str] = RUNTIMES
@@ -53,6 +54,7 @@ class ExportOptions:
     num_compared: int = 300
     images: Path | None = None
     num_threads: int | None = None
+    data_root: Path | None = None
 
     @property
     def variants(self) -> list[str]:
@@ -81,7 +83,8 @@ def export(ckpt: Path, out: Path, options: ExportOptions, say: Callable[[str], N
         DataError: If images are missing.
     """
     _check(out, options)
-    loaded = load_checkpoint(ckpt)
+    elsewhere = {"data.source.root": str(options.data_root)} if options.data_root else {}
+    loaded = load_checkpoint(ckpt, elsewhere)
     if loaded.model.decoder.causal:
         kind = type(loaded.model.decoder).__name__
         raise UserError(f"{ckpt}: only non-autoregressive models are exported, its decoder is {kind}")

@@ -18,15 +18,9 @@ from fastcap.build import CheckpointError
 from fastcap.captioner import Captioner
 from fastcap.data.errors import DataError
 from fastcap.serving.folder import ExportError
+from tests.tiny_captioner import painted
 
 ROOT = Path(__file__).parents[2]
-
-
-def painted(seed):
-    """Some blots of colour. (32, 32, 3)"""
-    blots = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
-    return blots.repeat(8, axis=0).repeat(8, axis=1)
-
 
 PIXELS = [painted(seed) for seed in range(12)]
 
