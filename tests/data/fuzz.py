@@ -74,7 +74,9 @@ def deep(rng: Random) -> bytes:
         return png_of(9, 7, 16, 2)
     values = np.random.default_rng(rng.randrange(9)).integers(0, 65536, (7, 9))
     if kind == "F":
-        return encode(Image.fromarray((values / rng.choice([0.0, 1.0, 1e-30])).astype(np.float32)), "TIFF")
+        noise = values.astype(np.float32)
+        noise[rng.randrange(7)] = rng.choice([float("nan"), float("inf"), -1e30, 0.5])
+        return encode(Image.fromarray(noise), "TIFF")
     if kind == "I":
         return encode(Image.fromarray((values * 70_000).astype(np.int32)), "TIFF")
     return encode(Image.fromarray(values.astype("<u2" if kind == "I;16" else ">u2")), "TIFF")

@@ -24,7 +24,7 @@ from fastcap.data.tokenizer import train_word_tokenizer
 from fastcap.types import CaptionBatch
 
 # litdata leaves the shards that it has fetched open until the process ends.
-pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
+pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning", "ignore:This DataLoader will create")
 pytest.importorskip("litdata", reason="shards need the extra `streaming`")
 
 CHANGES = {"horizontal_flip": True, "crop_scale": 0.5}
