@@ -88,9 +88,11 @@ def test_a_fuzz_from_the_openapi_description_finds_no_5xx(tiny_checkpoint, tmp_p
     answers = Counter()
     with demo(tiny_checkpoint, tmp_path) as (address, _):
         schema = schemathesis.openapi.from_url(f"{address}/openapi.json")
-        modes = list(schemathesis.GenerationMode)
         for result in schema.get_all_operations():
             operation = result.ok()
+            modes = list(schemathesis.GenerationMode)
+            if operation.method == "get":  # takes nothing that could be wrong
+                modes = [schemathesis.GenerationMode.POSITIVE]
             for mode in modes:
 
                 @given(case=operation.as_strategy(generation_mode=mode))
