@@ -89,14 +89,17 @@ def test_a_handler_that_is_there_already_stays():
 
     stop, seen = StopSignal(), []
     before = signal.signal(signal.SIGUSR1, lambda *_: seen.append("theirs"))
+    free = signal.signal(signal.SIGTERM, signal.SIG_DFL)  # whatever earlier tests left there
     try:
         stop.prepare()
         stop.watch()
-        os.kill(os.getpid(), signal.SIGUSR1)
+        signal.raise_signal(signal.SIGUSR1)
         assert seen == ["theirs"] and stop.received is None
-        os.kill(os.getpid(), signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
         assert stop.received == signal.SIGTERM
+        stop.release()
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     finally:
         stop.release()
         signal.signal(signal.SIGUSR1, before)
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+        signal.signal(signal.SIGTERM, free)
