@@ -30,6 +30,9 @@ class Killer(L.Callback):
     def __init__(self):
         self.phase, _, count = os.environ.get("KILL", "none:0").partition(":")
         self.left = int(count)
+        self.folder = Path()
+        if self.left:
+            self._watch_files()
 
     def _now(self, phase):
         if phase != self.phase:
@@ -38,9 +41,9 @@ class Killer(L.Callback):
         return self.left == 0
 
     def setup(self, trainer, pl_module, stage):
-        if stage != "fit":
-            return
         self.folder = Path(trainer.default_root_dir)
+
+    def _watch_files(self):
         save, fsync, replace = torch.save, os.fsync, os.replace
 
         def half(content, file):
