@@ -21,8 +21,8 @@ export REFERENCES ?=
 RUNS ?=
 SWEEP ?= experiment=scenes_smoke refinement.num_steps=1,2,4
 
-.PHONY: help setup data train eval caption export score report distill pretrain bench sweep dashboard test test-slow lint types check \
-	format clean
+.PHONY: help setup data shards train eval caption export demo score report distill pretrain bench sweep results dashboard \
+	test test-slow lint types check format clean
 
 help: ## List the targets
 	@echo 'make TARGET [ARGS="..."]'
@@ -57,6 +57,9 @@ $(STAMP): pyproject.toml constraints.txt
 data: $(STAMP) ## Fetch MS COCO and Karpathy's split (20 GB), going on where it stopped: ARGS="coco --root DIR --year 2017"
 	$(PY) -m fastcap.fetch $(if $(ARGS),$(ARGS),coco)
 
+shards: $(STAMP) ## Write data=coco_streaming's shards of resized images: ARGS="data.source.root=DIR data.image_size=224"
+	$(PY) -m fastcap.shards $(ARGS)
+
 train: $(STAMP) ## Train: ARGS are Hydra overrides
 	$(PY) -m fastcap.train $(ARGS)
 
@@ -69,6 +72,9 @@ caption: $(STAMP) ## Caption a photograph or a folder: PHOTO=path
 export: $(STAMP) ## Export the newest checkpoint, or ARGS="PATH --out DIR", to ONNX and OpenVINO
 	$(PY) -m fastcap.export $(ARGS)
 
+demo: $(STAMP) ## Try a captioner in the browser: the newest run's, or ARGS="--model PATH --port 8000"
+	$(PY) -m fastcap.demo $(ARGS)
+
 score: $(STAMP) ## Score anybody's captions: RESULTS=captions.json REFERENCES=annotations.json, both in COCO's format
 	$(PY) -m fastcap.score $(if $(RESULTS),"$$RESULTS") $(if $(REFERENCES),"$$REFERENCES") $(ARGS)
 
@@ -78,14 +84,14 @@ report: $(STAMP) ## Compare runs in one offline page, report.html: RUNS="runs/a 
 distill: $(STAMP) ## Teach a backbone what a packaged ImageNet encoder sees: ARGS="folder=DIR"
 	$(PY) -m fastcap.distill $(ARGS)
 
-predata: $(STAMP) ## Fetch MS COCO and Karpathy's split (20 GB), going on where it stopped: ARGS="coco --root DIR --year 2017"
-	$(PY) -m fastcap.fetch $(if $(ARGS),$(ARGS),coco)
-
-train: $(STAMP) ## Train a backbone on class folders: ARGS="data_dir=DIR"
+pretrain: $(STAMP) ## Train a backbone on class folders: ARGS="data_dir=DIR"
 	$(PY) -m fastcap.pretrain $(ARGS)
 
-bench: $(STAMP) ## Measure backbones: ARGS="backbone --sizes 224 --batches 1"
+bench: $(STAMP) ## Measure: ARGS="captioners --models PATH", "growth", "scan", "backbone --sizes 224 --batches 1"
 	$(PY) -m fastcap.bench $(if $(ARGS),$(ARGS),backbone)
+
+results: $(STAMP) ## Make README's headline table from a benchmark's CSV file: ARGS=experiments/NNN-headline/bench.csv
+	$(PY) -m fastcap.bench table $(ARGS) --readme README.md
 
 sweep: $(STAMP) ## Train once for each combination: ARGS="sweep_name=lr optim.optimizer.lr=1e-3,3e-4", or a small default (SWEEP)
 	$(PY) -m fastcap.train -m $(if $(ARGS),$(ARGS),$(SWEEP))

@@ -1,4 +1,4 @@
-"""Measure: `fastcap bench backbone | scan`. Writes a table (CSV), a plot (PNG) and the circumstances (JSON)."""
+"""Measure: `fastcap bench backbone | scan | captioners | growth | loader`; tables, plots, circumstances (JSON)."""
 
 from __future__ import annotations
 
@@ -7,43 +7,13 @@ import csv
 import json
 import os
 import sys
+import tempfile
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from fastcap.benchmark.arguments import parse_arguments
 from fastcap.cli import UserError, one_clear_error
-
-
-def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(prog="fastcap bench", description="Measure speed, memory and arithmetic.")
-    commands = parser.add_subparsers(dest="what", required=True)
-    command = commands.add_parser("backbone", help="backbones side by side, over image sizes and batches")
-    command.add_argument(
-        "--backbones",
-        nargs="+",
-        metavar="NAME",
-        help="choices of the backbone group; NAME+sequential is the same network scanning token by token "
-        "(default: ours, each also sequential, vit_small and efficientnet_lite0)",
-    )
-    command.add_argument("--sizes", nargs="+", type=_positive, default=[128, 224, 384, 512], metavar="PX")
-    command.add_argument("--batches", nargs="+", type=_positive, default=[1, 16], metavar="N")
-    command.add_argument("--no-memory", action="store_true", help="leave out memory, which takes a process a case")
-    scan = commands.add_parser("scan", help="the four-direction scan alone, beside the recurrence token by token")
-    scan.add_argument("--side", type=_positive, default=14, help="patches a side of the grid (default: %(default)s)")
-    scan.add_argument("--width", type=_positive, default=384, help="channels of each direction (default: %(default)s)")
-    scan.add_argument("--head-dims", nargs="+", type=_positive, default=[32, 96], metavar="P", help="channels a head")
-    for each in (command, scan):
-        each.add_argument("--rounds", type=_positive, default=5, help="interleaved rounds (default: %(default)s)")
-        each.add_argument("--threads", type=_positive, default=os.cpu_count() or 1, help="torch threads (default: all)")
-        each.add_argument("--out", type=Path, help="folder (default: a new one under runs/bench)")
-    return parser.parse_args(arguments)
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a positive integer, found {text!r}")
-    return int(text)
 
 
 def bench_backbone(arguments: argparse.Namespace) -> Path:
@@ -51,6 +21,7 @@ def bench_backbone(arguments: argparse.Namespace) -> Path:
     import torch
 
     from fastcap.benchmark.backbones import default_backbones, measure
+    from fastcap.drawing.backbones import draw_backbones
 
     torch.set_num_threads(arguments.threads)
     names = list(dict.fromkeys(arguments.backbones or default_backbones()))
@@ -63,7 +34,7 @@ def bench_backbone(arguments: argparse.Namespace) -> Path:
         lambda line: print(line, file=sys.stderr),
     )
     folder = write(arguments.out, "backbone", rows, facts)
-    draw(folder / "backbone.png", rows, facts)
+    draw_backbones(folder / "backbone.png", rows, facts)
     print_rows(rows, facts)
     print(
         f"Table    {folder / 'backbone.csv'}\nPlot     {folder / 'backbone.png'}\nFacts    {folder / 'backbone.json'}"
@@ -90,6 +61,47 @@ def bench_scan(arguments: argparse.Namespace) -> Path:
     for row in rows:
         print("{form:<12}{head_dim:>5}{pass:>20}{batch:>7}{ms:>11.2f}{speedup:>10.1f}".format(**row))
     print(f"Table    {folder / 'scan.csv'}\nFacts    {folder / 'scan.json'}")
+    return folder
+
+
+def bench_loader(arguments: argparse.Namespace) -> Path:
+    """Run the loaders' benchmark; returns the folder with ``loader.{csv,json}``."""
+    from fastcap.benchmark.loaders import consumption, measure_loaders
+
+    if arguments.consumed is not None and not 0 < arguments.consumed < float("inf"):
+        raise UserError(f"--consumed must be a positive number, found {arguments.consumed}")
+    consumed = consumption(arguments.runs) | ({"given": arguments.consumed} if arguments.consumed else {})
+    rows, facts = measure_loaders(
+        arguments.root,
+        arguments.annotations,
+        arguments.images,
+        arguments.size,
+        arguments.batch,
+        sorted(set(arguments.workers)),
+        list(dict.fromkeys(arguments.loaders)),
+        arguments.rounds,
+        consumed,
+        lambda line: print(line, file=sys.stderr),
+    )
+    folder = write(arguments.out, "loader", rows, facts)
+    print(
+        f"{facts['processor']}, {facts['cores']} cores; {facts['images']} images at {facts['size_px']} px, "
+        f"batches of {facts['batch_size']}"
+    )
+    for name, need in consumed.items():
+        print(f"training takes {need:.0f} images/s ({name})")
+    print(
+        f"{'loader':<13}{'kB/image':>9}{'workers':>9}{'images/s':>10}{'CPU ms':>9}"
+        + "".join(f"  x {name}" for name in consumed)
+    )
+    for row in rows:
+        size = facts["bytes_per_image"][row["loader"]] / 1000
+        shares = "".join(f"{row[f'x {name}']:>{len(name) + 4}.1f}" for name in consumed)
+        print(
+            f"{row['loader']:<13}{size:>9.0f}{row['workers']:>9}{row['images_per_s']:>10.0f}"
+            f"{row['cpu_ms_per_image']:>9}{shares}"
+        )
+    print(f"Table    {folder / 'loader.csv'}\nFacts    {folder / 'loader.json'}")
     return folder
 
 
@@ -131,43 +143,104 @@ def print_rows(rows: list[dict[str, Any]], facts: dict[str, Any]) -> None:
         print(f"{row['backbone']:<{width}}" + "".join(f"{row[field]:>9.5g}" for field in fields))
 
 
-def draw(path: Path, rows: list[dict[str, Any]], facts: dict[str, Any]) -> None:
-    """Draw latency, GFLOP/s and memory over the image size, one column of panels a batch size."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+def bench_captioners(arguments: argparse.Namespace) -> Path:
+    """Run the captioners' benchmark; returns the folder with ``bench.{csv,png,json}``."""
+    from fastcap.benchmark.captioners import measure
+    from fastcap.benchmark.headline import read_table, text_table
+    from fastcap.benchmark.selection import select
+    from fastcap.drawing.latency import draw_latency
 
-    panels = {"latency_p50_ms": "latency, ms", "gflop_per_s": "GFLOP/s", "peak_memory_mb": "peak memory, MB"}
-    batches = sorted({row["batch"] for row in rows})
-    names = list(dict.fromkeys(row["backbone"] for row in rows))
-    colours = {base: f"C{i}" for i, base in enumerate(dict.fromkeys(name.split("+")[0] for name in names))}
-    figure = Figure(figsize=(5.5 * len(batches) + 2.5, 10), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(len(panels), len(batches), squeeze=False)
-    for (field, label), line in zip(panels.items(), axes, strict=True):
-        for axis, batch in zip(line, batches, strict=True):
-            for name in names:
-                points = [row for row in rows if row["backbone"] == name and row["batch"] == batch]
-                sides, values = [p["size_px"] for p in points], [p[field] for p in points]
-                style = "--" if name.endswith("+sequential") else "-"
-                axis.plot(sides, values, style, marker="o", color=colours[name.split("+")[0]], label=name)
-            if field == "gflop_per_s":
-                axis.axhline(facts["matmul_peak_gflop_per_s"], color="grey", linestyle=":", label="matmul peak")
-            axis.set(xscale="log", yscale="log", xlabel="image side, px", ylabel=label, title=f"batch {batch}")
-            ticks = sorted({row["size_px"] for row in rows})
-            axis.set_xticks(ticks, map(str, ticks))
-            axis.minorticks_off()
-            axis.grid(alpha=0.3)
-    handles, labels = axes[1][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right upper", fontsize=8)
-    figure.suptitle(f"{facts['processor']}, {facts['threads']} threads, fp32", fontsize=10)
-    figure.savefig(path, dpi=110)
+    with tempfile.TemporaryDirectory() as made:
+        specs, images = select(arguments, Path(made))
+        rows, facts = measure(
+            specs,
+            images,
+            threads=arguments.threads,
+            seconds=arguments.seconds,
+            rounds=arguments.rounds,
+            memory=not arguments.no_memory,
+            report=lambda line: print(line, file=sys.stderr),
+        )
+    folder = write(arguments.out, "bench", rows, facts)
+    table = read_table(folder / "bench.csv")
+    draw_latency(folder / "bench.png", table, _machine(facts))
+    print(f"{_machine(facts)}\n{text_table(table)}")
+    print(f"Table    {folder / 'bench.csv'}\nPlot     {folder / 'bench.png'}\nFacts    {folder / 'bench.json'}")
+    return folder
+
+
+def bench_growth(arguments: argparse.Namespace) -> Path:
+    """Run the benchmark of growth; returns the folder with ``growth.{csv,png,json}``."""
+    from fastcap.benchmark.growth import measure_growth
+    from fastcap.benchmark.random_weights import write_random
+    from fastcap.build import load_checkpoint
+    from fastcap.drawing.latency import draw_growth
+
+    with tempfile.TemporaryDirectory() as made:
+        loaded = load_checkpoint(arguments.model or write_random(Path(made) / "random.ckpt"))
+    rows, facts = measure_growth(
+        loaded,
+        arguments.sizes,
+        arguments.steps,
+        arguments.batches,
+        threads=arguments.threads,
+        rounds=arguments.rounds,
+        report=lambda line: print(line, file=sys.stderr),
+    )
+    folder = write(arguments.out, "growth", rows, facts)
+    draw_growth(folder / "growth.png", rows, facts["fits"], _machine(facts))
+    print(_machine(facts))
+    for row in rows:
+        print("{axis:<8}{value:>6}{p50_ms:>12.2f} ms".format(**row))
+    for axis, found in facts["fits"].items():
+        print(f"{axis}: " + ", ".join(f"{name} {value:.4g}" for name, value in found.items()))
+    print(f"Table    {folder / 'growth.csv'}\nPlot     {folder / 'growth.png'}\nFacts    {folder / 'growth.json'}")
+    return folder
+
+
+def write_random_checkpoint(arguments: argparse.Namespace) -> Path:
+    """Write a checkpoint with random weights."""
+    from fastcap.benchmark.random_weights import DEFAULTS, write_random
+
+    path = write_random(arguments.file, arguments.overrides or DEFAULTS)
+    print(path)
+    return path
+
+
+def make_table(arguments: argparse.Namespace) -> None:
+    """Print the captioners' table as Markdown, or put it into the README."""
+    from fastcap.benchmark.headline import TableError, markdown, update_readme
+
+    try:
+        if arguments.readme:
+            update_readme(arguments.readme, arguments.csv)
+        else:
+            print(markdown(arguments.csv), end="")
+    except TableError as error:
+        raise UserError(str(error)) from error
+
+
+def _machine(facts: dict[str, Any]) -> str:
+    threads = f"{facts['threads']} thread" + "s" * (facts["threads"] > 1)
+    return f"{facts['processor']}, {threads}, matmul {facts['matmul_gflop_per_s']} GFLOP/s"
+
+
+COMMANDS = {
+    "backbone": bench_backbone,
+    "scan": bench_scan,
+    "loader": bench_loader,
+    "captioners": bench_captioners,
+    "growth": bench_growth,
+    "random": write_random_checkpoint,
+    "table": make_table,
+}
 
 
 @one_clear_error
 def main(arguments: list[str] | None = None) -> None:
     """Entry point."""
     options = parse_arguments(arguments)
-    (bench_scan if options.what == "scan" else bench_backbone)(options)
+    COMMANDS[options.what](options)
 
 
 if __name__ == "__main__":

@@ -14,12 +14,14 @@ COMMANDS = {
     "eval": "score a checkpoint on a split (ckpt=PATH split=val refinement.num_steps=8)",
     "caption": "caption image files and folders",
     "export": "export a checkpoint to ONNX and OpenVINO, fp32, bf16 and int8 (export [ckpt=]PATH --out DIR)",
+    "demo": "try a captioner in the browser: a local page and its HTTP API (--model PATH)",
     "score": "score anybody's COCO result file (RESULTS.json REFERENCES.json)",
     "report": "compare runs in one offline HTML page (runs/a runs/b -o report.html)",
     "bench": "measure speed, memory and arithmetic (bench backbone --sizes 224 --batches 1)",
     "distill": "teach a backbone what a packaged ImageNet encoder sees, on any images (folder=DIR)",
     "pretrain": "train a backbone on class folders, ImageNet's layout (data_dir=DIR)",
     "data": "fetch MS COCO and Karpathy's split, with resume (data coco), or convert split files (data karpathy FILE)",
+    "shards": "write data=coco_streaming's shards of resized images (data.source.root=DIR)",
     "dashboard": "build the W&B dashboard of all runs (--print shows its definition without an account)",
 }
 MODULES = {"report": "compare", "data": "fetch"}  # where the module is not called like its command

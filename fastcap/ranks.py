@@ -114,7 +114,7 @@ class _GatherRows(torch.autograd.Function):
         return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         ranks, start, count = ctx.own
         return ranks * gradients[0][start : start + count]
 
@@ -127,7 +127,7 @@ class _SumWithGradient(torch.autograd.Function):
         return values
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         gradient = gradients[0].clone()
         distributed.all_reduce(gradient)
         return gradient
@@ -170,4 +170,4 @@ def unsync_batch_norms(module: nn.Module) -> None:
     """Undo ``sync_batch_norms``."""
     for layer in module.modules():
         if type(layer) is SyncedBatchNorm2d:
-            layer.__class__ = nn.BatchNorm2d
+            layer.__class__ = nn.BatchNorm2d  # type: ignore[assignment]

@@ -1,6 +1,7 @@
 """The benchmark measures what it says."""
 
 import csv
+import importlib.util
 import json
 import time
 
@@ -141,6 +142,42 @@ def test_defaults_hold_ours_beside_their_sequential_versions_and_the_peers():
     assert {name + SEQUENTIAL for name in ours} | {"vit_small", "efficientnet_lite0"} == set(names) - set(ours)
     arguments = bench.parse_arguments(["backbone"])
     assert arguments.sizes == [128, 224, 384, 512] and arguments.batches == [1, 16]
+
+
+def test_loaders_deliver_what_is_counted(tmp_path, capsys):
+    (tmp_path / "set" / "images").mkdir(parents=True)
+    for i in range(12):
+        Image.new("RGB", (20, 20), (i, 0, 0)).save(tmp_path / "set" / "images" / f"{i}.jpg")
+    words = {"images": [{"id": i, "file_name": f"{i}.jpg"} for i in range(12)]}
+    words["annotations"] = [{"image_id": i % 12, "caption": "a dog"} for i in range(60)]
+    (tmp_path / "set" / "c.json").write_text(json.dumps(words))
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "metrics.csv").write_text("epoch,time/images_per_s\n0,\n0,50\n1,150\n")
+    loaders = ["folder", "cached"] + (["shards", "shards-jpeg"] if importlib.util.find_spec("litdata") else [])
+    options = ["loader", "--root", str(tmp_path / "set"), "--annotations", "c.json", "--size", "16", "--batch", "4"]
+    options += ["--workers", "0", "--rounds", "1", "--out", str(tmp_path)]
+    began = time.perf_counter()
+    bench.main([*options, "--loaders", *loaders, "--runs", str(tmp_path / "run"), "--consumed", "10"])
+    most = 256 * 2 * len(loaders) / (time.perf_counter() - began)  # two rounds, of which one is timed
+    with open(tmp_path / "loader.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["loader"] for row in rows] == loaders and {row["workers"] for row in rows} == {"0"}
+    for row in rows:
+        rate = float(row["images_per_s"])
+        assert rate > most / 2 / len(loaders) and float(row["x run"]) == pytest.approx(rate / 100, abs=0.01)
+        assert float(row["x given"]) == pytest.approx(rate / 10, abs=0.01)
+    facts = json.loads((tmp_path / "loader.json").read_text())
+    assert facts["bytes_per_image"]["cached"] == 3 * 16 * 16 and facts["images"] == 12
+    assert "training takes 100 images/s (run)" in capsys.readouterr().out
+    for wrong, message in [
+        (["--loaders", "tape"], "no loader 'tape'"),
+        (["--runs", str(tmp_path / "set")], "no time/images_per_s"),
+        (["--consumed", "0"], "--consumed must be a positive number"),
+        (["--workers", "-1"], "positive integer"),
+    ]:
+        with pytest.raises(SystemExit):
+            bench.main([*options, *wrong])
+        assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -85,7 +85,7 @@ def test_distillation_learns_and_leaves_what_it_promises(distilled):
     assert len(losses) == 6 and losses[-1] < 0.75 * losses[0] and cosines[-1] > cosines[0]
     assert {"val/loss", "val/cosine", "val/top1_agreement", "val/loss_logits", "train/loss"} <= metrics.keys()
     assert json.loads((run_dir / "results.json").read_text())["steps"] == 24
-    assert {path.name for path in (run_dir / "checkpoints").iterdir()} == {"last.ckpt"}
+    assert {path.name for path in (run_dir / "checkpoints").iterdir()} == {"last.ckpt", "previous.ckpt"}
 
 
 def test_one_batch_is_learnt_by_heart(folder):

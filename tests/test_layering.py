@@ -50,16 +50,19 @@ ROOMS = {
     "eval": ENTRY,
     "caption": room("cli captioner drawing build"),
     "captioner": room("serving data"),
+    "demo": room("cli captioner web build"),
+    "web": room("captioner data"),
     "serving": room("build data types"),
     "score": ENTRY,
     "compare": ENTRY,
     "distill": PRETRAINING,
     "pretrain": PRETRAINING,
     "pretraining": room("cli build", "lightning hydra omegaconf"),
+    "shards": ENTRY,
     "fetch": room("cli fetching"),
     "fetching": room("data"),
     "bench": room("cli benchmark"),
-    "benchmark": room("cli build", "hydra omegaconf"),
+    "benchmark": room("captioner build drawing", "hydra omegaconf transformers"),
     "dashboard": ENTRY,
     "export": room("cli exporting"),
     "exporting": room("cli captioner metrics", "omegaconf"),
@@ -91,9 +94,10 @@ FRAMEWORKS = {
     "hydra": "hydra",
     "omegaconf": "omegaconf",
     "wandb": "wandb",
+    "transformers": "transformers",
 }
 # Slow to import or not everybody's: inside functions only.
-LAZY = {"wandb"}
+LAZY = {"wandb", "transformers"}
 
 
 def reachable(name: str) -> set[str]:

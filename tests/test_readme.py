@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
-from fastcap import bench, caption, compare, export, score
+from fastcap import bench, caption, compare, demo, export, score
 from fastcap.build import CONFIG_DIR
 from fastcap.cli import COMMANDS
 from fastcap.eval import checkpoint_overrides
 
 PARSERS = {
     "caption": caption.parse_arguments,
+    "demo": demo.parse_arguments,
     "export": export.parse_arguments,
     "score": score.parse_arguments,
     "report": compare.parse_arguments,
@@ -70,6 +71,11 @@ def test_every_make_line_is_real(line):
         bench.parse_arguments(arguments)
     elif target in PARSERS:
         PARSERS[target]([*paths, *arguments])
+
+
+def test_every_make_target_is_written_once():
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(targets) > 15 and sorted(set(targets)) == sorted(targets)
 
 
 def test_subcommands_are_named():

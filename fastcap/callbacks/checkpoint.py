@@ -81,7 +81,8 @@ class LastCheckpoint(L.pytorch.callbacks.ModelCheckpoint):
         if not stepped or trainer.is_last_batch or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return  # after the last batch the epoch's end saves
         # Lightning logs a step after this hook: one saved here, with the run then killed, would lose its row.
-        logs_now = trainer.log_every_n_steps > 1 and trainer.global_step % trainer.log_every_n_steps == 0
+        every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        logs_now = every > 1 and trainer.global_step % every == 0
         if not logs_now and _any(trainer, self._due(trainer) or self.stop_signal.received is not None):
             self._keep_last(trainer)
             self._stop_if_told(trainer)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -61,8 +63,9 @@ class CocoRecords:
             with os.scandir(folder) as entries:
                 for entry in entries:
                     if (path := folder / entry.name) in wanted:
-                        stat = entry.stat()
-                        stats[path] = (stat.st_size, stat.st_mtime_ns)
+                        with contextlib.suppress(OSError):  # a link to nothing, or in a circle
+                            found = entry.stat()
+                            stats[path] = (found.st_size, found.st_mtime_ns)
         lines = [f"{os.path.abspath(path)} {stats.get(path)}" for path in self.paths]
         return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
 
@@ -113,37 +116,49 @@ class CocoCaptions:
         Raises:
             DataError: When the folder, the JSON or a field of it is missing or malformed, or nothing usable is left.
         """
-        if self.annotations.get(name) is None:
-            raise DataError(f"{self.root}: no split {name!r}; choose from {', '.join(sorted(self.annotations))}")
-        if not self.root.is_dir():
-            raise DataError(f"{self.root}: data folder (root) is missing")
+        source = self.annotation_file(name)
         folder = self.root / (self.images if isinstance(self.images, str) else self.images.get(name, "images"))
         if not folder.is_dir():
             raise DataError(f"{folder}: image folder (images) is missing")
-        source = self.root / self.annotations[name]
         files, captions, empty = parse_annotations(source)
 
         skipped = Skipped(f"{source} ({name})")
         for where in empty:
-            self._bad(skipped, "empty captions", f"{source}: {where}.caption is empty")
+            self.leave_out(skipped, "empty captions", f"{source}: {where}.caption is empty")
         present = _listing(folder, files.values())
         usable: list[int] = []
         for image_id, file_name in files.items():
             if file_name not in present:
-                self._bad(skipped, "images whose file is absent", str(folder / file_name))
+                self.leave_out(skipped, "images whose file is absent", str(folder / file_name))
             elif not captions[image_id]:
-                self._bad(skipped, "images without a caption", f"{source}: image id {image_id} ({file_name})")
+                self.leave_out(skipped, "images without a caption", f"{source}: image id {image_id} ({file_name})")
             else:
                 usable.append(image_id)
         skipped.report()
         if not usable:
             raise DataError(f"no usable image: {skipped}" if skipped.counts else f"{source}: images is empty")
-        limit = self.max_images.get(name) if isinstance(self.max_images, dict) else self.max_images
-        usable = usable[:limit]
+        usable = usable[: self.limit(name)]
         paths = [folder / files[image_id] for image_id in usable]
         return CocoRecords(name, usable, [captions[image_id] for image_id in usable], paths, self.on_bad)
 
-    def _bad(self, skipped: Skipped, kind: str, example: str) -> None:
+    def annotation_file(self, name: str) -> Path:
+        """Return where one split's JSON lies.
+
+        Raises:
+            DataError: When there is no such split, or no data folder.
+        """
+        if self.annotations.get(name) is None:
+            raise DataError(f"{self.root}: no split {name!r}; choose from {', '.join(sorted(self.annotations))}")
+        if not self.root.is_dir():
+            raise DataError(f"{self.root}: data folder (root) is missing")
+        return self.root / self.annotations[name]
+
+    def limit(self, name: str) -> int | None:
+        """Return how many images of one split to use at most."""
+        return self.max_images.get(name) if isinstance(self.max_images, dict) else self.max_images
+
+    def leave_out(self, skipped: Skipped, kind: str, example: str) -> None:
+        """Count a record that cannot be used, or raise ``DataError`` where ``on_bad`` says so."""
         if self.on_bad == "raise":
             raise DataError(f"{example} (one of the {kind})")
         skipped.add(kind, example)
@@ -161,8 +176,12 @@ def read_json(source: Path, what: str) -> Any:
         DataError: Naming the file, when it is absent or no JSON.
     """
     try:
+        if not stat.S_ISREG(os.stat(source).st_mode):
+            raise DataError(f"{source}: {what} is not a regular file")  # a pipe would be waited for
         with open(source, encoding="utf-8-sig") as file:
             return json.load(file)
+    except DataError:
+        raise
     except FileNotFoundError as error:
         raise DataError(f"{source}: {what} is missing") from error
     except (OSError, ValueError, RecursionError) as error:
@@ -231,7 +250,9 @@ def read_field(entry: Any, key: str, kind: type, where: str) -> Any:
     value = entry.get(key)
     fits = not isinstance(value, int) or (not isinstance(value, bool) and -(2**63) <= value < 2**63)
     if not isinstance(value, kind) or not fits:
-        found = "nothing" if key not in entry else f"{type(value).__name__} {value!r:.60}"
+        found = type(value).__name__ if key in entry else "nothing"
+        if isinstance(value, str | int | float):
+            found += f" {value!r:.60}"
         raise DataError(f"{where}.{key} must be {'an integer' if kind is int else 'a string'}, found {found}")
     return value
 
@@ -240,6 +261,9 @@ def _listing(folder: Path, file_names: Any) -> set[str]:
     """Names (relative to ``folder``) that exist, from one listing of every folder that ``file_names`` mention."""
     present: set[str] = set()
     for parent in {PurePosixPath(name).parent for name in file_names}:
-        if (folder / parent).is_dir():
-            present.update(str(parent / name) for name in os.listdir(folder / parent))
+        if os.path.isdir(folder / parent):  # False, unlike Path.is_dir, where the name is longer than a path may be
+            try:
+                present.update(str(parent / name) for name in os.listdir(folder / parent))
+            except OSError as error:
+                raise DataError(f"{folder / parent}: image folder cannot be listed ({error})") from error
     return present

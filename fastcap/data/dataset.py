@@ -132,7 +132,7 @@ class CaptionDataset(Dataset[CaptionBatch]):
         self._seen_bad: set[int] = set()
         usable = np.ones(len(self.image_ids), bool)
         skipped = Skipped(f"{records.name}: images")
-        for index, reason in cache.bad if cache else ():
+        for index, reason in cache.bad if cache else getattr(records, "bad", ()):
             if self.on_bad == "raise":
                 raise DataError(reason)
             usable[index] = False

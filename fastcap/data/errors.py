@@ -41,4 +41,4 @@ def log_once(message: str, level: int = logging.INFO) -> None:
     """Log ``message`` from the first process of a distributed run only."""
     rank = next((os.environ[name] for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK") if name in os.environ), "0")
     if rank == "0":
-        _LOG.log(level, message)
+        _LOG.log(level, message.encode("utf-8", "backslashreplace").decode())  # names may hold lone surrogates

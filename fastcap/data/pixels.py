@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import io
 import json
 import os
+import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -20,7 +22,10 @@ from PIL import Image, ImageOps
 from fastcap.data.errors import DataError, log_once
 from fastcap.types import CaptionRecords
 
-_VERSION = 1  # raise when decode_image changes what it returns: caches are then rebuilt
+_VERSION = 2  # raise when decode_image changes what it returns: caches are then rebuilt
+# Kinds of file that are decoded in this process; Pillow hands EPS to Ghostscript, which runs what the file says.
+_FORMATS = {"AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "PCX", "PNG", "PPM", "TGA", "TIFF", "WEBP"}
+_LARGE = 1 << 24  # pixels; larger images are converted and shrunk in tiles of at most this many
 _CHUNK = 512  # images decoded between two looks at the clock; bounds the memory in flight
 
 
@@ -100,12 +105,14 @@ def _decode(
 ) -> Image.Image:
     name = name or ("image" if isinstance(source, bytes) else os.fspath(source))
     try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+        if not isinstance(source, bytes) and not stat.S_ISREG(os.stat(source).st_mode):
+            raise DataError(f"{name}: not a regular file")  # a pipe would be waited for
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=_formats()) as image:
             limit = Image.MAX_IMAGE_PIXELS
             if limit is not None and image.width * image.height > limit:
                 raise DataError(f"{name}: {image.width} x {image.height} pixels are more than the limit of {limit}")
             image.draft(None, (size, size))  # JPEG: decode at 1/2, 1/4, 1/8 where enough
-            return resize(_to_rgb(_upright(image)))
+            return resize(_shrunk(_upright(image), size))
     except (DataError, MemoryError):
         raise
     except FileNotFoundError as error:
@@ -114,6 +121,13 @@ def _decode(
         raise DataError(f"{name}: not an image, or of a kind that Pillow cannot read") from error
     except Exception as error:  # Pillow's decoders raise many kinds: OSError, SyntaxError, struct.error, ...
         raise DataError(f"{name}: image cannot be decoded ({type(error).__name__}: {error})") from error
+
+
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    """Those of _FORMATS that this build of Pillow reads, in its own order."""
+    Image.init()
+    return tuple(kind for kind in Image.ID if kind in _FORMATS)
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -125,17 +139,53 @@ def _upright(image: Image.Image) -> Image.Image:
         return image
 
 
+def _shrunk(image: Image.Image, size: int) -> Image.Image:
+    """Convert to RGB; a large image tile by tile, each shrunk at once, so that no whole copy of it is made."""
+    x, y = (max(1, side // (2 * size)) for side in image.size)
+    if image.width * image.height <= _LARGE or x == y == 1:
+        return _to_rgb(image)
+    width = max(x, min(image.width, 4096) // x * x)
+    height = max(y, min(image.height, _LARGE // width) // y * y)
+    canvas = Image.new("RGB", (-(-image.width // x), -(-image.height // y)))
+    for top in range(0, image.height, height):
+        for left in range(0, image.width, width):
+            box = (left, top, min(left + width, image.width), min(top + height, image.height))
+            canvas.paste(_to_rgb(image.crop(box)).reduce((x, y)), (left // x, top // y))
+    return canvas
+
+
 def _to_rgb(image: Image.Image) -> Image.Image:
     """Convert any Pillow mode to RGB, transparency laid on white and 16 bits reduced to 8."""
     if image.mode.startswith("I"):  # I;16, I;16B, I: grey with 16 bits
-        values = np.asarray(image).astype(np.int64)
-        image = Image.fromarray((values.clip(0, 65535) >> 8).astype(np.uint8))
+        image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
     elif image.mode == "F":
         image = Image.fromarray(np.nan_to_num(np.asarray(image)).clip(0, 255).astype(np.uint8))
     if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "RGBa", "La"):
         pixels = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", pixels.size, "white"), pixels).convert("RGB")
     return image.convert("RGB")
+
+
+def decode_all(records: CaptionRecords, size: int, num_threads: int | None = None) -> Iterator[np.ndarray | DataError]:
+    """Yield every image of a split in order, decoded in threads, or the reason why it cannot be. (S, S, 3)."""
+
+    def decode(index: int) -> np.ndarray | DataError:
+        try:
+            return np.asarray(records.load_image(index, size))
+        except DataError as error:
+            return error
+
+    total, start, last = len(records.image_ids), time.monotonic(), time.monotonic()
+    with ThreadPoolExecutor(
+        num_threads or min(8, os.cpu_count() or 1)
+    ) as pool:  # Pillow lets go of the interpreter to decode
+        for low in range(0, total, _CHUNK):
+            high = min(low + _CHUNK, total)
+            yield from pool.map(decode, range(low, high))
+            if time.monotonic() - last > 30:
+                last = time.monotonic()
+                log_once(f"{records.name}: decoded {high} of {total} images")
+    log_once(f"{records.name}: decoded {total} images at {size} px in {time.monotonic() - start:.1f} s")
 
 
 class PixelCache:
@@ -170,11 +220,11 @@ class PixelCache:
         """
         self.records, self.size = records, size
         self.bad: list[tuple[int, str]] = []
-        self._threads = num_threads or min(8, os.cpu_count() or 1)
+        self._threads = num_threads
         self._shape = (len(records.image_ids), 3, size, size)
         if cache_dir is None:
             self.pixels = np.empty(self._shape, np.uint8)
-            for index, image in enumerate(self._decode_all()):
+            for index, image in enumerate(self._decoded()):
                 self.pixels[index] = image
             return
         key = hashlib.sha256(json.dumps([_VERSION, records.fingerprint(), size]).encode()).hexdigest()[:24]
@@ -190,7 +240,7 @@ class PixelCache:
         self.bad = []
         with replacing(self.path) as file:
             np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(self._empty()))
-            for image in self._decode_all():
+            for image in self._decoded():
                 file.write(np.ascontiguousarray(image).data)
         with replacing(self.path.with_suffix(".json")) as file:  # last: its presence says that the pixels are whole
             file.write(json.dumps({"shape": self._shape, "bad": self.bad}).encode())
@@ -215,27 +265,14 @@ class PixelCache:
     def _empty(self) -> np.ndarray:
         return np.broadcast_to(np.uint8(0), self._shape) if self._shape[0] else np.empty(self._shape, np.uint8)
 
-    def _decode_all(self) -> Iterator[np.ndarray]:
+    def _decoded(self) -> Iterator[np.ndarray]:
         """Yield the images in order, channels first, noting the bad ones. (3, S, S)."""
-        total, start, last = self._shape[0], time.monotonic(), time.monotonic()
-        with ThreadPoolExecutor(self._threads) as pool:  # Pillow lets go of the interpreter while it decodes
-            for low in range(0, total, _CHUNK):
-                high = min(low + _CHUNK, total)
-                for index, image in zip(range(low, high), pool.map(self._decode, range(low, high)), strict=True):
-                    if isinstance(image, DataError):
-                        self.bad.append((index, str(image)))
-                        image = np.zeros(self._shape[1:], np.uint8)
-                    yield image
-                if time.monotonic() - last > 30:
-                    last = time.monotonic()
-                    log_once(f"{self.records.name}: decoded {high} of {total} images")
-        log_once(f"{self.records.name}: decoded {total} images at {self.size} px in {time.monotonic() - start:.1f} s")
-
-    def _decode(self, index: int) -> np.ndarray | DataError:
-        try:
-            return np.asarray(self.records.load_image(index, self.size)).transpose(2, 0, 1)
-        except DataError as error:
-            return error
+        for index, image in enumerate(decode_all(self.records, self.size, self._threads)):
+            if isinstance(image, DataError):
+                self.bad.append((index, str(image)))
+                yield np.zeros(self._shape[1:], np.uint8)
+            else:
+                yield image.transpose(2, 0, 1)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave mapped pixels out of a pickle: a spawned worker maps them again."""

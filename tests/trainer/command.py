@@ -23,10 +23,11 @@ QUICK = [
 ]
 
 
-def _context():
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["fastcap.train", "tests.trainer.killer"])
-    return context
+def context():
+    """Processes forked from one that has imported everything and computed nothing."""
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload(["fastcap.train", "tests.trainer.killer"])
+    return server
 
 
 def _run(folder, arguments, environment, output):
@@ -45,13 +46,13 @@ def _run(folder, arguments, environment, output):
 
 def start(folder, *arguments, name="output.txt", **environment):
     """Start a training command in ``folder``; its output goes to the file ``name`` there."""
-    process = _context().Process(target=_run, args=(folder, list(arguments), environment, folder / name))
+    process = context().Process(target=_run, args=(folder, list(arguments), environment, folder / name))
     process.start()
     process.output = folder / name
     return process
 
 
-def end(process, seconds=200):
+def end(process, seconds=1200):
     """Wait for a command; returns its status and output."""
     process.join(seconds)
     if process.exitcode is None:

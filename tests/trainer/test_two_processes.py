@@ -9,7 +9,6 @@ import sys
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
 
 from fastcap.chance import ImageChance, uniform
@@ -25,7 +24,7 @@ from fastcap.ranks import (
     weigh,
 )
 from tests.tiny import TINY
-from tests.trainer.command import QUICK, ROOT, end, start, train
+from tests.trainer.command import QUICK, ROOT, context, end, start, train
 
 # Gradients as they are: Adam makes steps of the same size out of rounding errors.
 SGD = ["optim.optimizer._target_=torch.optim.SGD", "~optim.optimizer.betas", "~optim.optimizer.fused"]
@@ -111,8 +110,12 @@ def test_gathered_losses_and_batch_norm_equal_those_of_one_process(tmp_path):
     image, text = torch.randn(8, 6), torch.randn(8, 2, 6)
     scale, pixels = torch.tensor(2.0), 3 * torch.randn(8, 4, 5, 5) + 7
     torch.save((image, text, scale, pixels), tmp_path / "given.pt")
-    context = mp.start_processes(_process, args=(str(tmp_path),), nprocs=2, join=True, start_method="forkserver")
-    del context
+    processes = [context().Process(target=_process, args=(rank, str(tmp_path))) for rank in (0, 1)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(1200)
+        assert process.exitcode == 0
     ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
     image.requires_grad_()
     text.requires_grad_()

@@ -37,5 +37,5 @@ def test_clipping_reaches_every_group_with_any_optimiser(fused):
 
 
 def test_every_trainer_writes_whole_checkpoints(tmp_path):
-    trainer = build_trainer(tiny_config("trainer.accumulate_grad_batches=3", "logger=null"), tmp_path)
+    trainer = build_trainer(tiny_config("trainer.accumulate_grad_batches=3"), tmp_path)
     assert isinstance(trainer.strategy.checkpoint_io, AtomicCheckpointIO) and trainer.accumulate_grad_batches == 3
