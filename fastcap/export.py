@@ -92,7 +92,9 @@ def main(arguments: list[str] | None = None) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    shown = Table(*COLUMNS, title=f"{ckpt}, exported")
+    shown = Table(title=f"{ckpt}, exported")
+    for name in COLUMNS:
+        shown.add_column(name, no_wrap=name == "variant")
     for row in table(report["rows"]):
         shown.add_row(*row)
     Console().print(shown)
