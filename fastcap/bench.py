@@ -169,6 +169,29 @@ def bench_captioners(arguments: argparse.Namespace) -> Path:
     return folder
 
 
+def bench_decoding(arguments: argparse.Namespace) -> Path:
+    """Run the decoders' benchmark; returns the folder with ``decoding.{csv,json}``."""
+    from fastcap.benchmark.decoding import measure_decoding
+    from fastcap.benchmark.selection import find_images
+
+    rows, facts = measure_decoding(
+        arguments.models,
+        find_images(arguments.images, Path(), arguments.max_images),
+        num_steps=arguments.num_steps,
+        num_lengths=arguments.num_lengths,
+        num_beams=arguments.beams,
+        threads=arguments.threads,
+        rounds=arguments.rounds,
+    )
+    folder = write(arguments.out, "decoding", rows, facts)
+    print(_machine(facts))
+    for row in rows:
+        told = "{num_beams} beams" if row["num_beams"] else "{num_steps} steps, {num_lengths} lengths"
+        print(("{decode_ms:>9.2f} ms {p95_ms:>9.2f} ms p95 {words:>6} words  " + told + "  {checkpoint}").format(**row))
+    print(f"Table    {folder / 'decoding.csv'}\nFacts    {folder / 'decoding.json'}")
+    return folder
+
+
 def bench_growth(arguments: argparse.Namespace) -> Path:
     """Run the benchmark of growth; returns the folder with ``growth.{csv,png,json}``."""
     from fastcap.benchmark.growth import measure_growth
@@ -231,6 +254,7 @@ COMMANDS = {
     "loader": bench_loader,
     "captioners": bench_captioners,
     "growth": bench_growth,
+    "decoding": bench_decoding,
     "random": write_random_checkpoint,
     "table": make_table,
 }

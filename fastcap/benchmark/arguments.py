@@ -33,10 +33,17 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     growth.add_argument("--sizes", nargs="+", type=_positive, default=[128, 176, 224, 320, 416, 512], metavar="PX")
     growth.add_argument("--steps", nargs="+", type=_positive, default=[1, 2, 3, 4, 6, 8], metavar="N")
     growth.add_argument("--batches", nargs="+", type=_positive, default=[1, 2, 4, 8, 16, 32], metavar="N")
+    decoding = commands.add_parser("decoding", help="decoders alone: refinement beside writing word after word")
+    decoding.add_argument("--models", nargs="+", type=Path, required=True, metavar="CKPT", help="checkpoints")
+    decoding.add_argument("--images", nargs="+", type=Path, required=True, metavar="PATH", help="files or folders")
+    decoding.add_argument("--max-images", type=_positive, default=20, metavar="N", help="(default: %(default)s)")
+    decoding.add_argument("--num-steps", nargs="+", type=_positive, default=[1, 2, 3, 4, 8], metavar="N")
+    decoding.add_argument("--num-lengths", nargs="+", type=_positive, default=[1, 3], metavar="N")
+    decoding.add_argument("--beams", nargs="+", type=_positive, default=[1, 3], metavar="N")
     loader = commands.add_parser("loader", help="images a second: JPEG folder, pixel cache, shards; beside training's")
     _add_loader(loader)
-    for each in (command, scan, captioners, growth):
-        threads = 2 if each in (captioners, growth) else os.cpu_count() or 1
+    for each in (command, scan, captioners, growth, decoding):
+        threads = 2 if each in (captioners, growth, decoding) else os.cpu_count() or 1
         rounds = 10 if each is captioners else 5
         each.add_argument("--rounds", type=_positive, default=rounds, help="interleaved rounds (default: %(default)s)")
         each.add_argument("--threads", type=_positive, default=threads, help="threads (default: %(default)s)")

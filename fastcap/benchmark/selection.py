@@ -57,7 +57,7 @@ def _random_twin(ours: list[Spec], folder: Path, size: int, num_tokens: int) -> 
     return [str(write_random(path, (*TWIN_DEFAULTS, f"data.image_size={size}"), num_tokens))]
 
 
-def find_images(paths: list[Path] | None, folder: Path) -> list[Path]:
+def find_images(paths: list[Path] | None, folder: Path, limit: int = MAX_IMAGES) -> list[Path]:
     """Return the first images among files and folders, or draw some.
 
     Raises:
@@ -73,4 +73,4 @@ def find_images(paths: list[Path] | None, folder: Path) -> list[Path]:
         if not inside:
             raise ConfigError(f"--images {path}: no image in this folder")
         found += inside
-    return found[:MAX_IMAGES]
+    return found[:limit]

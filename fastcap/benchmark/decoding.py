@@ -1,0 +1,94 @@
+"""Decoding alone, batch 1: refinement with few and many steps beside the autoregressive twin, interleaved."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from fastcap.benchmark.captioners import machine
+from fastcap.benchmark.measure import Work, matmul_work, median_ms, time_interleaved
+from fastcap.build import load_checkpoint
+from fastcap.data.pixels import decode_image
+from fastcap.types import Refinement
+
+METHOD = (
+    "Eager, fp32, batch 1: from the image memory to token ids, length prediction included, encoder left out; a round "
+    "captions every image with every setting in turns; quantiles over images and rounds."
+)
+
+
+def measure_decoding(
+    checkpoints: Sequence[Path],
+    files: Sequence[Path],
+    *,
+    num_steps: Sequence[int],
+    num_lengths: Sequence[int],
+    num_beams: Sequence[int],
+    threads: int,
+    rounds: int,
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Time the decoders of checkpoints on the same photographs.
+
+    Args:
+        checkpoints: Captioners, of either kind.
+        files: Photographs.
+        num_steps: Refinement steps to try.
+        num_lengths: Length candidates to try with each.
+        num_beams: Beams to try where a decoder writes word after word.
+        threads: Torch's threads.
+        rounds: Interleaved rounds.
+
+    Returns:
+        One row a setting, and what held for all of them.
+    """
+    torch.set_num_threads(threads)
+    works: dict[Any, Work] = {}
+    with torch.inference_mode():
+        for path in checkpoints:
+            loaded = load_checkpoint(path)
+            size = int(loaded.config["data"]["image_size"])
+            pixels = [torch.tensor(decode_image(file, size)).permute(2, 0, 1).unsqueeze(0) for file in files]
+            memories = [loaded.model.encode(image) for image in pixels]
+            causal = loaded.model.decoder.causal
+            for setting in _settings(causal, num_steps, num_lengths, num_beams):
+                model = copy.copy(loaded.model)
+                model.refinement = copy.copy(loaded.model.refinement)
+                for name, value in setting.items():
+                    setattr(model.refinement, name, value)
+                for number, memory in enumerate(memories):
+                    key = (str(path), "word after word" if causal else "refinement", *setting.items(), number)
+                    works[key] = functools.partial(_describe, model, memory)
+        words = {key: int(work().lengths[0]) for key, work in works.items()}
+        matmul, gflop = matmul_work()
+        times = time_interleaved(works | {"matmul": matmul}, rounds)
+    rows = []
+    for group in dict.fromkeys(key[:-1] for key in works):
+        keys = [key for key in works if key[:-1] == group]
+        seconds = np.concatenate([times[key] for key in keys])
+        setting = dict(group[2:])
+        rows.append(
+            {"checkpoint": group[0], "decoding": group[1]}
+            | {name: setting.get(name, "") for name in ("num_steps", "num_lengths", "num_beams")}
+            | {"decode_ms": round(median_ms(list(seconds)), 3), "p95_ms": round(1e3 * np.quantile(seconds, 0.95), 3)}
+            | {"words": round(float(np.mean([words[key] for key in keys])), 2), "images": len(files)}
+        )
+    peak = round(gflop / min(times["matmul"]), 1)
+    return rows, {**machine(threads), "matmul_gflop_per_s": peak, "rounds": rounds, "method": METHOD}
+
+
+def _settings(
+    causal: bool, num_steps: Sequence[int], num_lengths: Sequence[int], num_beams: Sequence[int]
+) -> list[dict[str, int]]:
+    if causal:
+        return [{"num_beams": beams} for beams in num_beams]
+    return [{"num_steps": steps, "num_lengths": lengths} for lengths in num_lengths for steps in num_steps]
+
+
+def _describe(model: Any, memory: torch.Tensor) -> Refinement:
+    return model.describe(memory)
