@@ -132,10 +132,8 @@ def test_every_variant(tiny_checkpoint, tmp_path, capsys):
         assert rows[name]["equal_captions"] >= 0.99
     for runtime in ("onnx", "openvino"):
         assert rows[f"{runtime}-int8"]["cider"] > 0
-        graphs = [
-            sum(p.stat().st_size for p in (folder / f"{runtime}-{precision}").glob("encoder.*"))
-            for precision in ("fp32", "int8")
-        ]
-        assert graphs[1] < graphs[0]
+        suffix, mark = (".onnx", b"QuantizeLinear") if runtime == "onnx" else (".xml", b"FakeQuantize")
+        graphs = {p: (folder / f"{runtime}-{p}" / f"encoder{suffix}").read_bytes() for p in ("fp32", "int8")}
+        assert mark in graphs["int8"] and mark not in graphs["fp32"]  # so small a model does not get smaller
     export_command.main([str(tiny_checkpoint), "--out", str(folder), "--formats", "onnx", "--precisions", "fp32"])
     assert sorted(path.name for path in folder.iterdir()) == ["README.md", "export.json", "onnx-fp32", "report.json"]
