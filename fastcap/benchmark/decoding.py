@@ -49,9 +49,9 @@ def measure_decoding(
     """
     torch.set_num_threads(threads)
     works: dict[Any, Work] = {}
+    captioners = {path: load_checkpoint(path) for path in checkpoints}
     with torch.inference_mode():
-        for path in checkpoints:
-            loaded = load_checkpoint(path)
+        for path, loaded in captioners.items():
             size = int(loaded.config["data"]["image_size"])
             pixels = [torch.tensor(decode_image(file, size)).permute(2, 0, 1).unsqueeze(0) for file in files]
             memories = [loaded.model.encode(image) for image in pixels]
