@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import platform
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
@@ -15,12 +13,10 @@ from unittest import mock
 import torch
 from hydra import compose, initialize_config_dir
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from fastcap.backbone import cross_scan, mixer
-from fastcap.backbone.fold import fold_batch_norms
+from fastcap.backbone.fold import prepare_for_inference
 from fastcap.backbone.scan import scan_reference
-from fastcap.backbone.timm_encoder import TimmEncoder
 from fastcap.benchmark.measure import (
     count_gflop,
     cpu_name,
@@ -92,8 +88,12 @@ class SequentialScan(nn.Module):
             yield
 
 
-def build(name: str) -> nn.Module:
+def build(name: str, prepared: bool = True) -> nn.Module:
     """Build a backbone of the group; with ``+sequential`` its sequential-scan version.
+
+    Args:
+        name: A choice of the group.
+        prepared: As it serves: batch norms folded, convolutions packed.
 
     Raises:
         ConfigError: If there is no such choice, or a package is missing.
@@ -104,31 +104,10 @@ def build(name: str) -> nn.Module:
     with initialize_config_dir(CONFIG_DIR, version_base="1.3"):
         node = compose("train", overrides=[f"backbone={choice}"]).backbone
     torch.manual_seed(0)
-    backbone = fold(construct(node).eval())
+    backbone = construct(node).eval()
+    if prepared:
+        backbone = prepare_for_inference(backbone, 64)
     return SequentialScan(backbone).eval() if name.endswith(SEQUENTIAL) else backbone
-
-
-def fold(backbone: nn.Module) -> nn.Module:
-    """Fold batch norms into the convolutions before them, as for serving, in ours and in timm's alike.
-
-    Timm's layers are taken in the order in which they were made; where a net does not run them in that order, as its
-    output then shows, it stays as it is.
-    """
-    if not isinstance(backbone, TimmEncoder):
-        fold_batch_norms(backbone)
-        return backbone
-    folded = copy.deepcopy(backbone)
-    for module in list(folded.net.modules()):
-        for (name, layer), (norm_name, norm) in pairwise(list(module.named_children())):
-            if isinstance(layer, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
-                setattr(module, name, fuse_conv_bn_eval(layer, norm))
-                setattr(module, norm_name, getattr(norm, "act", nn.Identity()))  # timm's norm holds the activation too
-    folded.net.to(memory_format=torch.channels_last)
-    images = torch.randn(1, 3, 64, 64)
-    with torch.no_grad():
-        expected = backbone(images)
-        error = (folded(images) - expected).norm() / expected.norm()
-    return folded if error < 1e-4 else backbone
 
 
 def measure(
@@ -152,9 +131,14 @@ def measure(
     Returns:
         One row a case, and what held for all of them.
     """
-    models = {name: build(name) for name in names}
     single = {size: torch.randn(1, 3, size, size) for size in sizes}
-    gflop = {(name, size): count_gflop(models[name], single[size]) for name in names for size in sizes}
+    gflop: dict[tuple[str, int], float] = {}
+    parameters: dict[str, int] = {}
+    for name in names:
+        trained = build(name, prepared=False)
+        parameters[name] = sum(p.numel() for p in trained.parameters())
+        gflop |= {(name, size): count_gflop(trained, single[size]) for size in sizes}
+    models = {name: build(name) for name in names}
     cases = [Case(name, size, batch) for size in sizes for batch in batches for name in names]
     report(f"timing {len(cases)} cases in {rounds} interleaved rounds")
     images = {(size, batch): torch.randn(batch, 3, size, size) for size in sizes for batch in batches}
@@ -177,7 +161,7 @@ def measure(
         rows.append(
             {
                 "backbone": case.backbone,
-                "parameters_m": round(sum(p.numel() for p in models[case.backbone].parameters()) / 1e6, 2),
+                "parameters_m": round(parameters[case.backbone] / 1e6, 2),
                 "size_px": case.size,
                 "batch": case.batch,
                 "latency_p50_ms": round(ms, 3),

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fastcap.backbone.fold import fold_batch_norms
+from fastcap.backbone.fold import prepare_for_inference
 from fastcap.benchmark.captioners import machine
 from fastcap.benchmark.measure import Work, matmul_work, median_ms, time_interleaved
 from fastcap.build import ConfigError, LoadedCheckpoint
@@ -85,7 +85,7 @@ def measure_growth(
     if model.decoder.causal:
         raise ConfigError(f"{loaded.path}: it writes word after word and has no refinement steps to vary")
     torch.set_num_threads(threads)
-    fold_batch_norms(model.backbone)
+    model.backbone = prepare_for_inference(model.backbone, side)
     base_steps = int(model.refinement.num_steps)
     points = [("pixels", size, size, base_steps, 1) for size in sorted(set(sizes))]
     points += [("steps", count, side, count, 1) for count in sorted(set(steps))]

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fastcap.backbone.fold import fold_batch_norms
+from fastcap.backbone.fold import prepare_for_inference
 from fastcap.build import LoadedCheckpoint, load_checkpoint
 from fastcap.model import FastCap
 from fastcap.serving.network import Decoded, Draft
@@ -20,19 +20,21 @@ class EagerNetwork:
     """The model of a checkpoint behind the ``Network`` protocol; autoregressive ones too.
 
     Args:
-        loaded: A checkpoint read by ``load_checkpoint``; batch norms of its backbone are folded in place.
+        loaded: A checkpoint read by ``load_checkpoint``; its backbone is folded for inference.
+        pack: Lay its convolutions out for this machine too; it can then not be exported.
     """
 
-    def __init__(self, loaded: LoadedCheckpoint) -> None:
+    def __init__(self, loaded: LoadedCheckpoint, pack: bool = True) -> None:
         self.model = loaded.model
         self.tokenizer = loaded.tokenizer
-        fold_batch_norms(self.model.backbone)
+        parameters = count_parameters(self.model)
         self.image_size = int(loaded.config["data"]["image_size"])
+        self.model.backbone = prepare_for_inference(self.model.backbone, self.image_size, pack)
         self.num_steps: int | None = getattr(self.model.refinement, "num_steps", None)
         self.info: dict[str, Any] = {
             "kind": "eager",
             "precision": "fp32",
-            "parameters": count_parameters(self.model),
+            "parameters": parameters,
             "file_bytes": loaded.path.stat().st_size,
             "name": str(loaded.config.get("name", loaded.path.stem)),
         }

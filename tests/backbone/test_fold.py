@@ -1,22 +1,118 @@
 import pytest
 import torch
+from torch import nn
 
-from fastcap.backbone.fold import fold_batch_norms
+from fastcap.backbone.fold import PackedConv2d, fold_batch_norms, pack_convolutions, prepare_for_inference
 from fastcap.backbone.spatial_mamba import SpatialMambaBackbone
 
 
-def test_folded_backbone_is_the_same_function():
+def _backbone():
+    return SpatialMambaBackbone((32, 64), (1, 1), (16,), (2, 1), head_dim=8, expand=1.0)
+
+
+def _with_statistics(net, dtype=torch.float32):
+    """Norms that matter: other means and variances than 0 and 1."""
     torch.manual_seed(0)
-    backbone = SpatialMambaBackbone((32, 64), (1, 1), (16,), (2, 1), head_dim=8, expand=1.0).double()
     for _ in range(3):
-        backbone(torch.randn(4, 3, 32, 32, dtype=torch.float64) * 2 + 1)  # statistics that matter
+        net(torch.randn(4, 3, 32, 32, dtype=dtype) * 2 + 1)
+    return net.eval()
+
+
+def test_folded_backbone_is_the_same_function():
+    backbone = _with_statistics(_backbone().double(), torch.float64)
     images = torch.randn(2, 3, 40, 32, dtype=torch.float64)
-    expected = backbone.eval()(images)
-    assert fold_batch_norms(backbone) == 4
-    assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in backbone.modules())
+    expected = backbone(images)
+    assert fold_batch_norms(backbone, images[:1]) == 4
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in backbone.modules())
     torch.testing.assert_close(backbone(images), expected, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "resnet10t", "ours"])
+def test_prepared_is_the_same_function_at_any_size_and_batch(name):
+    if name == "ours":
+        backbone = _with_statistics(_backbone())
+    else:
+        pytest.importorskip("timm")
+        from fastcap.backbone.timm_encoder import TimmEncoder
+
+        backbone = _with_statistics(
+            TimmEncoder("tf_efficientnet_lite0" if name == "efficientnet_lite" else "resnet10t")
+        )
+    prepared = prepare_for_inference(backbone, 64)
+    assert prepared is not backbone and not any(isinstance(m, nn.BatchNorm2d) for m in prepared.modules())
+    if torch.backends.mkldnn.is_available():
+        assert not any(isinstance(m, nn.Conv2d) for m in prepared.modules())
+    with torch.inference_mode():
+        for shape in [
+            (1, 3, 64, 64),
+            (3, 3, 64, 64),
+            (1, 3, 96, 64),
+            (2, 3, 63, 47) if name != "ours" else (2, 3, 48, 80),
+        ]:
+            images = torch.randn(shape)
+            expected = backbone(images)
+            assert (prepared(images) - expected).norm() < 1e-4 * expected.norm(), shape
+    assert any(isinstance(m, nn.BatchNorm2d) for m in backbone.modules()), "the original is left alone"
+
+
+class _Shared(nn.Module):
+    """One norm behind two convolutions: nothing here may be folded."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 1, bias=False)
+        self.norm, self.act = nn.BatchNorm2d(8), nn.ReLU()
+
+    def forward(self, x):
+        return self.act(self.norm(self.second(self.act(self.norm(self.first(x))))))
+
+
+def test_layers_used_twice_stay():
+    net = _with_statistics(_Shared())
+    images = torch.randn(2, 3, 16, 16)
+    with torch.inference_mode():
+        expected = net(images)
+    assert fold_batch_norms(net, images) == 0
+    with torch.no_grad():
+        assert pack_convolutions(net, images) == 2
+        assert isinstance(net.act, nn.ReLU)
+        torch.testing.assert_close(net(images), expected, rtol=1e-5, atol=1e-5)
+
+
+class _PeeksAtConvolution(nn.Module):
+    """The convolution's output is used twice, once without the activation: packing shows in the output."""
+
+    def __init__(self):
+        super().__init__()
+        self.convolution, self.act = nn.Conv2d(3, 8, 3), nn.ReLU()
+
+    def forward(self, x):
+        x = self.convolution(x)
+        return x + self.act(x)
+
+
+def test_what_cannot_be_prepared_stays_as_it_is():
+    net = _PeeksAtConvolution().eval()
+    assert prepare_for_inference(net, 16) is net
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="no oneDNN")
+@pytest.mark.parametrize("act", [None, nn.ReLU(), nn.ReLU6(), nn.Hardtanh(-0.5, 0.25), nn.SiLU()])
+@pytest.mark.parametrize("groups", [1, 8])
+def test_packed_convolution(act, groups):
+    torch.manual_seed(1)
+    convolution = nn.Conv2d(8, 16, 3, stride=2, padding=1, groups=groups)
+    x = torch.randn(2, 8, 11, 14)
+    with torch.no_grad():
+        expected = convolution(x) if act is None else act(convolution(x))
+        packed = PackedConv2d(convolution, act, x.shape)
+        torch.testing.assert_close(packed(x), expected, rtol=1e-5, atol=1e-5)
+
+
 def test_training_mode_is_refused():
-    with pytest.raises(ValueError, match="eval"):
-        fold_batch_norms(SpatialMambaBackbone((32,), (1,), (16,), (1, 1), head_dim=8, expand=1.0))
+    for prepare in (
+        lambda net: fold_batch_norms(net, torch.zeros(1, 3, 32, 32)),
+        lambda net: prepare_for_inference(net, 32),
+    ):
+        with pytest.raises(ValueError, match="eval"):
+            prepare(_backbone())
