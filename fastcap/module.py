@@ -20,7 +20,7 @@ from fastcap.generation.schedule import sample_mask
 from fastcap.losses import alignment_loss, concept_loss, length_loss, reinforce_loss, token_loss
 from fastcap.metrics import CaptionMetrics
 from fastcap.model import FastCap
-from fastcap.optim import clip_gradients, parameter_groups
+from fastcap.optim import clip_gradients, parameter_groups, scale_learning_rates
 from fastcap.ranks import averaged, gather_rows, together, weigh
 from fastcap.types import CaptionBatch, DecoderOutput, Refinement, SpecialTokens
 
@@ -91,6 +91,7 @@ class CaptioningModule(L.LightningModule):
         objective: Loss weights and masking.
         seed: Root of all randomness.
         weight_decay: Of matrices; biases, norms and embeddings do not decay.
+        backbone_lr_scale: The backbone's learning rate over that of the rest: small for one that brings weights.
         extra_metrics: Further metrics of a split, each ``update(image_ids, captions)``; asked for once a split.
         oracle_captions: Captions by image id that a perfect captioner might give, where a split knows them.
         reward: Score of each caption, given as token ids, from the images' ids; asked for where
@@ -109,6 +110,7 @@ class CaptioningModule(L.LightningModule):
         objective: Objective,
         seed: int = 0,
         weight_decay: float = 0.05,
+        backbone_lr_scale: float = 1.0,
         extra_metrics: Callable[[str], Mapping[str, Metric]] | None = None,
         oracle_captions: Callable[[str], Mapping[int, str]] | None = None,
         reward: Reward | None = None,
@@ -124,6 +126,7 @@ class CaptioningModule(L.LightningModule):
         self.objective = objective
         self.seed = seed
         self.weight_decay = weight_decay
+        self.backbone_lr_scale = backbone_lr_scale
         self.make_extra_metrics = extra_metrics or (lambda split: {})
         self.find_oracle_captions = oracle_captions or (lambda split: {})
         self.reward = reward
@@ -252,7 +255,9 @@ class CaptioningModule(L.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Build the optimiser over decayed and undecayed parameters, and its schedule in steps."""
-        optimizer = self.make_optimizer(parameter_groups(self.model, self.weight_decay))
+        scales = {"backbone": self.backbone_lr_scale}
+        optimizer = self.make_optimizer(parameter_groups(self.model, self.weight_decay, scales))
+        scale_learning_rates(optimizer)
         schedule = self.make_schedule(optimizer, total_steps=int(self.trainer.estimated_stepping_batches))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
@@ -10,13 +11,33 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 
-def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Split parameters into matrices, which decay, and the rest (biases, norms, embeddings), which do not."""
+def parameter_groups(
+    module: nn.Module, weight_decay: float, lr_scales: Mapping[str, float] | None = None
+) -> list[dict[str, Any]]:
+    """Split parameters into matrices, which decay, and the rest (biases, norms, embeddings), which do not.
+
+    Args:
+        module: The whole model.
+        weight_decay: Of the matrices.
+        lr_scales: Learning rate of some children, by name, over that of the rest; ``scale_learning_rates`` applies it.
+    """
     embeddings = {id(m.weight) for m in module.modules() if isinstance(m, nn.Embedding)}
-    trained = [p for p in module.parameters() if p.requires_grad]
-    decayed = [p for p in trained if p.ndim >= 2 and id(p) not in embeddings]
-    kept = [p for p in trained if p.ndim < 2 or id(p) in embeddings]
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
+    scales = dict(lr_scales or {})
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            decays = parameter.ndim >= 2 and id(parameter) not in embeddings
+            groups.setdefault((scales.get(name.partition(".")[0], 1.0), decays), []).append(parameter)
+    return [
+        {"params": parameters, "weight_decay": weight_decay if decays else 0.0, "lr_scale": scale}
+        for (scale, decays), parameters in sorted(groups.items(), key=lambda item: item[0], reverse=True)
+    ]
+
+
+def scale_learning_rates(optimizer: Optimizer) -> None:
+    """Multiply each group's learning rate by the scale that ``parameter_groups`` gave it."""
+    for group in optimizer.param_groups:
+        group["lr"] *= group.pop("lr_scale", 1.0)
 
 
 def clip_gradients(optimizer: Optimizer, max_norm: float | None) -> None:

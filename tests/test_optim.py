@@ -1,7 +1,13 @@
 import pytest
 import torch
 
-from fastcap.optim import clip_gradients, parameter_groups, warmup_cosine, warmup_stable_decay
+from fastcap.optim import (
+    clip_gradients,
+    parameter_groups,
+    scale_learning_rates,
+    warmup_cosine,
+    warmup_stable_decay,
+)
 
 
 def _rates(schedule, steps=100):
@@ -40,3 +46,15 @@ def test_only_matrices_decay():
     decayed, kept = parameter_groups(module, 0.1)
     assert [p.shape for p in decayed["params"]] == [(5, 4)] and decayed["weight_decay"] == 0.1
     assert len(kept["params"]) == 4 and kept["weight_decay"] == 0.0
+
+
+def test_a_child_may_learn_slower_under_the_same_schedule():
+    module = torch.nn.ModuleDict({"backbone": torch.nn.Linear(4, 5), "decoder": torch.nn.Linear(5, 3)})
+    optimizer = torch.optim.AdamW(parameter_groups(module, 0.1, {"backbone": 0.25}), lr=1.0)
+    scale_learning_rates(optimizer)
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    assert {rates[id(p)] for p in module["backbone"].parameters()} == {0.25}
+    assert {rates[id(p)] for p in module["decoder"].parameters()} == {1.0}
+    schedule = warmup_cosine(optimizer, total_steps=10, warmup_share=0.5)
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.2, 0.2, 0.05, 0.05])
+    assert schedule.get_last_lr() == pytest.approx([0.2, 0.2, 0.05, 0.05])

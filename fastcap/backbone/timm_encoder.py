@@ -24,6 +24,7 @@ class TimmEncoder(nn.Module):
         name: A model of timm, e.g. ``resnet18`` or ``vit_small_patch16_224.augreg_in1k``.
         pretrained: File with its weights (.safetensors, .pth), or None for random ones. Nothing is downloaded.
         frozen: Keep the weights as they are: no gradients, and BatchNorm stays in eval mode.
+        frozen_norms: Keep BatchNorm's statistics alone as they are: fine-tuning on small batches, and faster.
         position: Add a learned code of the grid position to the features (trained, even when the rest is frozen).
         out_index: Level whose features are taken (timm's ``forward_intermediates``), or None for the last layer's.
         options: Further arguments of ``timm.create_model``, e.g. ``dynamic_img_size: true`` of a ViT.
@@ -42,6 +43,7 @@ class TimmEncoder(nn.Module):
         name: str,
         pretrained: str | None = None,
         frozen: bool = False,
+        frozen_norms: bool = False,
         position: bool = True,
         out_index: int | None = None,
         options: Mapping[str, Any] | None = None,
@@ -49,7 +51,7 @@ class TimmEncoder(nn.Module):
         pixel_std: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
-        self.name, self.frozen, self.out_index = name, frozen, out_index
+        self.name, self.frozen, self.frozen_norms, self.out_index = name, frozen, frozen_norms, out_index
         self.net = create_net(name, options)
         if pretrained:
             self.load_pretrained(pretrained)
@@ -69,10 +71,14 @@ class TimmEncoder(nn.Module):
         load_file(self.net, pretrained)
 
     def train(self, mode: bool = True) -> TimmEncoder:
-        """Switch mode; a frozen net stays in eval mode."""
+        """Switch mode; a frozen net stays in eval mode, and so do frozen norms."""
         super().train(mode)
         if self.frozen:
             self.net.eval()
+        elif self.frozen_norms:
+            for module in self.net.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
         return self
 
     def forward(self, images: Tensor) -> Tensor:

@@ -90,6 +90,15 @@ def test_frozen_means_frozen():
     assert not encoder.net.training and encoder.training
 
 
+def test_frozen_norms_keep_their_statistics_and_learn_the_rest():
+    encoder = TimmEncoder("resnet10t", frozen_norms=True).train()
+    before = {name: value.clone() for name, value in encoder.named_buffers() if "running" in name}
+    encoder(torch.randn(2, 3, 64, 64) + 3).sum().backward()
+    assert before and all(torch.equal(before[name], encoder.get_buffer(name)) for name in before)
+    assert encoder.net.conv1[0].weight.grad is not None
+    assert encoder.training
+
+
 def test_a_local_file_is_loaded(tmp_path):
     torch.manual_seed(0)
     source = create_net("resnet18")
