@@ -300,8 +300,7 @@ def find_checkpoint(name: str | Path | None, runs: Path = RUNS_DIR) -> Path | st
         return newest_checkpoint(runs)
     if str(name) != "last":
         return name
-    folders = sorted(runs.glob("**/checkpoints"), key=lambda path: path.stat().st_mtime, reverse=True)
-    for folder in folders:
+    for folder in sorted(runs.glob("**/checkpoints"), key=lambda path: path.stat().st_mtime, reverse=True):
         if found := last_good(folder):
             return Path(found)
     raise CheckpointError(f"no checkpoint under {runs}/: train first (make train) or name one")
