@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import uuid
 from collections.abc import Mapping, Sequence
@@ -176,26 +175,6 @@ def start_from(model: FastCap, path: Path | str, tokenizer: CaptionTokenizer) ->
     log.info("started from %s: %d of %d tensors; new: %s", path, len(fitting), len(own), ", ".join(others) or "none")
 
 
-def cache_features(datamodule: CaptionDataModule, model: FastCap) -> None:
-    """Have the frozen backbone encode the training images' augmented views once, where ``data.feature_views`` asks.
-
-    Raises:
-        ConfigError: If the backbone is being trained: its features would be stale after the first step.
-    """
-    if not datamodule.feature_views:
-        return
-    if not getattr(model.backbone, "frozen", False):
-        raise ConfigError(
-            f"data.feature_views = {datamodule.feature_views} needs a frozen backbone (backbone.frozen=true, as "
-            "backbone=efficientnet_lite0 has it)"
-        )
-    digest = hashlib.sha256()
-    for name, value in model.backbone.net.state_dict().items():
-        digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
-    net = model.backbone.eval()
-    datamodule.cache_features(lambda images: net.feature_map(model.standardise(images)), digest.hexdigest())
-
-
 def build_module(cfg: DictConfig, datamodule: CaptionDataModule, model: FastCap | None = None) -> CaptioningModule:
     """Build the training system around a new model, or around one already loaded."""
     tokenizer = datamodule.tokenizer
@@ -220,13 +199,6 @@ def build_module(cfg: DictConfig, datamodule: CaptionDataModule, model: FastCap 
         },
         metric_options=OmegaConf.to_container(cfg.metrics, resolve=True),  # type: ignore[arg-type]
     )
-
-
-def compile_backbone(cfg: DictConfig, model: FastCap) -> None:
-    """Compile the backbone in place as ``cfg.compile`` asks; the names of its weights stay."""
-    options = OmegaConf.select(cfg, "compile")
-    if options and options.backend:
-        model.backbone.compile(**OmegaConf.to_container(options))  # type: ignore[arg-type]
 
 
 def build_trainer(cfg: DictConfig, run_dir: Path, overrides: Sequence[str] = (), job_type: str = "train") -> L.Trainer:

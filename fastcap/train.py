@@ -23,13 +23,12 @@ from fastcap.build import (
     build_datamodule,
     build_module,
     build_trainer,
-    cache_features,
     check_resume,
-    compile_backbone,
     settle_resume,
 )
 from fastcap.callbacks import close_loggers
 from fastcap.cli import UserError, one_clear_error, print_table
+from fastcap.prepare import cache_features, compile_backbone
 from fastcap.sweeping import run_job, swept_first
 from fastcap.sweeping.jobs import write_json
 from fastcap.trainer import EXIT_STATUS, Preempted, only_writer, requeue
@@ -69,7 +68,7 @@ def _train(cfg: DictConfig, run_dir: Path, overrides: Sequence[str], job_type: s
     if cfg.resume:
         check_resume(cfg.resume, datamodule.tokenizer)
     module = build_module(cfg, datamodule)
-    cache_features(datamodule, module.model)
+    cache_features(cfg, datamodule, module.model)
     compile_backbone(cfg, module.model)
     trainer = build_trainer(cfg, run_dir, overrides, job_type)
     loggers, done = trainer.loggers, False

@@ -7,10 +7,11 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from fastcap.build import CONFIG_DIR, ConfigError, build_datamodule, build_module, cache_features
+from fastcap.build import CONFIG_DIR, ConfigError, build_datamodule, build_module
 from fastcap.data import DataError
 from fastcap.data.datamodule import CaptionDataModule
 from fastcap.data.tokenizer import train_word_tokenizer
+from fastcap.prepare import cache_features
 from fastcap.train import train
 from tests.tiny import tiny_config
 
@@ -82,7 +83,7 @@ def test_a_trained_backbone_is_refused():
     cfg = tiny_config("data.feature_views=2", "data.cache_dir=unused")
     datamodule = build_datamodule(cfg)
     with pytest.raises(ConfigError, match=r"data\.feature_views"):
-        cache_features(datamodule, build_module(cfg, datamodule).model)
+        cache_features(cfg, datamodule, build_module(cfg, datamodule).model)
 
 
 def test_a_run_on_cached_features_learns_and_evaluates(tmp_path):

@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from fastcap.build import build_backbone, build_trainer, compile_backbone
+from fastcap.build import build_backbone, build_trainer
 from fastcap.optim import clip_gradients
+from fastcap.prepare import compile_backbone
 from fastcap.trainer import AtomicCheckpointIO
 from tests.tiny import tiny_config
 
