@@ -8,7 +8,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from fastcap.build import ConfigError
+from fastcap.build import ConfigError, read_checkpoint
 from fastcap.data.datamodule import CaptionDataModule
 from fastcap.model import FastCap
 
@@ -16,6 +16,7 @@ from fastcap.model import FastCap
 def cache_features(cfg: DictConfig, datamodule: CaptionDataModule, model: FastCap) -> None:
     """Have the frozen backbone encode the training images' augmented views once, where ``data.feature_views`` asks.
 
+    A run that goes on from a checkpoint (``resume``) has its frozen weights there: they are taken first.
     Under ``trainer.precision=bf16-mixed`` they are those that validation sees, encoded in bf16.
 
     Raises:
@@ -28,6 +29,10 @@ def cache_features(cfg: DictConfig, datamodule: CaptionDataModule, model: FastCa
             f"data.feature_views = {datamodule.feature_views} needs a frozen backbone (backbone.frozen=true, as "
             "backbone=efficientnet_lite0 has it)"
         )
+    if cfg.resume:
+        state = read_checkpoint(cfg.resume)["state_dict"]
+        prefix = "model.backbone."
+        model.backbone.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
     bf16 = cfg.trainer.precision in ("bf16-mixed", "bf16")
     digest = hashlib.sha256(b"bf16" if bf16 else b"")
     for name, value in model.backbone.net.state_dict().items():

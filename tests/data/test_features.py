@@ -86,27 +86,31 @@ def test_a_trained_backbone_is_refused():
         cache_features(cfg, datamodule, build_module(cfg, datamodule).model)
 
 
+def frozen_config(tmp_path, *overrides):
+    """A tiny run on the features of a random, frozen encoder."""
+    settings = [
+        "backbone=timm",
+        "backbone.name=test_resnet",
+        "backbone.frozen=true",
+        "data.source.num_train=32",
+        "data.source.num_val=8",
+        "data.batch_size=8",
+        "data.image_size=64",
+        "data.feature_views=2",
+        f"data.cache_dir={tmp_path}/cache",
+        "decoder.dim=32",
+        "logger=csv",
+        "~callbacks.progress",
+        "~callbacks.summary",
+        "tokenizer.min_frequency=1",
+    ]
+    with initialize_config_dir(CONFIG_DIR, version_base="1.3"):
+        return compose("train", overrides=[*settings, *overrides])
+
+
 def test_a_run_on_cached_features_learns_and_evaluates(tmp_path):
     pytest.importorskip("timm")
-    with initialize_config_dir(CONFIG_DIR, version_base="1.3"):
-        overrides = [
-            "backbone=timm",
-            "backbone.name=test_resnet",
-            "backbone.frozen=true",
-            "data.source.num_train=32",
-            "data.source.num_val=8",
-            "data.batch_size=8",
-            "data.image_size=64",
-            "data.feature_views=2",
-            f"data.cache_dir={tmp_path}/cache",
-            "decoder.dim=32",
-            "logger=csv",
-            "~callbacks.progress",
-            "~callbacks.summary",
-            "tokenizer.min_frequency=1",
-            "trainer.max_epochs=2",
-        ]
-        cfg = compose("train", overrides=overrides)
+    cfg = frozen_config(tmp_path, "trainer.max_epochs=2")
     metrics = train(cfg, tmp_path / "run")
     assert metrics["val/loss"] > 0
     (cached,) = (tmp_path / "cache").glob("*features*.npy")
@@ -133,3 +137,18 @@ def test_a_teacher_of_other_images_is_refused(data, tmp_path):
     path.write_text(json.dumps([{"image_id": 1, "caption": "a dog"}]))
     with pytest.raises(DataError, match=r"taught\.json: field image_id"):
         data(taught=[path]).train_dataloader()
+
+
+def test_a_resumed_run_finds_the_features_of_its_own_weights(tmp_path):
+    pytest.importorskip("timm")
+    from fastcap.backbone.timm_encoder import create_net
+
+    torch.manual_seed(7)
+    torch.save(create_net("test_resnet").state_dict(), tmp_path / "net.pth")
+    cfg = frozen_config(tmp_path, f"backbone.pretrained={tmp_path}/net.pth", "trainer.max_epochs=1")
+    train(cfg, tmp_path / "run")
+    features = set((tmp_path / "cache").glob("*.npy"))
+    cfg.trainer.max_epochs, cfg.resume = 2, "last"
+    cfg.backbone.pretrained = None  # a checkpoint is enough
+    train(cfg, tmp_path / "run")
+    assert set((tmp_path / "cache").glob("*.npy")) == features
