@@ -60,6 +60,7 @@ _MISTAKES = (
     ("fastcap.build", "CheckpointError"),
     ("fastcap.build", "ConfigError"),
     ("fastcap.report", "RunFolderError"),
+    ("fastcap.recipes", "RecipeError"),
     ("fastcap.serving.folder", "ExportError"),
     ("fastcap.trainer", "CheckpointWriteError"),
     ("fastcap.trainer", "FolderInUseError"),

@@ -1,4 +1,4 @@
-"""Train a captioner: `python -m fastcap.train [GROUP=CHOICE] [key=value]`, `-m` for a sweep."""
+"""Train a captioner: `python -m fastcap.train [GROUP=CHOICE] [key=value]`, `-m` for a sweep; `recipe=` for several jobs."""
 
 from __future__ import annotations
 
@@ -30,6 +30,9 @@ from fastcap.build import (
 )
 from fastcap.callbacks import close_loggers
 from fastcap.cli import UserError, one_clear_error, print_table
+from fastcap.module import CaptioningModule
+from fastcap.provenance import describe_run
+from fastcap.recipes import run_recipe
 from fastcap.sweeping import run_job, swept_first
 from fastcap.sweeping.jobs import write_json
 from fastcap.trainer import EXIT_STATUS, Preempted, only_writer, requeue
@@ -81,7 +84,7 @@ def _train(cfg: DictConfig, run_dir: Path, overrides: Sequence[str], job_type: s
     finally:
         close_loggers(loggers, failed=not done)
     if trainer.is_global_zero:
-        _report(cfg, run_dir, trainer, module, metrics, (time.perf_counter() - started) / 60)
+        _report(cfg, run_dir, trainer, module, metrics, (time.perf_counter() - started) / 60, overrides)
     return metrics
 
 
@@ -106,11 +109,14 @@ def _report(
     cfg: DictConfig,
     run_dir: Path,
     trainer: L.Trainer,
-    module: L.LightningModule,
+    module: CaptioningModule,
     metrics: dict[str, float],
     minutes: float,
+    overrides: Sequence[str],
 ) -> None:
     results: dict[str, Any] = {
+        **describe_run(cfg, overrides, "val", len(module.captioned)),
+        "resumed": cfg.resume,  # minutes are then those since
         "metrics": metrics,
         "epochs": trainer.current_epoch,
         "steps": trainer.global_step,
@@ -138,10 +144,14 @@ def main(cfg: DictConfig) -> float | None:
     job = HydraConfig.get()
     run_dir, overrides = Path(job.runtime.output_dir), list(job.overrides.task)
     try:
+        follow = bool(cfg.get("recipe"))
         if job.mode != RunMode.MULTIRUN:
-            return train(cfg, run_dir, overrides).get("val/cider")
+            return (run_recipe if follow else train)(cfg, run_dir, overrides).get("val/cider")
         overrides = swept_first(run_dir.parent, overrides)
-        metrics = run_job(cfg, run_dir, lambda cfg: train(cfg, run_dir, overrides, "sweep"))
+        if follow:
+            metrics = run_job(cfg, run_dir, lambda cfg: run_recipe(cfg, run_dir, overrides))
+        else:
+            metrics = run_job(cfg, run_dir, lambda cfg: train(cfg, run_dir, overrides, "sweep"))
         return None if metrics is None else metrics.get("val/cider")
     except Preempted as stop:
         if getattr(rank_zero_only, "rank", 0) != 0:
