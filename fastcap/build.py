@@ -251,15 +251,11 @@ def build_trainer(cfg: DictConfig, run_dir: Path, overrides: Sequence[str] = (),
     )
     callbacks = [instantiate(node) for node in (cfg.callbacks or {}).values() if node]
     loggers = [construct(node, run=run) for node in (cfg.logger or {}).values() if node]
-    often, epochs = cfg.trainer.get("check_val_every_n_epoch"), cfg.trainer.get("max_epochs")
-    # A run shorter than the interval would have no validation, and no best checkpoint.
-    interval = {"check_val_every_n_epoch": epochs} if often and epochs and 0 < epochs < often else {}
     plugins: list[Any] = [AtomicCheckpointIO()]
     if cfg.trainer.get("sync_batchnorm"):
         plugins.append(BatchNormSync())  # in the place of Lightning's, which knows GPUs only
     return instantiate(
         cfg.trainer,
-        **interval,
         sync_batchnorm=False,
         plugins=plugins,
         logger=[logger for logger in loggers if logger is not None],

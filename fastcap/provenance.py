@@ -52,7 +52,7 @@ def data_name(cfg: DictConfig) -> str:
 
 
 def code_state() -> tuple[str | None, bool | None]:
-    """The commit of the code that runs, and whether tracked files differ from it; nothing outside FastCap's checkout."""
+    """The commit of the code that runs, and whether tracked files differ from it; None outside FastCap's checkout."""
     root = Path(fastcap.__file__).parents[1]
     try:
         git = ["git", "-C", str(root)]

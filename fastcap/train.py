@@ -1,4 +1,4 @@
-"""Train a captioner: `python -m fastcap.train [GROUP=CHOICE] [key=value]`, `-m` for a sweep; `recipe=` for several jobs."""
+"""Train a captioner: `python -m fastcap.train [GROUP=CHOICE] [key=value]`, `-m` for a sweep."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_only
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from fastcap.build import (
     CONFIG_DIR,
@@ -74,7 +74,7 @@ def _train(cfg: DictConfig, run_dir: Path, overrides: Sequence[str], job_type: s
     module = build_module(cfg, datamodule)
     cache_features(datamodule, module.model)
     compile_backbone(cfg, module.model)
-    trainer = build_trainer(cfg, run_dir, overrides, job_type)
+    trainer = build_trainer(_validated(cfg), run_dir, overrides, job_type)
     loggers, done = trainer.loggers, False
     try:
         trainer.fit(module, datamodule=datamodule, ckpt_path=cfg.resume, weights_only=True)
@@ -86,6 +86,14 @@ def _train(cfg: DictConfig, run_dir: Path, overrides: Sequence[str], job_type: s
     if trainer.is_global_zero:
         _report(cfg, run_dir, trainer, module, metrics, (time.perf_counter() - started) / 60, overrides)
     return metrics
+
+
+def _validated(cfg: DictConfig) -> DictConfig:
+    """See that a run shorter than its validations' interval is validated, or it would have no best checkpoint."""
+    often, epochs = cfg.trainer.get("check_val_every_n_epoch"), cfg.trainer.get("max_epochs")
+    if not (often and epochs and 0 < epochs < often):
+        return cfg
+    return OmegaConf.merge(cfg, {"trainer": {"check_val_every_n_epoch": epochs}})  # type: ignore[return-value]
 
 
 def _best_metrics(trainer: L.Trainer, module: L.LightningModule, datamodule: L.LightningDataModule) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Several jobs as one command: stages described as data, each in a folder of its own, skipped once they are finished."""
+"""Several jobs as one command: stages described as data, each in a folder of its own, skipped once finished."""
 
 from fastcap.recipes.plan import RecipeError, Stage, read_plan
 from fastcap.recipes.run import run_recipe

@@ -93,7 +93,7 @@ class Stage:
         if self.job == "bench decoding":
             return [*command, "--out", str(place)]
         if self.job == "train":
-            command += ["recipe=null", "resume=last"]
+            command += ["recipe=none", "resume=last"]
         return [*command, f"hydra.run.dir={place}"]
 
 
@@ -122,7 +122,7 @@ def read_plan(recipe: DictConfig, given: Sequence[str] = ()) -> list[Stage]:
         node = OmegaConf.to_container(recipe[name], resolve=True) if isinstance(recipe[name], DictConfig) else None
         if not isinstance(node, dict):
             raise RecipeError(f"{where}: must hold job and overrides, found {recipe[name]!r}")
-        job, overrides = _checked(where, node)
+        job, overrides = _checked(where, {str(key): value for key, value in node.items()})
         own = {_key(text) for text in overrides if job == "train"}
         kept = [text for key, text in passed if "." in key or key not in own] if job == "train" else []
         stage = Stage(name, number, job, overrides, tuple(kept))
@@ -157,9 +157,8 @@ def _key(text: str, where: str = "recipe") -> str:
         # What braces stand for is a plain path.
         return str(OverridesParser.create().parse_override(_PLACE.sub("folder", text)).key_or_group)
     except Exception as error:
-        raise RecipeError(
-            f"{where}.overrides: {text!r} is no override of Hydra's: {str(error).splitlines()[0]}"
-        ) from error
+        reason = str(error).splitlines()[0]
+        raise RecipeError(f"{where}.overrides: {text!r} is no override of Hydra's: {reason}") from error
 
 
 def _passed_on(given: Sequence[str]) -> list[tuple[str, str]]:

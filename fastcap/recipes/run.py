@@ -37,8 +37,8 @@ def run_recipe(
 ) -> dict[str, float]:
     """Bring every stage to its end, one after the other; finished ones are skipped, stopped trainings go on.
 
-    The folder then holds a folder for each stage, ``recipe.json`` (how far it is), ``results.json``, ``recipe.csv`` (the
-    table that is printed) and, of the last training, ``checkpoints/best.ckpt``.
+    The folder then holds a folder for each stage, ``recipe.json`` (how far it is), ``results.json``, ``recipe.csv``
+    (the table that is printed) and, of the last training, ``checkpoints/best.ckpt``.
 
     Args:
         cfg: The configuration, with the node ``recipe``.
