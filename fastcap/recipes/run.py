@@ -149,6 +149,8 @@ def _hand_over(best: Path, place: Path) -> None:
     """Give the last training's checkpoint a second name where every command finds it; no bytes are copied."""
     if not best.is_file():
         raise RecipeError(f"{best}: the last training kept no best checkpoint")
+    if place.exists() and place.samefile(best):  # renaming a file to another name of its own would leave both
+        return
     place.parent.mkdir(parents=True, exist_ok=True)
     part = place.with_name(place.name + ".part")
     part.unlink(missing_ok=True)

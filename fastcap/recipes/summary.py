@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -16,6 +17,18 @@ from fastcap.sweeping.jobs import write_json
 
 SETTINGS = ("num_steps", "num_lengths", "num_beams")
 COLUMNS = ("stage", "split", *SETTINGS, "cider", "bleu4", "distinct", "repetitions", "decode_ms")
+_TITLES = {
+    "stage": "stage",
+    "split": "split",
+    "num_steps": "steps",
+    "num_lengths": "lengths",
+    "num_beams": "beams",
+    "cider": "CIDEr-D",
+    "bleu4": "BLEU-4",
+    "distinct": "distinct",
+    "repetitions": "repeated",
+    "decode_ms": "ms",
+}
 
 
 def summarise(stages: Sequence[Stage], run: Path, minutes: float) -> dict[str, float]:
@@ -44,7 +57,10 @@ def summarise(stages: Sequence[Stage], run: Path, minutes: float) -> dict[str, f
     last: dict[str, Any] = _read(run / trained[-1].folder / JOBS["train"].output) if trained else {}
     results = {key: value for key, value in last.items() if key not in ("epochs", "steps", "resumed")}
     write_json(run / "results.json", results | {"minutes": minutes, "stages": [stage.folder for stage in stages]})
-    _print([row for row in rows if row["split"] != "train"], f"{run}: {minutes:.1f} minutes")
+    _print(
+        [row for row in rows if row["split"] != "train"],
+        f"{run}: {minutes:.1f} minutes; ms of decoding alone, batch 1",
+    )
     return {name: float(value) for name, value in last.get("metrics", {}).items()}
 
 
@@ -71,9 +87,11 @@ def _decoding_times(folders: Iterable[Path]) -> dict[tuple[str, ...], float]:
 
 
 def _print(rows: Sequence[dict[str, Any]], title: str) -> None:
-    table = Table(title=title)
+    table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for name in COLUMNS:
-        table.add_column(name, justify="left" if name in ("stage", "split") else "right", overflow="fold")
+        table.add_column(
+            _TITLES[name], justify="left" if name in ("stage", "split") else "right", no_wrap=name == "stage"
+        )
     for row in rows:
         table.add_row(*(_cell(row[name]) for name in COLUMNS))
     if rows:
@@ -83,7 +101,7 @@ def _print(rows: Sequence[dict[str, Any]], title: str) -> None:
 def _cell(value: Any) -> str:
     if value is None:
         return ""
-    return f"{value:.2f}" if isinstance(value, float) else str(value)
+    return f"{value:.1f}" if isinstance(value, float) else str(value)
 
 
 def _read(path: Path) -> dict[str, Any]:
