@@ -17,6 +17,7 @@ COMMANDS = {
     "demo": "try a captioner in the browser: a local page and its HTTP API (--model PATH)",
     "score": "score anybody's COCO result file (RESULTS.json REFERENCES.json)",
     "report": "compare runs in one offline HTML page (runs/a runs/b -o report.html)",
+    "results": "write runs into the ledger, experiments/results.csv, and its rows into the tables (results RUN ...)",
     "bench": "measure speed, memory and arithmetic (bench backbone --sizes 224 --batches 1)",
     "distill": "teach a backbone what a packaged ImageNet encoder sees, on any images (folder=DIR)",
     "pretrain": "train a backbone on class folders, ImageNet's layout (data_dir=DIR)",

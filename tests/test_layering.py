@@ -57,6 +57,7 @@ ROOMS = {
     "serving": room("build data types"),
     "score": ENTRY,
     "compare": ENTRY,
+    "results": ENTRY,
     "distill": PRETRAINING,
     "pretrain": PRETRAINING,
     "pretraining": room("cli build", "lightning hydra omegaconf"),

@@ -87,7 +87,12 @@ class Stage:
                     f"{folder}: a recipe's folder may hold letters, digits and . / + : @ % _ - only: name another one "
                     "with hydra.run.dir="
                 )
-        own = [_PLACE.sub(lambda found: str(folders[found[1]]), text) for text in self.overrides]
+        changed = {_key(text) for text in self.given}
+        own = [
+            _PLACE.sub(lambda found: str(folders[found[1]]), text)
+            for text in self.overrides
+            if self.job != "train" or _key(text) not in changed
+        ]
         place = folders[self.name]
         command = [*JOBS[self.job].command, *own, *self.given]
         if self.job == "bench decoding":

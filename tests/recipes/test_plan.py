@@ -30,7 +30,7 @@ def test_several_teachers_and_what_each_stage_is_told(tmp_path):
     told = _commands(TWO_TEACHERS, GIVEN, tmp_path)
     # What makes a stage what it is stays; settings of the command line come last, so that they win.
     assert told["second"] == [
-        *["train", "decoder=autoregressive", "seed=2", "trainer.max_epochs=14"],
+        *["train", "decoder=autoregressive", "seed=2"],
         *["experiment=flickr8k", "trainer.max_epochs=1", "recipe=none", "resume=last"],
         f"hydra.run.dir={tmp_path}/02_second",
     ]

@@ -136,7 +136,7 @@ def test_a_typo_in_the_last_training_is_found_at_once(broken, tmp_path):
 
 def test_a_stage_is_a_process_with_a_status(capfd):
     assert run_process(["bench", "--no-such-option"]) == 2
-    assert "no-such-option" in capfd.readouterr().err
+    assert "fastcap bench: error" in capfd.readouterr().err
 
 
 @pytest.mark.slow
