@@ -2,9 +2,11 @@
 
 import csv
 import json
+import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,6 +20,7 @@ from fastcap.recipes.run import run_process
 from fastcap.report import find_runs
 from tests.recipes.command import Forked, settings, start_server
 
+ROOT = Path(__file__).parents[2]
 RECIPE = {
     "teacher": {"job": "train", "overrides": ["decoder=autoregressive_mini", "refinement=greedy"]},
     "captions": {"job": "eval", "overrides": ["ckpt={teacher}/checkpoints/best.ckpt", "split=train"]},
@@ -144,10 +147,13 @@ def test_a_stage_is_a_process_with_a_status(capfd):
 def test_the_command_itself_twice(broken, tmp_path):
     shutil.copytree(broken[0].parents[2] / "data", tmp_path / "data")
     given = [text for text in settings("data") if "killer" not in text]
-    command = [sys.executable, "-m", "fastcap.train", "recipe=taught_by_twin", "trainer.max_epochs=1", *given[:-1]]
+    command = [sys.executable, "-m", "fastcap.train", "recipe=taught_by_twin", *given, "trainer.max_epochs=1"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     outputs = []
     for _ in range(2):
-        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False, timeout=1500)
+        done = subprocess.run(
+            command, capture_output=True, text=True, cwd=tmp_path, check=False, timeout=1500, env=environment
+        )
         assert done.returncode == 0, done.stderr[-3000:]
         outputs.append(done.stdout + done.stderr)
     assert outputs[0].count("fastcap train") == 3 and "fastcap train" not in outputs[1]
