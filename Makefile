@@ -90,8 +90,9 @@ pretrain: $(STAMP) ## Train a backbone on class folders: ARGS="data_dir=DIR"
 bench: $(STAMP) ## Measure: ARGS="captioners --models PATH", "growth", "scan", "backbone --sizes 224 --batches 1"
 	$(PY) -m fastcap.bench $(if $(ARGS),$(ARGS),backbone)
 
-results: $(STAMP) ## Make README's headline table from a benchmark's CSV file: ARGS=experiments/NNN-headline/bench.csv
-	$(PY) -m fastcap.bench table $(ARGS) --readme README.md
+results: $(STAMP) ## Runs into experiments/results.csv, its rows into tables: RUNS="runs/a"; ARGS=bench.csv for the headline
+	$(if $(ARGS),$(PY) -m fastcap.bench table $(ARGS) --readme README.md)
+	$(PY) -m fastcap.results $(RUNS)
 
 sweep: $(STAMP) ## Train once for each combination: ARGS="sweep_name=lr optim.optimizer.lr=1e-3,3e-4", or a small default (SWEEP)
 	$(PY) -m fastcap.train -m $(if $(ARGS),$(ARGS),$(SWEEP))

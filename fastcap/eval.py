@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -31,8 +31,9 @@ from fastcap.callbacks import close_loggers
 from fastcap.cli import UserError, one_clear_error, print_table
 from fastcap.data.pixels import decode_thumbnail
 from fastcap.data.results import write_results
-from fastcap.metrics import CaptionMetrics, caption_faults
+from fastcap.metrics import CaptionMetrics, caption_faults, count_lengths
 from fastcap.module import CaptioningModule, Prediction
+from fastcap.provenance import describe_run
 from fastcap.ranks import gather_list, together
 from fastcap.report import Evaluation, ScoredCaption, Speed, score_captions, write_page, write_scores
 from fastcap.types import CaptionRecords
@@ -54,6 +55,7 @@ def evaluate(ckpt: Path | str, split: str, overrides: dict[str, Any], run_dir: P
     Returns:
         Metrics by name.
     """
+    started = time.perf_counter()
     loaded = load_checkpoint(ckpt, overrides)
     cfg = OmegaConf.create(loaded.config)
     assert isinstance(cfg, DictConfig)
@@ -83,15 +85,19 @@ def evaluate(ckpt: Path | str, split: str, overrides: dict[str, Any], run_dir: P
             str(trainer.strategy.root_device) + (f", each of {n} processes" if (n := trainer.world_size) > 1 else ""),
         )
         results = {
+            **describe_run(cfg, named, split, len(captions)),
             "ckpt": str(ckpt),
-            "split": split,
             "overrides": overrides,
             "metrics": metrics,
-            "images": len(captions),
+            "minutes": (time.perf_counter() - started) / 60,
             "parameters": sum(p.numel() for p in module.parameters()),
             "tokenizer": tokenizer,
             "speed": dataclasses.asdict(speed),
             "faults": caption_faults([row.caption for row in captions]),
+            "lengths": {
+                "captions": count_lengths([row.caption for row in captions]),
+                "references": count_lengths([text for row in captions for text in row.references]),
+            },
         }
         (run_dir / "results.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
         coco = run_dir / f"captions_{split}_fastcap_results.json"
@@ -132,6 +138,7 @@ def _scored(
 def _evaluation(results: dict[str, Any], captions: list[ScoredCaption], speed: Speed, cfg: DictConfig) -> Evaluation:
     """Put together what the report says."""
     split, prefix = results["split"], f"{results['split']}/"
+    code = (results["commit"] or "unknown") + (" with changes" if results["dirty"] else "")
     return Evaluation(
         title=f"{cfg.name}: evaluation on {split}",
         subtitle=f"{len(captions):,} images, captioned by {results['ckpt']}",
@@ -144,7 +151,7 @@ def _evaluation(results: dict[str, Any], captions: list[ScoredCaption], speed: S
             "Overrides": ", ".join(f"{k}={v}" for k, v in results["overrides"].items()) or "none",
             "Refinement": ", ".join(f"{k} {v}" for k, v in cfg.refinement.items() if not str(k).startswith("_")),
             "Parameters": f"{results['parameters']:,}",
-            "Code": f"FastCap {fastcap.__version__}, commit {_commit()}; torch {torch.__version__}",
+            "Code": f"FastCap {fastcap.__version__}, commit {code}; torch {torch.__version__}",
         },
         config=OmegaConf.to_yaml(cfg, resolve=True),
     )
@@ -160,21 +167,6 @@ def _album(records: CaptionRecords) -> Any:
         return decode_thumbnail(paths[position], 640) if paths else records.load_image(position, 256)
 
     return picture
-
-
-def _commit() -> str:
-    """The commit of the code that runs, "unknown" outside a checkout of FastCap's own."""
-    root = Path(fastcap.__file__).parents[1]
-    try:
-        git = ["git", "-C", str(root)]
-        options: dict[str, Any] = {"capture_output": True, "text": True, "timeout": 10, "check": True}
-        top, commit = subprocess.run([*git, "rev-parse", "--show-toplevel", "HEAD"], **options).stdout.split("\n")[:2]
-        changed = subprocess.run([*git, "status", "--porcelain", "--untracked-files=no"], **options).stdout
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
-    if Path(top).resolve() != root.resolve():
-        return "unknown"
-    return commit[:10] + (" with changes" if changed.strip() else "")
 
 
 def checkpoint_overrides(task: list[str]) -> dict[str, Any]:

@@ -18,10 +18,10 @@ from torchmetrics import Metric
 from fastcap.chance import Chance, ImageChance, uniform
 from fastcap.generation.schedule import sample_mask
 from fastcap.losses import alignment_loss, concept_loss, length_loss, reinforce_loss, token_loss
-from fastcap.metrics import CaptionMetrics
+from fastcap.metrics import CaptionMetrics, caption_faults
 from fastcap.model import FastCap
 from fastcap.optim import clip_gradients, parameter_groups, scale_learning_rates
-from fastcap.ranks import averaged, gather_rows, together, weigh
+from fastcap.ranks import averaged, gather_list, gather_rows, together, weigh
 from fastcap.types import CaptionBatch, DecoderOutput, Refinement, SpecialTokens
 
 Reward = Callable[[Sequence[int], Sequence[Sequence[int]]], list[float]]
@@ -134,6 +134,7 @@ class CaptioningModule(L.LightningModule):
         self.metric_options = dict(metric_options or {})
         self.eval_split = "val"
         self.predictions: list[Prediction] = []
+        self.captioned: dict[int, str] = {}
         self._metrics: dict[str, tuple[CaptionMetrics, Mapping[str, Metric]]] = {}
         self._oracle: dict[str, float] = {}
 
@@ -309,6 +310,11 @@ class CaptioningModule(L.LightningModule):
         for metric in extra.values():
             values |= metric.compute()
         values |= self._oracle_score(caption_metrics)
+        with together():
+            self.captioned = {p.image_id: p.caption for p in gather_list(self.predictions)}
+        if self.captioned:
+            faults = caption_faults(list(self.captioned.values()))
+            values |= {name: faults[name] for name in ("distinct", "repetitions")}
         seconds = max(self._generation_seconds, 1e-9)
         self.log("time/eval_images_per_s", len(self.predictions) / seconds, sync_dist=True)
         for name, value in values.items():

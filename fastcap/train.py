@@ -16,7 +16,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_only
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from fastcap.build import (
     CONFIG_DIR,
@@ -28,7 +28,10 @@ from fastcap.build import (
 )
 from fastcap.callbacks import close_loggers
 from fastcap.cli import UserError, one_clear_error, print_table
+from fastcap.module import CaptioningModule
 from fastcap.prepare import cache_features, compile_backbone
+from fastcap.provenance import describe_run
+from fastcap.recipes import run_recipe
 from fastcap.sweeping import run_job, swept_first
 from fastcap.sweeping.jobs import write_json
 from fastcap.trainer import EXIT_STATUS, Preempted, only_writer, requeue
@@ -70,7 +73,7 @@ def _train(cfg: DictConfig, run_dir: Path, overrides: Sequence[str], job_type: s
     module = build_module(cfg, datamodule)
     cache_features(cfg, datamodule, module.model)
     compile_backbone(cfg, module.model)
-    trainer = build_trainer(cfg, run_dir, overrides, job_type)
+    trainer = build_trainer(_validated(cfg), run_dir, overrides, job_type)
     loggers, done = trainer.loggers, False
     try:
         trainer.fit(module, datamodule=datamodule, ckpt_path=cfg.resume, weights_only=True)
@@ -80,8 +83,16 @@ def _train(cfg: DictConfig, run_dir: Path, overrides: Sequence[str], job_type: s
     finally:
         close_loggers(loggers, failed=not done)
     if trainer.is_global_zero:
-        _report(cfg, run_dir, trainer, module, metrics, (time.perf_counter() - started) / 60)
+        _report(cfg, run_dir, trainer, module, metrics, (time.perf_counter() - started) / 60, overrides)
     return metrics
+
+
+def _validated(cfg: DictConfig) -> DictConfig:
+    """See that a run shorter than its validations' interval is validated, or it would have no best checkpoint."""
+    often, epochs = cfg.trainer.get("check_val_every_n_epoch"), cfg.trainer.get("max_epochs")
+    if not (often and epochs and 0 < epochs < often):
+        return cfg
+    return OmegaConf.merge(cfg, {"trainer": {"check_val_every_n_epoch": epochs}})  # type: ignore[return-value]
 
 
 def _best_metrics(trainer: L.Trainer, module: L.LightningModule, datamodule: L.LightningDataModule) -> dict[str, float]:
@@ -105,11 +116,14 @@ def _report(
     cfg: DictConfig,
     run_dir: Path,
     trainer: L.Trainer,
-    module: L.LightningModule,
+    module: CaptioningModule,
     metrics: dict[str, float],
     minutes: float,
+    overrides: Sequence[str],
 ) -> None:
     results: dict[str, Any] = {
+        **describe_run(cfg, overrides, "val", len(module.captioned)),
+        "resumed": cfg.resume,  # minutes are then those since
         "metrics": metrics,
         "epochs": trainer.current_epoch,
         "steps": trainer.global_step,
@@ -137,10 +151,14 @@ def main(cfg: DictConfig) -> float | None:
     job = HydraConfig.get()
     run_dir, overrides = Path(job.runtime.output_dir), list(job.overrides.task)
     try:
+        follow = bool(cfg.get("recipe"))
         if job.mode != RunMode.MULTIRUN:
-            return train(cfg, run_dir, overrides).get("val/cider")
+            return (run_recipe if follow else train)(cfg, run_dir, overrides).get("val/cider")
         overrides = swept_first(run_dir.parent, overrides)
-        metrics = run_job(cfg, run_dir, lambda cfg: train(cfg, run_dir, overrides, "sweep"))
+        if follow:
+            metrics = run_job(cfg, run_dir, lambda cfg: run_recipe(cfg, run_dir, overrides))
+        else:
+            metrics = run_job(cfg, run_dir, lambda cfg: train(cfg, run_dir, overrides, "sweep"))
         return None if metrics is None else metrics.get("val/cider")
     except Preempted as stop:
         if getattr(rank_zero_only, "rank", 0) != 0:

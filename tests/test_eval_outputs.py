@@ -6,12 +6,17 @@ import io
 import json
 import logging
 import math
+import re
+import subprocess
+from datetime import datetime, timedelta
 
 import pytest
 from PIL import Image
 
+import fastcap
 from fastcap import eval as eval_command
 from fastcap.data.scenes import Scenes, write_coco
+from fastcap.provenance import code_state
 from fastcap.train import train
 from tests.report_browser import assert_offline
 from tests.tiny import tiny_config
@@ -72,6 +77,42 @@ def test_results_say_how_they_came_about(evaluated):
     assert results["speed"]["batch_size"] == 5
     assert results["speed"]["images_per_s"] > 0 and results["speed"]["threads"] >= 1
     assert set(results["faults"]) == {"distinct", "repetitions", "length_mean"}
+    assert all(results["metrics"][f"val/{name}"] == results["faults"][name] for name in ("distinct", "repetitions"))
+    captions = [row["caption"].split() for row in json.loads((evaluated[0] / "captions.json").read_text())]
+    assert results["faults"]["distinct"] == 100 * len(set(map(tuple, captions))) / 16
+    lengths = list(map(len, captions))
+    assert results["lengths"]["captions"] == {str(n): lengths.count(n) for n in sorted(set(lengths))}
+    assert sum(results["lengths"]["references"].values()) == 80
+
+
+def test_results_say_where_they_come_from(run, evaluated):
+    trained = json.loads((run[0] / "run/results.json").read_text())
+    results = json.loads((evaluated[0] / "results.json").read_text())
+    for each in (trained, results):
+        assert (each["data"], each["split"], each["images"], each["seed"]) == ("data", "val", 16, 0)
+        assert each["decoder"] == "fastcap.decoder.moe_decoder.MoEDecoder" and each["minutes"] > 0
+        assert datetime.now() - datetime.fromisoformat(each["date"]) < timedelta(hours=1)
+        assert each["refinement"]["num_steps"] == 4 and each["parameters"] == trained["parameters"]
+        assert (each["commit"], each["dirty"]) == code_state()
+    assert results["given"][1:] == ["split=val", "refinement.num_steps=4"]
+
+
+def test_code_is_named_in_its_own_checkout_alone(tmp_path, monkeypatch):
+    def git(*words):
+        subprocess.run(["git", "-C", tmp_path, "-c", "user.name=a", "-c", "user.email=a@b", *words], check=True)
+
+    monkeypatch.setattr(fastcap, "__file__", str(tmp_path / "fastcap/__init__.py"))
+    assert code_state() == (None, None)
+    git("init", "-q")
+    (tmp_path / "code.py").write_text("1")
+    git("add", "code.py")
+    git("commit", "-q", "-m", "first")
+    commit, dirty = code_state()
+    assert re.fullmatch("[0-9a-f]{10}", commit) and dirty is False
+    (tmp_path / "code.py").write_text("2")
+    assert code_state() == (commit, True)
+    monkeypatch.setattr(fastcap, "__file__", str(tmp_path / "site-packages/fastcap/__init__.py"))
+    assert code_state() == (None, None)
 
 
 def test_the_report_holds_the_photographs_and_settings(evaluated):

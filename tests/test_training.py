@@ -187,3 +187,9 @@ def test_golden_losses():
         optimizer.step()
         losses.append(round(values["total"].item(), 4))
     assert losses == pytest.approx(json.loads(GOLDEN.read_text()), abs=2e-3)
+
+
+def test_a_run_shorter_than_its_validations_interval_is_validated(tmp_path):
+    metrics = train(tiny_config("trainer.max_epochs=1", "trainer.check_val_every_n_epoch=3"), tmp_path)
+    assert "val/cider" in metrics and (tmp_path / "checkpoints/best.ckpt").is_file()
+    assert load_checkpoint(tmp_path / "checkpoints/best.ckpt").config["trainer"]["check_val_every_n_epoch"] == 3

@@ -35,7 +35,13 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     growth.add_argument("--batches", nargs="+", type=_positive, default=[1, 2, 4, 8, 16, 32], metavar="N")
     decoding = commands.add_parser("decoding", help="decoders alone: refinement beside writing word after word")
     decoding.add_argument("--models", nargs="+", type=Path, required=True, metavar="CKPT", help="checkpoints")
-    decoding.add_argument("--images", nargs="+", type=Path, required=True, metavar="PATH", help="files or folders")
+    decoding.add_argument(
+        "--images",
+        nargs="+",
+        type=Path,
+        metavar="PATH",
+        help="files or folders (default: validation images of the first checkpoint's own data)",
+    )
     decoding.add_argument("--max-images", type=_positive, default=20, metavar="N", help="(default: %(default)s)")
     decoding.add_argument("--num-steps", nargs="+", type=_positive, default=[1, 2, 3, 4, 8], metavar="N")
     decoding.add_argument("--num-lengths", nargs="+", type=_positive, default=[1, 3], metavar="N")

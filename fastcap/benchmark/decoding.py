@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from omegaconf import DictConfig, OmegaConf
 
 from fastcap.benchmark.captioners import machine
 from fastcap.benchmark.measure import Work, matmul_work, median_ms, time_interleaved
-from fastcap.build import load_checkpoint
+from fastcap.build import LoadedCheckpoint, build_datamodule, load_checkpoint
 from fastcap.data.pixels import decode_image
 from fastcap.types import Refinement
 
@@ -25,7 +26,7 @@ METHOD = (
 
 def measure_decoding(
     checkpoints: Sequence[Path],
-    files: Sequence[Path],
+    images: Sequence[Path] | int,
     *,
     num_steps: Sequence[int],
     num_lengths: Sequence[int],
@@ -37,7 +38,7 @@ def measure_decoding(
 
     Args:
         checkpoints: Captioners, of either kind.
-        files: Photographs.
+        images: Photographs; or how many validation images of the first checkpoint's own data to take.
         num_steps: Refinement steps to try.
         num_lengths: Length candidates to try with each.
         num_beams: Beams to try where a decoder writes word after word.
@@ -53,8 +54,7 @@ def measure_decoding(
     with torch.inference_mode():
         for path, loaded in captioners.items():
             size = int(loaded.config["data"]["image_size"])
-            pixels = [torch.tensor(decode_image(file, size)).permute(2, 0, 1).unsqueeze(0) for file in files]
-            memories = [loaded.model.encode(image) for image in pixels]
+            memories = [loaded.model.encode(pixels) for pixels in _read(images, size, captioners[checkpoints[0]])]
             causal = loaded.model.decoder.causal
             for setting in _settings(causal, num_steps, num_lengths, num_beams):
                 model = copy.copy(loaded.model)
@@ -76,10 +76,22 @@ def measure_decoding(
             {"checkpoint": group[0], "decoding": group[1]}
             | {name: setting.get(name, "") for name in ("num_steps", "num_lengths", "num_beams")}
             | {"decode_ms": round(median_ms(list(seconds)), 3), "p95_ms": round(1e3 * np.quantile(seconds, 0.95), 3)}
-            | {"words": round(float(np.mean([words[key] for key in keys])), 2), "images": len(files)}
+            | {"words": round(float(np.mean([words[key] for key in keys])), 2), "images": len(keys)}
         )
     peak = round(gflop / min(times["matmul"]), 1)
     return rows, {**machine(threads), "matmul_gflop_per_s": peak, "rounds": rounds, "method": METHOD}
+
+
+def _read(images: Sequence[Path] | int, size: int, first: LoadedCheckpoint) -> list[torch.Tensor]:
+    """Read images, uint8 (1, 3, size, size) each."""
+    if isinstance(images, int):
+        config = OmegaConf.create(first.config)
+        assert isinstance(config, DictConfig)
+        records = build_datamodule(config, first.tokenizer).records("val")
+        pixels = [records.load_image(number, size) for number in range(min(images, len(records.image_ids)))]
+    else:
+        pixels = [decode_image(file, size) for file in images]
+    return [torch.tensor(each).permute(2, 0, 1).unsqueeze(0) for each in pixels]
 
 
 def _settings(

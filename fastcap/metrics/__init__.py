@@ -2,6 +2,6 @@
 
 from fastcap.metrics.caption import CaptionMetrics
 from fastcap.metrics.reward import CiderReward
-from fastcap.metrics.text import caption_faults
+from fastcap.metrics.text import caption_faults, count_lengths
 
-__all__ = ["CaptionMetrics", "CiderReward", "caption_faults"]
+__all__ = ["CaptionMetrics", "CiderReward", "caption_faults", "count_lengths"]

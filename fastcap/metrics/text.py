@@ -1,5 +1,6 @@
 """Faults of generated captions that need no references: sameness, stuttering, length."""
 
+from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -25,3 +26,9 @@ def caption_faults(captions: Sequence[str]) -> dict[str, float]:
         "repetitions": 100.0 * sum(any(a == b for a, b in pairwise(each)) for each in words) / len(words),
         "length_mean": sum(map(len, words)) / len(words),
     }
+
+
+def count_lengths(captions: Sequence[str]) -> dict[str, int]:
+    """Count captions by their number of words, split at white space; the numbers ascend (as texts, JSON's keys)."""
+    counts = Counter(len(caption.split()) for caption in captions)
+    return {str(length): counts[length] for length in sorted(counts)}

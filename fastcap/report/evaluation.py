@@ -27,6 +27,7 @@ NAMES = {
     "spice": "SPICE",
     **{f"bleu{order}": f"BLEU-{order}" for order in range(1, 5)},
 }
+_FAULTS = ("distinct", "repetitions")  # which the page counts itself
 _MAIN = ("cider", "bleu4", "rouge_l", "meteor", "spice")
 
 Picture = Callable[[int], np.ndarray | None]
@@ -123,7 +124,7 @@ def _page(evaluation: Evaluation, picture: Picture | None) -> dict[str, Any]:
         "evaluation": evaluation,
         "names": NAMES,
         "main": main,
-        "others": {k: v for k, v in sorted(evaluation.metrics.items()) if k not in main},
+        "others": {k: v for k, v in sorted(evaluation.metrics.items()) if k not in (*main, *_FAULTS)},
         "sections": sections,
         "cider_figure": score_histogram(scores, "CIDEr-D"),
         "cider_marks": (("mean", float(np.mean(scores)), MEAN), ("median", float(np.median(scores)), MEDIAN)),

@@ -179,7 +179,8 @@ def num_jobs(sweep: Path) -> int | None:
 def _walk(path: Path) -> Iterable[Path]:
     if any((path / mark).is_file() for mark in _MARKS):
         yield path
-        return
+        if not (path / "recipe.json").is_file():  # whose stages are runs in folders below
+            return
     for folder in sorted(path.iterdir()):
         if folder.is_dir() and not folder.is_symlink() and not folder.name.startswith("."):
             yield from _walk(folder)
