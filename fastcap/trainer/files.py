@@ -48,13 +48,24 @@ class AtomicCheckpointIO(CheckpointIO):
     ) -> dict[str, Any]:
         """Read a checkpoint onto the CPU."""
         with fsspec.open(str(path), "rb") as file:
-            return torch.load(file, map_location=map_location or "cpu", weights_only=weights_only is not False)
+            return upgrade(torch.load(file, map_location=map_location or "cpu", weights_only=weights_only is not False))
 
     def remove_checkpoint(self, path: str | Path) -> None:
         """Remove a checkpoint if it is there."""
         files, name = fsspec.core.url_to_fs(str(path))
         if files.exists(name):
             files.rm(name)
+
+
+def upgrade(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """Bring a checkpoint of an older version to today's form: what was a scalar parameter is a vector of one number."""
+    weights = checkpoint.get("state_dict", {})
+    states = [values for optimizer in checkpoint.get("optimizer_states", ()) for values in optimizer["state"].values()]
+    for values, names in [(weights, ["model.alignment.log_scale"]), *((state, state.keys() - {"step"}) for state in states)]:
+        for name in names:
+            if isinstance(values.get(name), torch.Tensor) and values[name].ndim == 0:
+                values[name] = values[name].reshape(1)
+    return checkpoint
 
 
 def is_url(path: str | Path) -> bool:
