@@ -1,4 +1,4 @@
-"""Measure: `fastcap bench backbone | scan | captioners | growth | loader | cost`; tables, plots, circumstances (JSON)."""
+"""Measure: `fastcap bench backbone | scan | captioners | growth | loader | cost`; tables, plots, facts (JSON)."""
 
 from __future__ import annotations
 

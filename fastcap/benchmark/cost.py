@@ -126,13 +126,13 @@ def describe(cost: Cost, assumptions: Assumptions) -> str:
     """An estimate in words."""
     gpus = f"{assumptions.devices} GPU{'s' * (assumptions.devices > 1)}"
     return (
-        f"{cost.parameters_m:.1f} M parameters, {cost.gflop_per_image:.1f} GFLOP and {cost.activation_mb_per_image:.0f} MB "
-        f"kept an image of {cost.image_size} px, forward and backward\n"
-        f"{cost.memory_gb:.1f} GB of memory a process with {cost.batch_size} images a batch, {cost.state_gb:.1f} of them for "
-        "weights, gradients and Adam's moments; more while an operation lasts\n"
+        f"{cost.parameters_m:.1f} M parameters, {cost.gflop_per_image:.1f} GFLOP and "
+        f"{cost.activation_mb_per_image:.0f} MB kept an image of {cost.image_size} px, forward and backward\n"
+        f"{cost.memory_gb:.1f} GB of memory a process with {cost.batch_size} images a batch, {cost.state_gb:.1f} of "
+        "them for weights, gradients and Adam's moments; more while an operation lasts\n"
         f"{cost.hours:.1f} hours for {cost.epochs} epochs of {assumptions.images:,} images on {gpus}, where "
-        f"{assumptions.utilisation:.0%} of {assumptions.tflops:.0f} TFLOP/s are reached ({cost.compute_hours:.1f} h) and "
-        f"{assumptions.bandwidth_tb} TB/s ({cost.traffic_hours:.1f} h); validation is not in it\n"
+        f"{assumptions.utilisation:.0%} of {assumptions.tflops:.0f} TFLOP/s are reached ({cost.compute_hours:.1f} h) "
+        f"and {assumptions.bandwidth_tb} TB/s ({cost.traffic_hours:.1f} h); validation is not in it\n"
         f"{cost.images_per_s:.0f} images a second are then to be loaded"
     )
 

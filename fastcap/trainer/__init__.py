@@ -11,7 +11,7 @@ from fastcap.trainer.resume import (
     open_checkpoint,
     unfinished_run,
 )
-from fastcap.trainer.sharded import ShardedStrategy
+from fastcap.trainer.sharded import ShardedStrategy, ShardingError
 
 __all__ = [
     "EXIT_STATUS",
@@ -22,6 +22,7 @@ __all__ = [
     "FolderInUseError",
     "Preempted",
     "ShardedStrategy",
+    "ShardingError",
     "StopSignal",
     "is_url",
     "join",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -57,15 +57,21 @@ class AtomicCheckpointIO(CheckpointIO):
             files.rm(name)
 
 
-def upgrade(checkpoint: dict[str, Any]) -> dict[str, Any]:
+def upgrade(checkpoint: Any) -> Any:
     """Bring a checkpoint of an older version to today's form: what was a scalar parameter is a vector of one number."""
-    weights = checkpoint.get("state_dict", {})
-    states = [values for optimizer in checkpoint.get("optimizer_states", ()) for values in optimizer["state"].values()]
-    for values, names in [(weights, ["model.alignment.log_scale"]), *((state, state.keys() - {"step"}) for state in states)]:
-        for name in names:
-            if isinstance(values.get(name), torch.Tensor) and values[name].ndim == 0:
-                values[name] = values[name].reshape(1)
+    if not isinstance(checkpoint, dict):
+        return checkpoint
+    _no_scalars(checkpoint.get("state_dict", {}), ["model.alignment.log_scale"])
+    for optimizer in checkpoint.get("optimizer_states", ()):
+        for values in optimizer["state"].values():
+            _no_scalars(values, values.keys() - {"step"})
     return checkpoint
+
+
+def _no_scalars(values: dict[str, Any], names: Iterable[str]) -> None:
+    for name in names:
+        if isinstance(values.get(name), torch.Tensor) and values[name].ndim == 0:
+            values[name] = values[name].reshape(1)
 
 
 def is_url(path: str | Path) -> bool:

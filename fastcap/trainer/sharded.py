@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import lightning as L
-import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
@@ -23,10 +22,14 @@ from torch.optim import Optimizer
 _STEPS = ("training_step", "validation_step", "test_step")
 
 
+class ShardingError(Exception):
+    """A module whose weights cannot be shared out."""
+
+
 class ShardedStrategy(ModelParallelStrategy):
     """Lightning's FSDP2 strategy over all processes, with whole checkpoints and whole weights in evaluation.
 
-    A module may name the ``sharded_blocks`` that its forward pass runs once each, in the same order in every process:
+    A module names the ``sharded_blocks`` that its forward pass runs once each, in the same order in every process:
     their weights are fetched when they run and let go of afterwards. All other weights are whole while a step lasts.
 
     Args:
@@ -120,8 +123,14 @@ class ShardedStrategy(ModelParallelStrategy):
 
 
 def shard(module: nn.Module, mesh: DeviceMesh) -> None:
-    """Share a module's weights out over the processes of a mesh, block by block and then the rest."""
-    blocks: Callable[[], list[nn.Module]] = getattr(module, "sharded_blocks", list)
+    """Share a module's weights out over the processes of a mesh, block by block and then the rest.
+
+    Raises:
+        ShardingError: If the module was not made for it.
+    """
+    blocks: Callable[[], list[nn.Module]] | None = getattr(module, "sharded_blocks", None)
+    if blocks is None:
+        raise ShardingError(f"trainer=fsdp trains captioners, not a {type(module).__name__}: choose trainer=ddp")
     for block in blocks():
         fully_shard(block, mesh=mesh)
     fully_shard(module, mesh=mesh, reshard_after_forward=False)
@@ -142,7 +151,7 @@ def unshard(module: nn.Module | None) -> None:
 
 
 def reshard(module: nn.Module | None) -> None:
-    """Undo ``unshard``, and forget what ran meanwhile: one process may have run more, and would fetch in other order."""
+    """Undo ``unshard``, and forget what ran meanwhile: a process that ran more would fetch in another order."""
     for part in _sharded(module):
         part.set_reshard_after_forward(part is not module, recurse=False)
         part.reshard()

@@ -2,13 +2,16 @@
 
 import json
 import os
-import shutil
 
 import pytest
 import torch
 
+from fastcap.build import ConfigError, build_trainer
 from fastcap.eval import evaluate
+from fastcap.trainer import ShardingError
 from fastcap.trainer.files import upgrade
+from fastcap.trainer.sharded import shard
+from tests.tiny import tiny_config
 from tests.trainer.command import QUICK, end, start, train
 from tests.trainer.test_two_processes import assert_equal_runs
 
@@ -42,10 +45,10 @@ def sharded(folder, *settings, **environment):
 
 
 def test_a_sharded_run_equals_one_process_also_when_it_was_stopped(tmp_path):
-    """Stopped by a signal, gone on with, and evaluated by a single process; or gone on with by that one."""
-    one, two, alone = (tmp_path / name for name in ("one", "two", "alone"))
-    for folder in (one, two, alone):
-        folder.mkdir()
+    """Stopped by a signal, gone on with, and evaluated by a single process."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    one.mkdir()
+    two.mkdir()
     status, output = train(one, *SETTINGS, *ONE)
     assert status == 0, output[-2000:]
     status, output = sharded(two, *SETTINGS, KILL="SIGTERM:5")
@@ -56,11 +59,9 @@ def test_a_sharded_run_equals_one_process_also_when_it_was_stopped(tmp_path):
         k: v.shape for k, v in like["state_dict"].items()
     }
     assert list(checkpoint["optimizer_states"][0]) == list(like["optimizer_states"][0])
-    assert checkpoint["optimizer_states"][0]["param_groups"][0]["params"] == list(
-        like["optimizer_states"][0]["param_groups"][0]["params"]
-    )
+    groups = [end["optimizer_states"][0]["param_groups"] for end in (checkpoint, like)]
+    assert [group["params"] for group in groups[0]] == [group["params"] for group in groups[1]]
 
-    shutil.copytree(two / "run", alone / "run")
     status, output = sharded(two, *SETTINGS)
     assert status == 0, output[-2000:]
     assert_equal_runs(one / "run", two / "run")
@@ -72,10 +73,6 @@ def test_a_sharded_run_equals_one_process_also_when_it_was_stopped(tmp_path):
     assert held["train_0"] + held["train_1"] == held["validation_0"] == held["validation_1"]
     assert total * 0.45 < held["train_1"] <= held["train_0"] < total * 0.55
     assert list((two / "run/refinement").glob("*.png")) and (two / "run/speed_quality.csv").exists()
-
-    status, output = train(alone, *SETTINGS, *ONE)
-    assert status == 0, output[-2000:]
-    assert_equal_runs(one / "run", alone / "run")
 
     overrides = {"trainer.strategy": "auto", "trainer.devices": 1, "logger": None, "callbacks": {}}
     scores = evaluate(two / "run/checkpoints/best.ckpt", "val", overrides, tmp_path / "eval")
@@ -95,6 +92,32 @@ def test_checkpoints_of_older_versions_are_brought_up_to_date():
     assert new["state_dict"]["model.alignment.log_scale"].tolist() == [2.5]
     assert new["optimizer_states"][0]["state"][7]["exp_avg"].tolist() == [0.5]
     assert new["optimizer_states"][0]["state"][7]["step"].ndim == 0
+
+
+def test_what_cannot_be_sharded_is_said_in_one_line(tmp_path):
+    with pytest.raises(ShardingError, match="trainer=fsdp trains captioners, not a Linear"):
+        shard(torch.nn.Linear(2, 2), None)
+    with pytest.raises(ConfigError, match="16-mixed"):
+        build_trainer(tiny_config("trainer=fsdp", "trainer.accelerator=cpu", "trainer.precision=16-mixed"), tmp_path)
+
+
+@pytest.mark.slow
+def test_runs_change_between_sharded_and_not(tmp_path):
+    """Started sharded, ended by one process; and the other way round."""
+    one, left, right = (tmp_path / name for name in ("one", "left", "right"))
+    for folder in (one, left, right):
+        folder.mkdir()
+    status, output = train(one, *SETTINGS, *ONE)
+    assert status == 0, output[-2000:]
+    ways = (
+        (left, sharded(left, *SETTINGS, KILL="SIGTERM:5"), lambda: train(left, *SETTINGS, *ONE)),
+        (right, train(right, *SETTINGS, *ONE, KILL="SIGTERM:5"), lambda: sharded(right, *SETTINGS)),
+    )
+    for folder, (status, output), go_on in ways:
+        assert status == 75, output[-2000:]
+        status, output = go_on()
+        assert status == 0, output[-2000:]
+        assert_equal_runs(one / "run", folder / "run")
 
 
 @pytest.mark.slow
