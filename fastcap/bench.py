@@ -1,9 +1,10 @@
-"""Measure: `fastcap bench backbone | scan | captioners | growth | loader`; tables, plots, circumstances (JSON)."""
+"""Measure: `fastcap bench backbone | scan | captioners | growth | loader | cost`; tables, plots, facts (JSON)."""
 
 from __future__ import annotations
 
 import argparse
 import csv
+import dataclasses
 import json
 import os
 import sys
@@ -221,6 +222,20 @@ def bench_growth(arguments: argparse.Namespace) -> Path:
     return folder
 
 
+def bench_cost(arguments: argparse.Namespace) -> Path:
+    """Estimate what recipes take; returns the folder with ``cost.{csv,json}``."""
+    from fastcap.benchmark.cost import Assumptions, describe, estimate, facts
+
+    given = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(Assumptions)}
+    assumptions, overrides = Assumptions(**given), arguments.overrides or ["experiment=coco_base"]
+    cost = estimate(overrides, assumptions)
+    row = {name: float(f"{value:.4g}") for name, value in dataclasses.asdict(cost).items()}
+    folder = write(arguments.out, "cost", [row], facts(overrides, assumptions))
+    print(f"{' '.join(overrides)}\n{describe(cost, assumptions)}")
+    print(f"Table    {folder / 'cost.csv'}\nFacts    {folder / 'cost.json'}")
+    return folder
+
+
 def write_random_checkpoint(arguments: argparse.Namespace) -> Path:
     """Write a checkpoint with random weights."""
     from fastcap.benchmark.random_weights import DEFAULTS, write_random
@@ -255,6 +270,7 @@ COMMANDS = {
     "captioners": bench_captioners,
     "growth": bench_growth,
     "decoding": bench_decoding,
+    "cost": bench_cost,
     "random": write_random_checkpoint,
     "table": make_table,
 }

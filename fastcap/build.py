@@ -227,7 +227,7 @@ def build_trainer(cfg: DictConfig, run_dir: Path, overrides: Sequence[str] = (),
     plugins: list[Any] = [AtomicCheckpointIO()]
     if cfg.trainer.get("sync_batchnorm"):
         plugins.append(BatchNormSync())  # in the place of Lightning's, which knows GPUs only
-    return instantiate(
+    return construct(
         cfg.trainer,
         sync_batchnorm=False,
         plugins=plugins,

@@ -65,6 +65,7 @@ _MISTAKES = (
     ("fastcap.serving.folder", "ExportError"),
     ("fastcap.trainer", "CheckpointWriteError"),
     ("fastcap.trainer", "FolderInUseError"),
+    ("fastcap.trainer", "ShardingError"),
     ("omegaconf.errors", "OmegaConfBaseException"),
 )
 

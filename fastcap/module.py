@@ -10,7 +10,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import Metric
@@ -253,6 +253,13 @@ class CaptioningModule(L.LightningModule):
         drawn = uniform(chance, *tokens.shape).to(tokens.device) < self.objective.draft_share
         replaced = drawn & ~hidden & ~pad
         return torch.where(replaced, draft, visible), hidden | replaced
+
+    def sharded_blocks(self) -> list[nn.Module]:
+        """Parts whose weights a process fetches only while they run, where weights are shared out over processes.
+
+        The decoder is none: generation enters it by several doors, and as often as each image takes.
+        """
+        return list(getattr(self.model.backbone, "blocks", ()))
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Build the optimiser over decayed and undecayed parameters, and its schedule in steps."""

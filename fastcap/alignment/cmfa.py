@@ -67,7 +67,7 @@ class CrossModalFeatureAlignment(nn.Module):
         weights = torch.ones(max(concepts) + 1) if concept_weights is None else torch.tensor(list(concept_weights))
         self.register_buffer("concept_weights", weights)
         self.text_encoder = TextEncoder(len(concepts), embed_dim)
-        self.log_scale = nn.Parameter(torch.tensor(-math.log(temperature)))
+        self.log_scale = nn.Parameter(torch.tensor([-math.log(temperature)]))
 
     def project(self, features: Tensor) -> Tensor:
         """Make the image memory, from the image alone. (B, N, feature_dim) -> (B, N, D)."""
@@ -87,7 +87,7 @@ class CrossModalFeatureAlignment(nn.Module):
         image = F.normalize(self.image_head(memory.mean(1)), dim=-1)
         text = self.text_encoder(tokens.flatten(0, 1), lengths.flatten())
         text = F.normalize(text, dim=-1).unflatten(0, tokens.shape[:2])
-        return image, text, self.log_scale.clamp(max=math.log(100.0)).exp()
+        return image, text, self.log_scale.clamp(max=math.log(100.0)).exp().squeeze()
 
     def name_concepts(self, memory: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Score which concepts the image's captions name (training only).

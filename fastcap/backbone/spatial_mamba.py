@@ -154,6 +154,11 @@ class SpatialMambaBackbone(nn.Module):
         self.norm = nn.LayerNorm(self.feature_dim)
         self.feature_position = GridPosition(self.feature_dim)
 
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """The blocks of all stages, in the order in which they run."""
+        return [block for stage in self.stages for block in stage.children()]
+
     def forward(self, images: Tensor) -> Tensor:
         """Turn images into patch features.
 

@@ -54,6 +54,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         each.add_argument("--rounds", type=_positive, default=rounds, help="interleaved rounds (default: %(default)s)")
         each.add_argument("--threads", type=_positive, default=threads, help="threads (default: %(default)s)")
         each.add_argument("--out", type=Path, help="folder (default: a new one under runs/bench)")
+    cost = commands.add_parser("cost", help="what a recipe takes: memory, arithmetic, hours of an assumed GPU")
+    _add_cost(cost)
     random = commands.add_parser("random", help="write a checkpoint with random weights, for timing (to export, too)")
     random.add_argument("file", type=Path, help="the checkpoint to write")
     random.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="of conf/train.yaml (default: our model)")
@@ -103,6 +105,34 @@ def _add_loader(loader: argparse.ArgumentParser) -> None:
     loader.add_argument("--consumed", type=float, metavar="N", help="images a second that training takes, if known")
     loader.add_argument("--out", type=Path, help="folder (default: a new one under runs/bench)")
     loader.add_argument("--rounds", type=_positive, default=5, help="interleaved rounds (default: %(default)s)")
+
+
+def _add_cost(cost: argparse.ArgumentParser) -> None:
+    cost.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="of conf/train.yaml (experiment=coco_base)")
+    for name, default, told in (
+        ("images", 113_287, "training images"),
+        ("num-words", 10_000, "vocabulary"),
+        ("caption-tokens", 12, "tokens of a caption"),
+        ("devices", 1, "GPUs"),
+    ):
+        cost.add_argument(f"--{name}", type=_positive, default=default, metavar="N", help=f"{told} (%(default)s)")
+    for name, fraction, told in (
+        ("tflops", 312.0, "a GPU's peak, TFLOP/s"),
+        ("utilisation", 0.1, "share of the peak that is reached"),
+        ("bandwidth-tb", 1.6, "a GPU's memory bandwidth, TB/s"),
+    ):
+        cost.add_argument(f"--{name}", type=_above_zero, default=fraction, metavar="X", help=f"{told} (%(default)s)")
+    cost.add_argument("--out", type=Path, help="folder (default: a new one under runs/bench)")
+
+
+def _above_zero(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be a positive number, found {text!r}")
+    return value
 
 
 def _natural(text: str) -> int:

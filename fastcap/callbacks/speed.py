@@ -14,14 +14,14 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_only
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastcap.callbacks.media import media_loggers, media_step, read_picture
 from fastcap.drawing import SpeedPoint, draw_curve
 from fastcap.metrics import CaptionMetrics
 from fastcap.model import FastCap
 from fastcap.module import CaptioningModule
+from fastcap.trainer import open_checkpoint
 from fastcap.types import CaptionBatch
 
 log = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 class SpeedQuality(L.Callback):
     """At the end of training measure CIDEr against decoding time for several numbers of refinement steps.
 
-    Files in the run's folder: ``speed_quality.csv`` and ``speed_quality.png``. A copy of the model is measured, with
+    Files in the run's folder: ``speed_quality.csv`` and ``speed_quality.png``. A twin of the model is measured, with
     the best checkpoint's weights where there is one, so nothing of the run is touched. Images are those of the last
     validation; the time is the decoder's alone (length candidates included), in the validation's batches. A decoder
     that writes word after word has no steps, and no curve.
@@ -44,6 +44,14 @@ class SpeedQuality(L.Callback):
         self.steps = tuple(steps)
         self.max_images = max_images
         self._batches: list[CaptionBatch] = []
+        self._twin: FastCap | None = None
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Copy the model, all but its weights, before a strategy shares it out over processes."""
+        assert isinstance(pl_module, CaptioningModule)
+        if stage == "fit":
+            nowhere = {id(p): nn.Parameter(p.detach().to("meta"), p.requires_grad) for p in pl_module.parameters()}
+            self._twin = copy.deepcopy(pl_module.model, nowhere)
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Forget the last validation's images."""
@@ -64,16 +72,22 @@ class SpeedQuality(L.Callback):
         if trainer.state.fn == TrainerFn.FITTING and trainer.is_global_zero and count < self.max_images:
             self._batches.append(_first(batch, self.max_images - count))
 
-    @rank_zero_only
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Measure, write and log; what fails is a warning."""
         assert isinstance(pl_module, CaptioningModule)
         batches, self._batches = self._batches, []
-        if not batches or not self.steps or pl_module.model.decoder.causal:
+        model, self._twin = self._twin, None
+        if model is None or not self.steps or model.decoder.causal:
+            return
+        best = getattr(trainer.checkpoint_callback, "best_model_path", "")
+        weights = {} if best else trainer.strategy.lightning_module_state_dict()  # every process takes part
+        if not batches:
             return
         try:
-            model = copy.deepcopy(pl_module.model).eval()
-            _load_best(model, trainer)
+            state = open_checkpoint(best)["state_dict"] if best else weights
+            state = {k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")}
+            model.load_state_dict(state, assign=True)
+            model.eval().to(pl_module.device)
             with torch.no_grad(), trainer.precision_plugin.forward_context():
                 points = measure(model, pl_module, batches, self.steps)
             self._show(trainer, points, pl_module.model.refinement.num_steps, batches)
@@ -138,10 +152,3 @@ def _first(batch: CaptionBatch, count: int) -> CaptionBatch:
         batch.lengths[:count],
         batch.references[:count],
     )
-
-
-def _load_best(model: FastCap, trainer: L.Trainer) -> None:
-    path = getattr(trainer.checkpoint_callback, "best_model_path", "")
-    if path:
-        state = torch.load(path, map_location=model.image_mean.device, weights_only=True)["state_dict"]
-        model.load_state_dict({k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")})

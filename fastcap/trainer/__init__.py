@@ -11,6 +11,7 @@ from fastcap.trainer.resume import (
     open_checkpoint,
     unfinished_run,
 )
+from fastcap.trainer.sharded import ShardedStrategy, ShardingError
 
 __all__ = [
     "EXIT_STATUS",
@@ -20,6 +21,8 @@ __all__ = [
     "CheckpointWriteError",
     "FolderInUseError",
     "Preempted",
+    "ShardedStrategy",
+    "ShardingError",
     "StopSignal",
     "is_url",
     "join",

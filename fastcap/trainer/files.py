@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -48,13 +48,30 @@ class AtomicCheckpointIO(CheckpointIO):
     ) -> dict[str, Any]:
         """Read a checkpoint onto the CPU."""
         with fsspec.open(str(path), "rb") as file:
-            return torch.load(file, map_location=map_location or "cpu", weights_only=weights_only is not False)
+            return upgrade(torch.load(file, map_location=map_location or "cpu", weights_only=weights_only is not False))
 
     def remove_checkpoint(self, path: str | Path) -> None:
         """Remove a checkpoint if it is there."""
         files, name = fsspec.core.url_to_fs(str(path))
         if files.exists(name):
             files.rm(name)
+
+
+def upgrade(checkpoint: Any) -> Any:
+    """Bring a checkpoint of an older version to today's form: what was a scalar parameter is a vector of one number."""
+    if not isinstance(checkpoint, dict):
+        return checkpoint
+    _no_scalars(checkpoint.get("state_dict", {}), ["model.alignment.log_scale"])
+    for optimizer in checkpoint.get("optimizer_states", ()):
+        for values in optimizer["state"].values():
+            _no_scalars(values, values.keys() - {"step"})
+    return checkpoint
+
+
+def _no_scalars(values: dict[str, Any], names: Iterable[str]) -> None:
+    for name in names:
+        if isinstance(values.get(name), torch.Tensor) and values[name].ndim == 0:
+            values[name] = values[name].reshape(1)
 
 
 def is_url(path: str | Path) -> bool:

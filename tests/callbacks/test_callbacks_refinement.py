@@ -84,6 +84,7 @@ def test_the_curve_is_of_the_best_weights_and_touches_nothing(folder, monkeypatc
     )
     trainer.state.fn = L.pytorch.trainer.states.TrainerFn.FITTING
     callback = SpeedQuality(steps=[3, 1], max_images=10)
+    callback.setup(trainer, module, "fit")
     marked = []
     monkeypatch.setattr(speed, "draw_curve", lambda path, points, chosen, note: marked.append((chosen, note)))
     monkeypatch.setattr(speed, "read_picture", lambda path: None)
