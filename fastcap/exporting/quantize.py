@@ -109,7 +109,7 @@ def quantize_onnx(source: Path, target: Path, feeds: list[dict[str, np.ndarray]]
             per_channel=True,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
-            op_types_to_quantize=["Conv", "MatMul", "Gemm"],
+            op_types_to_quantize=["Conv", "MatMul", "Gemm", "Clip", "Relu"],
             nodes_to_exclude=excluded,
             # What follows a matrix product is fp32 anyway: rounding its result would only lose accuracy.
             extra_options={"OpTypesToExcludeOutputQuantization": ["MatMul", "Gemm"]},
