@@ -62,8 +62,8 @@ def _kept(quantized: dict[str, Any]) -> list[str]:
     lines = []
     for variant, graphs in quantized.items():
         lines += [
-            f"Layers that `{variant}` keeps in fp32, and in brackets the signal to noise, in dB on training images, that",
-            "quantising the layer alone would leave of the graph's outputs:",
+            f"Layers that `{variant}` keeps in fp32; in brackets the signal to noise of the graph's outputs, in dB on",
+            "training images, if that layer alone were quantised:",
             "",
         ]
         for graph, facts in graphs.items():
