@@ -1,4 +1,4 @@
-"""int8 for weights and activations: ranges measured on training images, in ONNX Runtime's way and in OpenVINO's.
+"""int8 for weights and activations: what graphs are fed on training images, and OpenVINO's way with it.
 
 Quantised are the layers with weights of their own: convolutions and matrix products. What multiplies activations with
 activations (the scan, the attentions) stays in fp32, as do norms and softmax.
@@ -7,7 +7,7 @@ activations (the scan, the attentions) stays in fp32, as do norms and softmax.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -69,53 +69,6 @@ def record_feeds(network: ExportedNetwork, images: Iterable[np.ndarray], num_gro
     finally:
         network.graphs = graphs
     return recorder.feeds
-
-
-class _Reader:
-    """Feeds as ONNX Runtime's calibration reads them."""
-
-    def __init__(self, feeds: list[dict[str, np.ndarray]]) -> None:
-        self._feeds = iter(feeds)
-
-    def get_next(self) -> dict[str, np.ndarray] | None:
-        """Return the next feed, None after the last."""
-        return next(self._feeds, None)
-
-    def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
-        return self._feeds
-
-
-def quantize_onnx(source: Path, target: Path, feeds: list[dict[str, np.ndarray]]) -> None:
-    """Quantise an ONNX graph to int8 (static, QDQ, a scale an output channel)."""
-    import onnx
-    from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
-    from onnxruntime.quantization.shape_inference import quant_pre_process
-
-    prepared = target.with_suffix(".prepared.onnx")
-    try:
-        quant_pre_process(source, prepared, skip_symbolic_shape=True)
-        graph = onnx.load(prepared).graph
-        weights = {tensor.name for tensor in graph.initializer}
-        excluded = [
-            node.name
-            for node in graph.node
-            if node.op_type in ("MatMul", "Gemm") and not weights.intersection(node.input[:2])
-        ]
-        quantize_static(
-            prepared,
-            target,
-            _Reader(feeds),
-            quant_format=QuantFormat.QDQ,
-            per_channel=True,
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-            op_types_to_quantize=["Conv", "MatMul", "Gemm"],
-            nodes_to_exclude=excluded,
-            # What follows a matrix product is fp32 anyway: rounding its result would only lose accuracy.
-            extra_options={"OpTypesToExcludeOutputQuantization": ["MatMul", "Gemm"]},
-        )
-    finally:
-        prepared.unlink(missing_ok=True)
 
 
 def quantize_openvino(source: Path, target: Path, feeds: list[dict[str, np.ndarray]]) -> None:

@@ -49,8 +49,25 @@ def readme(report: dict[str, Any]) -> str:
         "|" + "---|" * len(COLUMNS),
         *("| " + " | ".join(row) + " |" for row in table(report["rows"])),
         "",
+        *_kept(report["quantized"]),
         "Images are squashed to a square, RGB, uint8; standardising is part of the encoder graph.",
         "`prepare_G` and `step_G` belong to expert group G; `step_G` is run once a refinement step.",
         "",
     ]
     return "\n".join(lines)
+
+
+def _kept(quantized: dict[str, Any]) -> list[str]:
+    """Say what int8 left in fp32."""
+    lines = []
+    for variant, graphs in quantized.items():
+        lines += [
+            f"Layers that `{variant}` keeps in fp32; in brackets the signal to noise of the graph's outputs, in dB on",
+            "training images, if that layer alone were quantised:",
+            "",
+        ]
+        for graph, facts in graphs.items():
+            kept = ", ".join(f"{layer} ({level})" for layer, level in facts["kept_in_fp32"].items())
+            lines.append(f"- `{graph}`, {len(facts['kept_in_fp32'])} of {facts['layers']}: {kept or 'none'}")
+        lines.append("")
+    return lines

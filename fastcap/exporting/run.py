@@ -20,7 +20,8 @@ from fastcap.cli import UserError
 from fastcap.data.image_files import FolderImages
 from fastcap.exporting.compare import REFERENCE, Photo, compare, preferred
 from fastcap.exporting.graphs import expert_groups, graph_sources, write_onnx
-from fastcap.exporting.quantize import Feeds, quantize_onnx, quantize_openvino, record_feeds
+from fastcap.exporting.quantize import Feeds, quantize_openvino, record_feeds
+from fastcap.exporting.quantize_onnx import Layer, quantize_onnx, summary
 from fastcap.exporting.readme import readme
 from fastcap.exporting.weights import share_weights
 from fastcap.serving.eager import EagerNetwork
@@ -105,13 +106,16 @@ def export(ckpt: Path, out: Path, options: ExportOptions, say: Callable[[str], N
             graphs = LazyGraphs(base, "onnx", "fp32", options.num_threads)
             fp32 = ExportedNetwork(facts, graphs, loaded.tokenizer, {})
             feeds = record_feeds(fp32, data.calibration(), len(facts.groups))
+        quantized: dict[str, Any] = {}
         # onnx-fp32 last: the others are made from its graphs, before their weights move out.
         for variant in sorted(options.variants, key=lambda name: name == "onnx-fp32"):
             say(f"variant {variant}")
-            _write_variant(temporary / variant, variant, base, facts, loaded.tokenizer.to_json(), feeds)
+            made = _write_variant(temporary / variant, variant, base, facts, loaded.tokenizer.to_json(), feeds)
+            if made:
+                quantized[variant] = summary(made)
         if "onnx-fp32" not in options.variants:
             shutil.rmtree(base)
-        report = _compared(temporary, network, data, options, say)
+        report = _compared(temporary, network, data, options, quantized, say)
         if out.exists():
             shutil.rmtree(out)
         temporary.rename(out)
@@ -155,14 +159,18 @@ def _facts(loaded: LoadedCheckpoint, network: EagerNetwork) -> ModelFacts:
     return facts
 
 
-def _write_variant(folder: Path, variant: str, base: Path, facts: ModelFacts, tokenizer: str, feeds: Feeds) -> None:
+def _write_variant(
+    folder: Path, variant: str, base: Path, facts: ModelFacts, tokenizer: str, feeds: Feeds
+) -> dict[str, list[Layer]]:
+    """Write a variant; returns the layers of graphs that ONNX Runtime's int8 was made of."""
+    quantized = {}
     runtime, precision = variant.split("-")
     folder.mkdir(exist_ok=True)
     facts = replace(facts, runtime=runtime, precision=precision)
     for name in facts.graphs:
         source, target = base / f"{name}.onnx", folder / f"{name}{SUFFIXES[runtime]}"
         if variant == "onnx-int8":
-            quantize_onnx(source, target, feeds[name])
+            quantized[name] = quantize_onnx(source, target, feeds[name])
         elif variant == "openvino-int8":
             quantize_openvino(source, target, feeds[name])
         elif runtime == "openvino":
@@ -172,6 +180,7 @@ def _write_variant(folder: Path, variant: str, base: Path, facts: ModelFacts, to
     share_weights(folder, facts.graphs, runtime)
     (folder / TOKENIZER).write_text(tokenizer, encoding="utf-8")
     facts.write(folder)
+    return quantized
 
 
 class _Images:
@@ -206,7 +215,12 @@ def _spread(total: int, count: int) -> list[int]:
 
 
 def _compared(
-    folder: Path, network: EagerNetwork, data: _Images, options: ExportOptions, say: Callable[[str], None]
+    folder: Path,
+    network: EagerNetwork,
+    data: _Images,
+    options: ExportOptions,
+    quantized: dict[str, Any],
+    say: Callable[[str], None],
 ) -> dict[str, Any]:
     captioners = {REFERENCE: Captioner(network)}
     for variant in options.variants:
@@ -223,6 +237,7 @@ def _compared(
         "default": preferred(rows),
         "calibration_images": options.num_calibration if "int8" in options.precisions else 0,
         "threads": options.num_threads,
+        "quantized": quantized,
         "rows": rows,
     }
     (folder / "report.json").write_text(json.dumps(report, indent=1), encoding="utf-8")

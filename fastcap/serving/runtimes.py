@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -52,11 +53,9 @@ class LazyGraphs:
         return graph
 
 
-def _onnx(precision: str, num_threads: int | None) -> Callable[[Path], Graph]:
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise ExportError(f"this model needs ONNX Runtime: {INSTALL}") from error
+def open_onnx(path: Path, num_threads: int | None) -> Any:
+    """Open a graph with ONNX Runtime, as an ``InferenceSession``. num_threads: None leaves it to the runtime."""
+    import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
@@ -64,9 +63,21 @@ def _onnx(precision: str, num_threads: int | None) -> Callable[[Path], Graph]:
     options.intra_op_num_threads = num_threads or 0
     # Each graph has threads of its own: those of one must not spin while another works.
     options.add_session_config_entry("session.force_spinning_stop", "1")
+    return onnxruntime.InferenceSession(
+        path,
+        options,
+        providers=["CPUExecutionProvider"],
+        # It would round weights that an int8 graph keeps in fp32, all channels with one scale.
+        disabled_optimizers=["WeightBiasQuantization"],
+    )
+
+
+def _onnx(precision: str, num_threads: int | None) -> Callable[[Path], Graph]:
+    if importlib.util.find_spec("onnxruntime") is None:
+        raise ExportError(f"this model needs ONNX Runtime: {INSTALL}")
 
     def open_graph(path: Path) -> Graph:
-        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        session = open_onnx(path, num_threads)
         return lambda inputs: session.run(None, inputs)
 
     return open_graph

@@ -10,6 +10,7 @@ from fastcap import export as export_command
 from fastcap.captioner import Captioner
 from fastcap.cli import UserError
 from fastcap.exporting.compare import preferred
+from fastcap.exporting.quantize_onnx import TARGET_DB
 from fastcap.exporting.readme import COLUMNS
 from fastcap.exporting.run import ExportOptions, export
 from tests.tiny_captioner import write_checkpoint
@@ -135,5 +136,11 @@ def test_every_variant(tiny_checkpoint, tmp_path, capsys):
         suffix, mark = (".onnx", b"QuantizeLinear") if runtime == "onnx" else (".xml", b"FakeQuantize")
         graphs = {p: (folder / f"{runtime}-{p}" / f"encoder{suffix}").read_bytes() for p in ("fp32", "int8")}
         assert mark in graphs["int8"] and mark not in graphs["fp32"]  # so small a model does not get smaller
+    quantized = report["quantized"]["onnx-int8"]
+    assert set(quantized) == {"encoder", "prepare_0", "prepare_1", "step_0", "step_1"}
+    assert all(graph["layers"] > len(graph["kept_in_fp32"]) for graph in quantized.values())
+    assert all(graph["expected_signal_to_noise_db"] >= TARGET_DB for graph in quantized.values())
+    text = (folder / "README.md").read_text()
+    assert all(f"- `{name}`, " in text for name in quantized)
     export_command.main([str(tiny_checkpoint), "--out", str(folder), "--formats", "onnx", "--precisions", "fp32"])
     assert sorted(path.name for path in folder.iterdir()) == ["README.md", "export.json", "onnx-fp32", "report.json"]
