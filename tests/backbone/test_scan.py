@@ -35,15 +35,13 @@ def _inputs(batch, length, groups, per_group, channels, states, dtype=torch.floa
     states=st.integers(1, 6),
     chunk_size=st.integers(1, 40),
     with_state=st.booleans(),
-    data=st.data(),
 )
-def test_ssd_equals_the_recurrence(batch, length, groups, per_group, channels, states, chunk_size, with_state, data):
-    backward = data.draw(st.integers(0, per_group), label="num_backward")
+def test_ssd_equals_the_recurrence(batch, length, groups, per_group, channels, states, chunk_size, with_state):
     inputs = _inputs(batch, length, groups, per_group, channels, states, with_state=with_state, seed=length)
     leaves = [t for t in inputs if t is not None]
     results = []
     for scan in (scan_reference, partial(ssd_scan, chunk_size=chunk_size)):
-        y, final = scan(*inputs, num_backward=backward)
+        y, final = scan(*inputs)
         weight_y, weight_f = (torch.linspace(-1, 1, t.numel(), dtype=t.dtype).view_as(t) for t in (y, final))
         grads = torch.autograd.grad((y * weight_y).sum() + (final * weight_f).sum(), leaves)
         results.append((y, final, *grads))

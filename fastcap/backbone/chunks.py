@@ -1,0 +1,180 @@
+"""The chunk form of the state-space scan and its gradient, as matrix products (SSD, arXiv 2405.21060, section 6).
+
+Sequences lie as (B, groups, heads of a group, chunks, Q, ...), every one of them read from first to last. With l the
+decays summed from the start of a token's chunk, H the state that enters the chunk and A the state that it adds,
+
+    y_i = sum_{j <= i} (c_i . b_j) exp(l_i - l_j) x_j  +  exp(l_i) c_i . H          inside the chunk, and before it
+    A   = sum_j exp(l_Q - l_j) b_j x_j^T                                           (S, P)
+    H_z = sum_{k < z} exp(m_z - m_{k+1}) A_k  +  exp(m_z) H_0                      m_z: decays summed before chunk z
+
+No exponent is ever positive, so nothing overflows. Only the last line couples chunks, as one small product over them.
+
+The gradient is made of the transposed products and computes the decays anew. For those of the decays there is a short
+way: with g_s = (its row's minus its column's sum of gradient times weight) of token s, counting what it reads from H
+and what it writes to A, a decay's gradient is what crosses it, sum of g_s over s from its token to the chunk's end, plus
+<gradient of H_{z+1}, H_{z+1}>, through which all later tokens see it.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+class Gradients(NamedTuple):
+    """Gradients of ``scan_chunks``'s inputs, each of its input's shape; of the start None where there was none."""
+
+    x: Tensor
+    log_decay: Tensor
+    b: Tensor
+    c: Tensor
+    start: Tensor | None
+
+
+def scan_chunks(
+    x: Tensor, log_decay: Tensor, b: Tensor, c: Tensor, start: Tensor | None, with_end: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Scan sequences that are cut in chunks. Writes nothing into its inputs; autograd cannot follow it.
+
+    Args:
+        x: Inputs times the step size. (B, G, h, K, Q, P)
+        log_decay: Logarithm of the decay of each step, fp32 or fp64. (B, G, h, K, Q)
+        b: Input projections. (B, G, K, Q, S)
+        c: Output projections. (B, G, K, Q, S)
+        start: State before the first token. (B, G, h, S, P)
+        with_end: Also return the state after the last token.
+
+    Returns:
+        Outputs like x, and the last state (B, G, h, S, P) in the decays' dtype, or None.
+    """
+    parts = _Parts.of(log_decay, b, c)
+    weights = parts.decay.mul_(parts.affinity)
+    if not _carries(x, start, with_end):
+        return _product(weights, x).view_as(x), None
+    states = _states(x, parts, start, with_end)
+    y = _product(parts.reads, _entering(states, x))
+    y.baddbmm_(weights.flatten(0, -3), x.flatten(0, -3))
+    return y.view_as(x), states[..., -1, :, :] if with_end else None
+
+
+def scan_chunks_backward(
+    grad_y: Tensor,
+    grad_end: Tensor | None,
+    x: Tensor,
+    log_decay: Tensor,
+    b: Tensor,
+    c: Tensor,
+    start: Tensor | None,
+) -> Gradients:
+    """Return the gradients of ``scan_chunks``'s inputs.
+
+    Args:
+        grad_y: Gradient of the outputs, in x's dtype. Like x
+        grad_end: Gradient of the last state, where that was asked for. (B, G, h, S, P)
+        x: As in ``scan_chunks``, as are the others.
+        log_decay: ...
+        b: ...
+        c: ...
+        start: ...
+    """
+    with_end = grad_end is not None
+    parts = _Parts.of(log_decay, b, c)
+    weights = parts.decay * parts.affinity
+    grad_x = _product(weights.mT, grad_y)
+    # From here on `crossing` is gradient times weight, of the (Q, Q) matrix first.
+    crossing = _product(grad_y, x.mT).view_as(weights).mul_(parts.decay)
+    grad_affinity = crossing.sum(2).tril_()
+    crossing.mul_(parts.affinity)
+    grad_sum = crossing.sum(-1, dtype=log_decay.dtype) - crossing.sum(-2, dtype=log_decay.dtype)
+    grad_b, grad_c = grad_affinity.mT @ c, grad_affinity @ b
+    grad_start = None
+    if _carries(x, start, with_end):
+        states = _states(x, parts, start, with_end)
+        grad_states = _product(parts.reads.mT, grad_y).view(*x.shape[:4], -1, x.shape[-1]).to(states.dtype)
+        if grad_end is not None:
+            grad_states = torch.cat([grad_states, grad_end.unsqueeze(3)], dim=3)
+        grad_added = _product(_between(parts, with_end).mT, grad_states.flatten(4)).view(*x.shape[:4], -1, x.shape[-1])
+        if start is not None:
+            grad_start = (_from_start(parts, with_end) * grad_states).sum(3)
+        grad_reads = _product(grad_y, _entering(states, x).mT).view_as(parts.reads)
+        grad_writes = _product(x, grad_added.to(x.dtype).mT).view_as(parts.writes)
+        grad_x.baddbmm_(parts.writes.flatten(0, -3), grad_added.to(x.dtype).flatten(0, -3))
+        grad_sum += (grad_reads * parts.reads).sum(-1, dtype=grad_sum.dtype)
+        grad_sum -= (grad_writes * parts.writes).sum(-1, dtype=grad_sum.dtype)
+        grad_c += grad_reads.mul_(parts.decay_in).sum(2)
+        grad_b += grad_writes.mul_(parts.decay_out).sum(2)
+        last = states.shape[3] - 1
+        later = (grad_added[..., :last, :, :] * states[..., 1:, :, :]).sum((-2, -1))
+        later = F.pad(later, (0, x.shape[3] - last)).unsqueeze(-1)
+    else:
+        later = 0.0
+    grad_decay = grad_sum.flip(-1).cumsum(-1).flip(-1) + later
+    return Gradients(grad_x.view_as(x), grad_decay, grad_b, grad_c, grad_start)
+
+
+class _Parts(NamedTuple):
+    """What forward and backward share."""
+
+    decay: Tensor  # from token j (excluded) to token i, meaningless above the diagonal (B, G, h, K, Q, Q)
+    affinity: Tensor  # c_i . b_j, zero above the diagonal (B, G, 1, K, Q, Q)
+    decay_in: Tensor  # from the chunk's start to each token (B, G, h, K, Q, 1)
+    decay_out: Tensor  # from each token to the chunk's end (B, G, h, K, Q, 1)
+    reads: Tensor  # c, decayed from the chunk's start (B, G, h, K, Q, S)
+    writes: Tensor  # b, decayed to the chunk's end (B, G, h, K, Q, S)
+    met: Tensor  # log decays summed to each chunk's end, fp32 or fp64 (B, G, h, K)
+
+    @classmethod
+    def of(cls, log_decay: Tensor, b: Tensor, c: Tensor) -> _Parts:
+        total = log_decay.cumsum(-1)
+        whole = total[..., -1:]
+        decay = _exp(total.unsqueeze(-1) - total.unsqueeze(-2)).to(b.dtype)
+        affinity = (c @ b.mT).tril_().unsqueeze(2)
+        decay_in = total.exp().to(b.dtype).unsqueeze(-1)
+        decay_out = (whole - total).exp_().to(b.dtype).unsqueeze(-1)
+        reads, writes = c.unsqueeze(2) * decay_in, b.unsqueeze(2) * decay_out
+        return cls(decay, affinity, decay_in, decay_out, reads, writes, whole.squeeze(-1).cumsum(-1))
+
+
+def _exp(difference: Tensor) -> Tensor:
+    """Exponentials of differences held between -80 and 0, in place: the fast path, many times faster than for -inf."""
+    return difference.clamp_(-80.0, 0.0).exp_()
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """Batched matrix product. (..., i, j) and (..., j, k) -> (n, i, k)."""
+    return torch.bmm(a.flatten(0, -3), b.flatten(0, -3))
+
+
+def _carries(x: Tensor, start: Tensor | None, with_end: bool) -> bool:
+    """Whether a state is needed: with a single chunk that starts from nothing it is not."""
+    return x.shape[3] > 1 or start is not None or with_end
+
+
+def _before(parts: _Parts, with_end: bool) -> Tensor:
+    """Decays summed before each chunk, and, with the end, after the last. (B, G, h, K or K + 1)."""
+    return F.pad(parts.met if with_end else parts.met[..., :-1], (1, 0))
+
+
+def _between(parts: _Parts, with_end: bool) -> Tensor:
+    """Decay of what each chunk adds until another one begins. (B, G, h, K or K + 1, K)."""
+    return _exp(_before(parts, with_end).unsqueeze(-1) - parts.met.unsqueeze(-2)).tril_(-1)
+
+
+def _from_start(parts: _Parts, with_end: bool) -> Tensor:
+    """Decay of the start until each chunk begins. (B, G, h, K or K + 1, 1, 1)."""
+    return _before(parts, with_end).exp()[..., None, None]
+
+
+def _states(x: Tensor, parts: _Parts, start: Tensor | None, with_end: bool) -> Tensor:
+    """States that enter the chunks, and, with the end, the one after the last. (B, G, h, K or K + 1, S, P)."""
+    added = _product(parts.writes.mT, x).view(*x.shape[:4], -1).to(parts.met.dtype)
+    states = _product(_between(parts, with_end), added).view(*x.shape[:3], -1, parts.writes.shape[-1], x.shape[-1])
+    return states if start is None else states + _from_start(parts, with_end) * start.unsqueeze(3)
+
+
+def _entering(states: Tensor, x: Tensor) -> Tensor:
+    """The states that enter the chunks, in x's dtype. (B, G, h, K, S, P)."""
+    return states[..., : x.shape[3], :, :].to(x.dtype)
