@@ -50,12 +50,13 @@ def scan_chunks(
     Returns:
         Outputs like x, and the last state (B, G, h, S, P) in the decays' dtype, or None.
     """
-    parts = _Parts.of(log_decay, b, c)
-    weights = parts.decay.mul_(parts.affinity)
+    total, decay, affinity = _weights(log_decay, b, c)
+    weights = decay.mul_(affinity)
     if not _carries(x, start, with_end):
         return _product(weights, x).view_as(x), None
-    states = _states(x, parts, start, with_end)
-    y = _product(parts.reads, _entering(states, x))
+    carry = _Carry.of(total, b, c, with_end)
+    states = carry.states(x, start)
+    y = _product(carry.reads, _entering(states, x))
     y.baddbmm_(weights.flatten(0, -3), x.flatten(0, -3))
     return y.view_as(x), states[..., -1, :, :] if with_end else None
 
@@ -81,31 +82,32 @@ def scan_chunks_backward(
         start: ...
     """
     with_end = grad_end is not None
-    parts = _Parts.of(log_decay, b, c)
-    weights = parts.decay * parts.affinity
+    total, decay, affinity = _weights(log_decay, b, c)
+    weights = decay * affinity
     grad_x = _product(weights.mT, grad_y)
     # From here on `crossing` is gradient times weight, of the (Q, Q) matrix first.
-    crossing = _product(grad_y, x.mT).view_as(weights).mul_(parts.decay)
+    crossing = _product(grad_y, x.mT).view_as(weights).mul_(decay)
     grad_affinity = crossing.sum(2).tril_()
-    crossing.mul_(parts.affinity)
+    crossing.mul_(affinity)
     grad_sum = crossing.sum(-1, dtype=log_decay.dtype) - crossing.sum(-2, dtype=log_decay.dtype)
     grad_b, grad_c = grad_affinity.mT @ c, grad_affinity @ b
     grad_start = None
     if _carries(x, start, with_end):
-        states = _states(x, parts, start, with_end)
-        grad_states = _product(parts.reads.mT, grad_y).view(*x.shape[:4], -1, x.shape[-1]).to(states.dtype)
+        carry = _Carry.of(total, b, c, with_end)
+        states = carry.states(x, start)
+        grad_states = _product(carry.reads.mT, grad_y).view(*x.shape[:4], -1, x.shape[-1]).to(states.dtype)
         if grad_end is not None:
             grad_states = torch.cat([grad_states, grad_end.unsqueeze(3)], dim=3)
-        grad_added = _product(_between(parts, with_end).mT, grad_states.flatten(4)).view(*x.shape[:4], -1, x.shape[-1])
         if start is not None:
-            grad_start = (_from_start(parts, with_end) * grad_states).sum(3)
-        grad_reads = _product(grad_y, _entering(states, x).mT).view_as(parts.reads)
-        grad_writes = _product(x, grad_added.to(x.dtype).mT).view_as(parts.writes)
-        grad_x.baddbmm_(parts.writes.flatten(0, -3), grad_added.to(x.dtype).flatten(0, -3))
-        grad_sum += (grad_reads * parts.reads).sum(-1, dtype=grad_sum.dtype)
-        grad_sum -= (grad_writes * parts.writes).sum(-1, dtype=grad_sum.dtype)
-        grad_c += grad_reads.mul_(parts.decay_in).sum(2)
-        grad_b += grad_writes.mul_(parts.decay_out).sum(2)
+            grad_start = (carry.first.exp()[..., None, None] * grad_states).sum(3)
+        grad_added = _product(carry.between.mT, grad_states.flatten(4)).view(*x.shape[:4], -1, x.shape[-1])
+        grad_reads = _product(grad_y, _entering(states, x).mT).view_as(carry.reads)
+        grad_writes = _product(x, grad_added.to(x.dtype).mT).view_as(carry.writes)
+        grad_x.baddbmm_(carry.writes.flatten(0, -3), grad_added.to(x.dtype).flatten(0, -3))
+        grad_sum += (grad_reads * carry.reads).sum(-1, dtype=grad_sum.dtype)
+        grad_sum -= (grad_writes * carry.writes).sum(-1, dtype=grad_sum.dtype)
+        grad_c += grad_reads.mul_(carry.decay_in).sum(2)
+        grad_b += grad_writes.mul_(carry.decay_out).sum(2)
         last = states.shape[3] - 1
         later = (grad_added[..., :last, :, :] * states[..., 1:, :, :]).sum((-2, -1))
         later = F.pad(later, (0, x.shape[3] - last)).unsqueeze(-1)
@@ -115,27 +117,43 @@ def scan_chunks_backward(
     return Gradients(grad_x.view_as(x), grad_decay, grad_b, grad_c, grad_start)
 
 
-class _Parts(NamedTuple):
-    """What forward and backward share."""
+def _weights(log_decay: Tensor, b: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what tokens of a chunk mean to each other.
 
-    decay: Tensor  # from token j (excluded) to token i, meaningless above the diagonal (B, G, h, K, Q, Q)
-    affinity: Tensor  # c_i . b_j, zero above the diagonal (B, G, 1, K, Q, Q)
+    Returns:
+        Decays summed from the chunk's start (B, G, h, K, Q); decay from token j (excluded) to token i, meaningless
+        above the diagonal (B, G, h, K, Q, Q); c_i . b_j, zero above the diagonal (B, G, 1, K, Q, Q).
+    """
+    total = log_decay.cumsum(-1)
+    decay = _exp(total.unsqueeze(-1) - total.unsqueeze(-2)).to(b.dtype)
+    return total, decay, (c @ b.mT).tril_().unsqueeze(2)
+
+
+class _Carry(NamedTuple):
+    """How chunks pass on what they add."""
+
     decay_in: Tensor  # from the chunk's start to each token (B, G, h, K, Q, 1)
     decay_out: Tensor  # from each token to the chunk's end (B, G, h, K, Q, 1)
     reads: Tensor  # c, decayed from the chunk's start (B, G, h, K, Q, S)
     writes: Tensor  # b, decayed to the chunk's end (B, G, h, K, Q, S)
-    met: Tensor  # log decays summed to each chunk's end, fp32 or fp64 (B, G, h, K)
+    between: Tensor  # decay of what a chunk adds until another one, or the end, begins (B, G, h, K or K + 1, K)
+    first: Tensor  # log decay from the start until each chunk, or the end, begins (B, G, h, K or K + 1)
 
     @classmethod
-    def of(cls, log_decay: Tensor, b: Tensor, c: Tensor) -> _Parts:
-        total = log_decay.cumsum(-1)
+    def of(cls, total: Tensor, b: Tensor, c: Tensor, with_end: bool) -> _Carry:
         whole = total[..., -1:]
-        decay = _exp(total.unsqueeze(-1) - total.unsqueeze(-2)).to(b.dtype)
-        affinity = (c @ b.mT).tril_().unsqueeze(2)
         decay_in = total.exp().to(b.dtype).unsqueeze(-1)
         decay_out = (whole - total).exp_().to(b.dtype).unsqueeze(-1)
-        reads, writes = c.unsqueeze(2) * decay_in, b.unsqueeze(2) * decay_out
-        return cls(decay, affinity, decay_in, decay_out, reads, writes, whole.squeeze(-1).cumsum(-1))
+        met = whole.squeeze(-1).cumsum(-1)
+        first = F.pad(met if with_end else met[..., :-1], (1, 0))
+        between = _exp(first.unsqueeze(-1) - met.unsqueeze(-2)).tril_(-1)
+        return cls(decay_in, decay_out, c.unsqueeze(2) * decay_in, b.unsqueeze(2) * decay_out, between, first)
+
+    def states(self, x: Tensor, start: Tensor | None) -> Tensor:
+        """States that enter the chunks, and, with the end, the one after the last. (B, G, h, K or K + 1, S, P)."""
+        added = _product(self.writes.mT, x).view(*x.shape[:4], -1).to(self.between.dtype)
+        states = _product(self.between, added).view(*self.first.shape, -1, x.shape[-1])
+        return states if start is None else states + self.first.exp()[..., None, None] * start.unsqueeze(3)
 
 
 def _exp(difference: Tensor) -> Tensor:
@@ -151,28 +169,6 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
 def _carries(x: Tensor, start: Tensor | None, with_end: bool) -> bool:
     """Whether a state is needed: with a single chunk that starts from nothing it is not."""
     return x.shape[3] > 1 or start is not None or with_end
-
-
-def _before(parts: _Parts, with_end: bool) -> Tensor:
-    """Decays summed before each chunk, and, with the end, after the last. (B, G, h, K or K + 1)."""
-    return F.pad(parts.met if with_end else parts.met[..., :-1], (1, 0))
-
-
-def _between(parts: _Parts, with_end: bool) -> Tensor:
-    """Decay of what each chunk adds until another one begins. (B, G, h, K or K + 1, K)."""
-    return _exp(_before(parts, with_end).unsqueeze(-1) - parts.met.unsqueeze(-2)).tril_(-1)
-
-
-def _from_start(parts: _Parts, with_end: bool) -> Tensor:
-    """Decay of the start until each chunk begins. (B, G, h, K or K + 1, 1, 1)."""
-    return _before(parts, with_end).exp()[..., None, None]
-
-
-def _states(x: Tensor, parts: _Parts, start: Tensor | None, with_end: bool) -> Tensor:
-    """States that enter the chunks, and, with the end, the one after the last. (B, G, h, K or K + 1, S, P)."""
-    added = _product(parts.writes.mT, x).view(*x.shape[:4], -1).to(parts.met.dtype)
-    states = _product(_between(parts, with_end), added).view(*x.shape[:3], -1, parts.writes.shape[-1], x.shape[-1])
-    return states if start is None else states + _from_start(parts, with_end) * start.unsqueeze(3)
 
 
 def _entering(states: Tensor, x: Tensor) -> Tensor:

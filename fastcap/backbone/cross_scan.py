@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastcap.backbone.routes import Routes, count_chunks, make_routes, scan_routes
+from fastcap.backbone.routes import Routes, make_routes, scan_routes
 from fastcap.backbone.scan import scan_reference
 
 NUM_DIRECTIONS = 4
@@ -38,14 +38,12 @@ def grid_scan(x: Tensor, log_decay: Tensor, b: Tensor, c: Tensor, chunk_size: in
     Returns:
         (B, H, W, heads, P)
     """
-    height, width, heads = x.shape[1:4]
-    chunks = count_chunks(height * width, chunk_size)
+    _, height, width, heads, _ = x.shape
     # A traced tensor must not outlive its trace.
     prepare = _grid_routes if torch.compiler.is_compiling() else _cached_grid_routes
-    routes = prepare(height, width, heads, chunks, x.device)
-    tables = (x.flatten(1, 2), log_decay.flatten(1, 2), *(t.flatten(1, 2).unsqueeze(2) for t in (b, c)))
-    y, _ = scan_routes(*tables, routes, chunks)
-    return y.unflatten(1, (height, width))
+    routes = prepare(height, width, heads, chunk_size, x.device)
+    y, _ = scan_routes(x.flatten(1, 3), log_decay.flatten(1), b.flatten(1, 2), c.flatten(1, 2), routes)
+    return y.view(x.shape)
 
 
 def grid_scan_reference(x: Tensor, log_decay: Tensor, b: Tensor, c: Tensor) -> Tensor:
@@ -67,8 +65,8 @@ def grid_scan_reference(x: Tensor, log_decay: Tensor, b: Tensor, c: Tensor) -> T
     return y.reshape(batch, height, width, heads, -1)
 
 
-def _grid_routes(height: int, width: int, heads: int, chunks: int, device: torch.device) -> Routes:
-    return make_routes(direction_visits(height, width, device), heads, 1, chunks)
+def _grid_routes(height: int, width: int, heads: int, chunk_size: int, device: torch.device) -> Routes:
+    return make_routes(direction_visits(height, width, device), heads, 1, chunk_size)
 
 
 @lru_cache(maxsize=16)

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastcap.backbone.routes import Routes, count_chunks, make_routes, scan_routes
+from fastcap.backbone.routes import Routes, make_routes, scan_routes
 
 
 def scan_reference(
@@ -70,19 +70,17 @@ def ssd_scan(
     Returns:
         Outputs (B, L, heads, P) in x's dtype and the final state (B, heads, P, S) in fp32 (fp64 for fp64 inputs).
     """
-    length, heads, groups = x.shape[1], x.shape[2], b.shape[2]
-    chunks = count_chunks(length, chunk_size)
-    routes = _straight_routes if torch.compiler.is_compiling() else _cached_straight_routes
-    start = None
-    if initial_state is not None:
-        start = initial_state.unflatten(1, (groups, heads // groups)).mT
-    y, end = scan_routes(x, log_decay, b, c, routes(length, heads, groups, chunks, x.device), chunks, start, True)
+    (batch, length, heads, channels), groups = x.shape, b.shape[2]
+    prepare = _straight_routes if torch.compiler.is_compiling() else _cached_straight_routes
+    routes = prepare(length, heads, groups, chunk_size, x.device)
+    start = None if initial_state is None else initial_state.unflatten(1, (groups, -1)).mT
+    y, end = scan_routes(*(t.flatten(1, 2) for t in (x, log_decay, b, c)), routes, start, with_end=True)
     assert end is not None
-    return y, end.mT.flatten(1, 2)
+    return y.view(batch, length, heads, channels), end.mT.flatten(1, 2)
 
 
-def _straight_routes(length: int, heads: int, groups: int, chunks: int, device: torch.device) -> Routes:
-    return make_routes(torch.arange(length, device=device).expand(groups, -1), heads, groups, chunks)
+def _straight_routes(length: int, heads: int, groups: int, chunk_size: int, device: torch.device) -> Routes:
+    return make_routes(torch.arange(length, device=device).expand(groups, -1), heads, groups, chunk_size)
 
 
 @lru_cache(maxsize=16)

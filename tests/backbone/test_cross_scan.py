@@ -16,11 +16,11 @@ def test_directions_come_to_every_patch_in_their_order():
     assert visits == [[0, 1, 2, 3, 4, 5], [5, 4, 3, 2, 1, 0], [0, 3, 1, 4, 2, 5], [5, 2, 4, 1, 3, 0]]
 
 
-@given(height=st.integers(1, 9), width=st.integers(1, 9), per_direction=st.integers(1, 3), chunks=st.integers(1, 5))
+@given(height=st.integers(1, 9), width=st.integers(1, 9), per_direction=st.integers(1, 3), chunk_size=st.integers(1, 30))
 @settings(max_examples=30, deadline=None)
-def test_placing_undoes_visiting(height, width, per_direction, chunks):
+def test_placing_undoes_visiting(height, width, per_direction, chunk_size):
     heads, length = 4 * per_direction, height * width
-    routes = make_routes(direction_visits(height, width), heads, 1, chunks)
+    routes = make_routes(direction_visits(height, width), heads, 1, chunk_size)
     tracer = torch.arange(length * heads)
     assert torch.equal(tracer[routes.visited][routes.placed], tracer)
     tracer = torch.arange(length)
