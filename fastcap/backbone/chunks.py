@@ -9,10 +9,10 @@ decays summed from the start of a token's chunk, H the state that enters the chu
 
 No exponent is ever positive, so nothing overflows. Only the last line couples chunks, as one small product over them.
 
-The gradient is made of the transposed products and computes the decays anew. For those of the decays there is a short
-way: with g_s = (its row's minus its column's sum of gradient times weight) of token s, counting what it reads from H
-and what it writes to A, a decay's gradient is what crosses it, sum of g_s over s from its token to the chunk's end, plus
-<gradient of H_{z+1}, H_{z+1}>, through which all later tokens see it.
+The gradient is made of the transposed products and computes the decays anew. Those of the decays need no more: a decay
+weighs all that crosses it. Let g_s be the sum of gradient times weight over what token s reads (its row, and H) minus
+that over what is read from it (its column, and A). Within a chunk the sum of g_s over s from t to the chunk's end
+is what crosses t, less what also crosses the chunk's end; that is <H_{z+1}, gradient of H_{z+1}>, and is added.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def scan_chunks(
     carry = _Carry.of(total, b, c, with_end)
     states = carry.states(x, start)
     y = _product(carry.reads, _entering(states, x))
-    y.baddbmm_(weights.flatten(0, -3), x.flatten(0, -3))
+    _add_product(y, weights, x)
     return y.view_as(x), states[..., -1, :, :] if with_end else None
 
 
@@ -73,13 +73,13 @@ def scan_chunks_backward(
     """Return the gradients of ``scan_chunks``'s inputs.
 
     Args:
-        grad_y: Gradient of the outputs, in x's dtype. Like x
+        grad_y: Gradient of the outputs, of x's shape and dtype. (B, G, h, K, Q, P)
         grad_end: Gradient of the last state, where that was asked for. (B, G, h, S, P)
-        x: As in ``scan_chunks``, as are the others.
-        log_decay: ...
-        b: ...
-        c: ...
-        start: ...
+        x: This and the others as in ``scan_chunks``. (B, G, h, K, Q, P)
+        log_decay: (B, G, h, K, Q)
+        b: (B, G, K, Q, S)
+        c: (B, G, K, Q, S)
+        start: (B, G, h, S, P)
     """
     with_end = grad_end is not None
     total, decay, affinity = _weights(log_decay, b, c)
@@ -91,7 +91,7 @@ def scan_chunks_backward(
     crossing.mul_(affinity)
     grad_sum = crossing.sum(-1, dtype=log_decay.dtype) - crossing.sum(-2, dtype=log_decay.dtype)
     grad_b, grad_c = grad_affinity.mT @ c, grad_affinity @ b
-    grad_start = None
+    grad_start, later = None, x.new_zeros(1)
     if _carries(x, start, with_end):
         carry = _Carry.of(total, b, c, with_end)
         states = carry.states(x, start)
@@ -103,7 +103,7 @@ def scan_chunks_backward(
         grad_added = _product(carry.between.mT, grad_states.flatten(4)).view(*x.shape[:4], -1, x.shape[-1])
         grad_reads = _product(grad_y, _entering(states, x).mT).view_as(carry.reads)
         grad_writes = _product(x, grad_added.to(x.dtype).mT).view_as(carry.writes)
-        grad_x.baddbmm_(carry.writes.flatten(0, -3), grad_added.to(x.dtype).flatten(0, -3))
+        _add_product(grad_x, carry.writes, grad_added.to(x.dtype))
         grad_sum += (grad_reads * carry.reads).sum(-1, dtype=grad_sum.dtype)
         grad_sum -= (grad_writes * carry.writes).sum(-1, dtype=grad_sum.dtype)
         grad_c += grad_reads.mul_(carry.decay_in).sum(2)
@@ -111,8 +111,6 @@ def scan_chunks_backward(
         last = states.shape[3] - 1
         later = (grad_added[..., :last, :, :] * states[..., 1:, :, :]).sum((-2, -1))
         later = F.pad(later, (0, x.shape[3] - last)).unsqueeze(-1)
-    else:
-        later = 0.0
     grad_decay = grad_sum.flip(-1).cumsum(-1).flip(-1) + later
     return Gradients(grad_x.view_as(x), grad_decay, grad_b, grad_c, grad_start)
 
@@ -164,6 +162,11 @@ def _exp(difference: Tensor) -> Tensor:
 def _product(a: Tensor, b: Tensor) -> Tensor:
     """Batched matrix product. (..., i, j) and (..., j, k) -> (n, i, k)."""
     return torch.bmm(a.flatten(0, -3), b.flatten(0, -3))
+
+
+def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """Add a batched matrix product to another, in place (with ``out``: FlopCounterMode passes over ``baddbmm_``)."""
+    torch.baddbmm(total, a.flatten(0, -3), b.flatten(0, -3), out=total)
 
 
 def _carries(x: Tensor, start: Tensor | None, with_end: bool) -> bool:

@@ -89,7 +89,7 @@ def scan_routes(
     device = x.device.type
     with torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext():
         if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, log_decay, b, c, start)):
-            return _Scan.apply(x, log_decay, b, c, start, *routes, with_end)  # type: ignore[no-any-return]
+            return _Scan.apply(x, log_decay, b, c, start, *routes, with_end)
         return _scan(x, log_decay, b, c, start, routes, with_end)
 
 
@@ -108,8 +108,8 @@ class _Scan(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_y: Tensor, grad_end: Tensor | None) -> tuple[Tensor | None, ...]:
-        x, log_decay, b, c, start, *indices = ctx.saved_tensors
-        routes = Routes(*indices, ctx.length, ctx.shape)
+        x, log_decay, b, c, start, visited, placed, read, read_by = ctx.saved_tensors
+        routes = Routes(visited, placed, read, read_by, ctx.length, ctx.shape)
         grads = _scan_backward(grad_y, grad_end if ctx.with_end else None, x, log_decay, b, c, start, routes)
         return (*grads, *[None] * 7)
 
@@ -163,7 +163,9 @@ def _slices(x: Tensor) -> list[slice] | None:
     return [slice(first, first + size) for first in range(0, x.shape[0], size)]
 
 
-def _laid_out(x: Tensor, log_decay: Tensor, b: Tensor, c: Tensor, routes: Routes) -> tuple[Tensor, ...]:
+def _laid_out(
+    x: Tensor, log_decay: Tensor, b: Tensor, c: Tensor, routes: Routes
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Lay tables out in the sequences' order, as ``scan_chunks`` takes them."""
     count, _, chunks, size = routes.shape
     b, c = (t.index_select(1, routes.read).view(-1, count, chunks, size, t.shape[2]) for t in (b, c))
@@ -192,4 +194,4 @@ def _summed(grad: Tensor, routes: Routes) -> Tensor:
 
 def _joined(parts: Sequence[Any]) -> Any:
     """Join what was found for each slice: tensors, or None for all of them."""
-    return parts[0] if len(parts) == 1 or parts[0] is None else torch.cat(parts)
+    return parts[0] if len(parts) == 1 or parts[0] is None else torch.cat(list(parts))

@@ -36,13 +36,15 @@ def scan_reference(
     Returns:
         Outputs (B, L, heads, P) and the state after the last token (B, heads, P, S).
     """
-    batch, length, heads, channels = x.shape
+    batch, _, heads, channels = x.shape
     b, c = (t.repeat_interleave(heads // t.shape[2], dim=2) for t in (b, c))
     state = x.new_zeros(batch, heads, channels, b.shape[3]) if initial_state is None else initial_state
+    # Unbound once: the gradient of an index into the whole would fill a table of zeros every step.
+    steps = (x.unsqueeze(-1), log_decay.exp()[..., None, None], b.unsqueeze(-2), c.unsqueeze(-1))
     outputs = []
-    for t in range(length):
-        state = log_decay[:, t, :, None, None].exp() * state + x[:, t, :, :, None] * b[:, t, :, None, :]
-        outputs.append((state * c[:, t, :, None, :]).sum(-1))
+    for x_t, decay_t, b_t, c_t in zip(*(t.unbind(1) for t in steps), strict=True):
+        state = decay_t * state + x_t * b_t
+        outputs.append((state @ c_t).squeeze(-1))
     return torch.stack(outputs, dim=1), state
 
 
@@ -74,7 +76,8 @@ def ssd_scan(
     prepare = _straight_routes if torch.compiler.is_compiling() else _cached_straight_routes
     routes = prepare(length, heads, groups, chunk_size, x.device)
     start = None if initial_state is None else initial_state.unflatten(1, (groups, -1)).mT
-    y, end = scan_routes(*(t.flatten(1, 2) for t in (x, log_decay, b, c)), routes, start, with_end=True)
+    x, log_decay, b, c = x.flatten(1, 2), log_decay.flatten(1), b.flatten(1, 2), c.flatten(1, 2)
+    y, end = scan_routes(x, log_decay, b, c, routes, start, with_end=True)
     assert end is not None
     return y.view(batch, length, heads, channels), end.mT.flatten(1, 2)
 
