@@ -57,7 +57,7 @@ def scan_chunks(
     carry = _Carry.of(total, b, c, with_end)
     states = carry.states(x, start)
     y = _product(carry.reads, _entering(states, x))
-    _add_product(y, weights, x)
+    y = _add_product(y, weights, x)
     return y.view_as(x), states[..., -1, :, :] if with_end else None
 
 
@@ -103,7 +103,7 @@ def scan_chunks_backward(
         grad_added = _product(carry.between.mT, grad_states.flatten(4)).view(*x.shape[:4], -1, x.shape[-1])
         grad_reads = _product(grad_y, _entering(states, x).mT).view_as(carry.reads)
         grad_writes = _product(x, grad_added.to(x.dtype).mT).view_as(carry.writes)
-        _add_product(grad_x, carry.writes, grad_added.to(x.dtype))
+        grad_x = _add_product(grad_x, carry.writes, grad_added.to(x.dtype))
         grad_sum += (grad_reads * carry.reads).sum(-1, dtype=grad_sum.dtype)
         grad_sum -= (grad_writes * carry.writes).sum(-1, dtype=grad_sum.dtype)
         grad_c += grad_reads.mul_(carry.decay_in).sum(2)
@@ -164,9 +164,11 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
     return torch.bmm(a.flatten(0, -3), b.flatten(0, -3))
 
 
-def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """Add a batched matrix product to another, in place (with ``out``: FlopCounterMode passes over ``baddbmm_``)."""
-    torch.baddbmm(total, a.flatten(0, -3), b.flatten(0, -3), out=total)
+def _add_product(total: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """Add a batched matrix product to another, in its place but in a graph."""
+    # Not `baddbmm_`, which FlopCounterMode passes over; and torch.export takes no `out`.
+    out = None if torch.compiler.is_compiling() else total
+    return torch.baddbmm(total, a.flatten(0, -3), b.flatten(0, -3), out=out)
 
 
 def _carries(x: Tensor, start: Tensor | None, with_end: bool) -> bool:
