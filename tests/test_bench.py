@@ -2,6 +2,7 @@
 
 import csv
 import importlib.util
+import itertools
 import json
 import time
 
@@ -17,6 +18,7 @@ from fastcap.backbone.fold import prepare_for_inference
 from fastcap.backbone.scan import ssd_scan
 from fastcap.benchmark.backbones import SEQUENTIAL, build, default_backbones
 from fastcap.benchmark.measure import count_gflop, in_fresh_processes, peak_memory_mb, time_interleaved
+from fastcap.benchmark.scans import BASELINES, measure_scans, scan_forms
 from fastcap.build import CONFIG_DIR
 
 OURS = "spatial_mamba_mini"
@@ -55,14 +57,33 @@ def test_scan_forms_are_timed_against_the_recurrence(tmp_path, capsys):
     bench.main(["scan", *options, "--out", str(tmp_path)])
     with open(tmp_path / "scan.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [row["form"] for row in rows] == ["sequential", "chunks", "dual"] * 2
-    for row in rows:
-        [base] = [r for r in rows if r["form"] == "sequential" and r["pass"] == row["pass"]]
-        assert float(row["speedup"]) == pytest.approx(float(base["ms"]) / float(row["ms"]), rel=0.05)
+    forms = list(scan_forms())
+    assert [row["form"] for row in rows] == forms * 2
+    baselines = {column: form for column, form in BASELINES.items() if form in forms}
+    for row, (column, form) in itertools.product(rows, baselines.items()):
+        [base] = [r for r in rows if r["form"] == form and r["pass"] == row["pass"]]
+        assert float(row[column]) == pytest.approx(float(base["ms"]) / float(row["ms"]), rel=0.05)
     assert "36 tokens" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         bench.main(["scan", "--width", "10", "--head-dims", "3"])
     assert "does not divide" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("form", ["published_sequential", "mambapy_sequential", "mambapy_parallel", "chunks", "dual"])
+def test_forms_of_the_scan_are_one_function(form):
+    if form.startswith("mambapy"):
+        pytest.importorskip("mambapy", reason="comparing with mambapy needs the extra `peers`")
+    generator = torch.Generator().manual_seed(0)
+    x, log_decay, b, c = (torch.randn(2, 3, 5, *size, generator=generator) for size in ((8, 3), (8,), (4,), (4,)))
+    inputs = x, -log_decay.abs() - 0.01, b, c
+    torch.testing.assert_close(scan_forms()[form](*inputs), scan_forms()["sequential"](*inputs), rtol=1e-4, atol=1e-4)
+
+
+def test_without_mambapy_its_speedups_are_left_empty(monkeypatch):
+    monkeypatch.setattr("fastcap.benchmark.scans.mambapy_scans", dict)
+    rows, facts = measure_scans(side=2, width=4, head_dims=[4], rounds=1)
+    assert {row["speedup_over_mambapy"] for row in rows} == {None} and facts["mambapy"] is None
+    assert not any(row["form"].startswith("mambapy") for row in rows)
 
 
 def test_the_sequential_version_is_the_same_network():
@@ -72,7 +93,7 @@ def test_the_sequential_version_is_the_same_network():
     with torch.inference_mode():
         torch.testing.assert_close(sequential(images), ours(images), rtol=1e-3, atol=1e-4)
     assert sequential.calls > calls
-    assert cross_scan.ssd_scan is ssd_scan and mixer.grid_scan is cross_scan.grid_scan  # put back
+    assert mixer.grid_scan is cross_scan.grid_scan  # put back
 
 
 @pytest.mark.parametrize("name", [OURS, "efficientnet_lite0"])
@@ -100,9 +121,10 @@ class Scan(torch.nn.Module):
 
 
 def test_gflop_counts_the_scans_matrix_products_and_attention():
-    # One chunk of Q = 64: C B^T once a group, Q x Q x P for each of 4 heads; the final state may be left out.
+    # One chunk of Q = 64: C B^T once a group; Q x Q x P, what is written to the state and read from it for each of 4
+    # heads; and what the start (none, but room for it) and the chunk mean to the end.
     products, state = 2 * (64 * 64 * 16) + 2 * 4 * (64 * 64 * 32), 2 * 4 * (32 * 64 * 16)
-    assert count_gflop(Scan(), torch.zeros(1)) * 1e9 in (2 * products, 2 * (products + state))
+    assert count_gflop(Scan(), torch.zeros(1)) * 1e9 == 2 * (products + 2 * state + 2 * 4 * (2 * 16 * 32))
     tokens = (64 // 16) ** 2 + 1
     linear = 12 * 12 * 384**2 * tokens + 16 * 16 * 3 * 384 * (tokens - 1)
     attention = 12 * 2 * tokens**2 * 384

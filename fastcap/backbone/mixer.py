@@ -40,7 +40,7 @@ class CrossScanMixer(nn.Module):
         head_dim: int = 32,
         expand: float = 2.0,
         d_conv: int = 3,
-        chunk_size: int = 64,
+        chunk_size: int = 32,
     ) -> None:
         super().__init__()
         self.inner_dim = int(dim * expand)

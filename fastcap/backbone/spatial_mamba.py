@@ -119,7 +119,7 @@ class SpatialMambaBackbone(nn.Module):
         d_conv: int = 3,
         ffn_ratio: float = 3.0,
         drop_path: float = 0.0,
-        chunk_size: int = 64,
+        chunk_size: int = 32,
         mixers: Sequence[str] | None = None,
     ) -> None:
         super().__init__()

@@ -14,9 +14,9 @@ import torch
 from hydra import compose, initialize_config_dir
 from torch import Tensor, nn
 
-from fastcap.backbone import cross_scan, mixer
+from fastcap.backbone import mixer
+from fastcap.backbone.cross_scan import grid_scan_reference
 from fastcap.backbone.fold import prepare_for_inference
-from fastcap.backbone.scan import scan_reference
 from fastcap.benchmark.measure import (
     count_gflop,
     cpu_name,
@@ -75,16 +75,11 @@ class SequentialScan(nn.Module):
 
     @contextmanager
     def _replaced(self) -> Iterator[None]:
-        def walks(*args: Any, **options: Any) -> Tensor:
-            return cross_scan.grid_scan(*args, **options | {"max_quadratic": 0})
-
-        def scan(
-            x: Tensor, log_decay: Tensor, b: Tensor, c: Tensor, *, num_backward: int, chunk_size: int
-        ) -> tuple[Tensor, Tensor]:
+        def scan(x: Tensor, log_decay: Tensor, b: Tensor, c: Tensor, chunk_size: int) -> Tensor:
             self.calls += 1
-            return scan_reference(x, log_decay, b, c, num_backward=num_backward)
+            return grid_scan_reference(x, log_decay, b, c)
 
-        with mock.patch.object(mixer, "grid_scan", walks), mock.patch.object(cross_scan, "ssd_scan", scan):
+        with mock.patch.object(mixer, "grid_scan", scan):
             yield
 
 

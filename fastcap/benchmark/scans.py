@@ -1,21 +1,26 @@
-"""The four-direction scan alone: its dual form and its chunks beside the recurrence, token by token."""
+"""The four-direction scan alone: its chunks beside the recurrence, token by token, ours and others'."""
 
 from __future__ import annotations
 
 import functools
 import platform
 from collections.abc import Callable
+from importlib.metadata import version
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import Tensor
 
-from fastcap.backbone import cross_scan
-from fastcap.backbone.scan import scan_reference
+from fastcap.backbone.cross_scan import NUM_DIRECTIONS, grid_scan, grid_scan_reference
 from fastcap.benchmark.measure import cpu_name, median_ms, time_interleaved
+from fastcap.benchmark.sequential_scans import mambapy_scans, one_after_another, selective_scan
 
 STATE = 16
+BASELINES = {
+    "speedup": "sequential",
+    "speedup_over_published": "published_sequential",
+    "speedup_over_mambapy": "mambapy_sequential",
+}
 CASES = {"forward": 1, "forward + backward": 32}  # images a pass
 
 
@@ -29,14 +34,17 @@ def measure_scans(side: int, width: int, head_dims: list[int], rounds: int) -> t
         rounds: Interleaved rounds of timing.
 
     Returns:
-        One row a form, head width and pass, and what held for all of them. ``speedup`` is over the sequential form of
-        the same row's head width and pass, timed in the same rounds.
+        One row a form, head width and pass, and what held for all of them. A speed-up is over a sequential form with
+        the same head width and pass, timed in the same rounds: ``speedup`` over our own, all directions and heads in
+        one step of its loop; ``speedup_over_published`` and ``speedup_over_mambapy`` over those that go through one
+        direction after another with a state a channel; None without mambapy.
     """
+    forms = scan_forms()
     works: dict[tuple[str, int, str], Callable[[], Any]] = {}
     for channels in head_dims:
         for name, batch in CASES.items():
             inputs = _inputs(batch, side, width, channels)
-            for form, scan in FORMS.items():
+            for form, scan in forms.items():
                 work = _forward if name == "forward" else _forward_backward
                 works[form, channels, name] = functools.partial(work, scan, inputs)
     times = {key: median_ms(seconds) for key, seconds in time_interleaved(works, rounds).items()}
@@ -47,7 +55,10 @@ def measure_scans(side: int, width: int, head_dims: list[int], rounds: int) -> t
             "pass": name,
             "batch": CASES[name],
             "ms": round(ms, 3),
-            "speedup": round(times["sequential", channels, name] / ms, 2),
+            **{
+                column: round(times[base, channels, name] / ms, 2) if base in forms else None
+                for column, base in BASELINES.items()
+            },
         }
         for (form, channels, name), ms in times.items()
     ]
@@ -60,26 +71,19 @@ def measure_scans(side: int, width: int, head_dims: list[int], rounds: int) -> t
         "rounds": rounds,
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "method": "fp32, eager; medians over interleaved rounds in one process after two warm-up passes.",
+        "mambapy": version("mambapy") if "mambapy_sequential" in forms else None,
+        "method": METHOD,
     }
     return rows, facts
 
 
 def _inputs(batch: int, side: int, width: int, channels: int) -> list[Tensor]:
-    heads = cross_scan.NUM_DIRECTIONS * width // channels
+    heads = NUM_DIRECTIONS * width // channels
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(batch, side, side, heads, channels, generator=generator)
-    log_decay = -torch.rand(batch, side, side, heads, generator=generator)
+    log_decay = -torch.rand(batch, side, side, heads, generator=generator).clamp_(min=1e-3)
     b, c = (torch.randn(batch, side, side, STATE, generator=generator) for _ in range(2))
     return [x, log_decay, b, c]
-
-
-def _sequential(x: Tensor, log_decay: Tensor, b: Tensor, c: Tensor) -> Tensor:
-    def scan(x: Tensor, log_decay: Tensor, b: Tensor, c: Tensor, **options: int) -> tuple[Tensor, Tensor]:
-        return scan_reference(x, log_decay, b, c, num_backward=options["num_backward"])
-
-    with mock.patch.object(cross_scan, "ssd_scan", scan):
-        return cross_scan.grid_scan(x, log_decay, b, c, max_quadratic=0)
 
 
 def _forward(scan: Callable[..., Tensor], inputs: list[Tensor]) -> None:
@@ -92,8 +96,20 @@ def _forward_backward(scan: Callable[..., Tensor], inputs: list[Tensor]) -> None
     scan(*leaves).sum().backward()
 
 
-FORMS: dict[str, Callable[..., Tensor]] = {
-    "sequential": _sequential,
-    "chunks": functools.partial(cross_scan.grid_scan, max_quadratic=0),
-    "dual": functools.partial(cross_scan.grid_scan, max_quadratic=1 << 30),
-}
+def scan_forms() -> dict[str, Callable[..., Tensor]]:
+    """Every form by name, all the same function of the same inputs; mambapy's where it is installed."""
+    others = {"published_sequential": selective_scan, **mambapy_scans()}
+    return {
+        "sequential": grid_scan_reference,
+        **{name: functools.partial(one_after_another, scan) for name, scan in others.items()},
+        "chunks": grid_scan,
+        "dual": functools.partial(grid_scan, chunk_size=1 << 30),  # one chunk
+    }
+
+
+METHOD = (
+    "fp32, eager; medians over interleaved rounds in one process after two warm-up passes. sequential: our recurrence, "
+    "all directions and heads in one step of the loop over tokens. published_sequential: Mamba's selective scan, "
+    "written from arXiv 2312.00752, algorithm 2, with a state a channel, each direction after another. mambapy_*: "
+    "mambapy's own code, each direction after another. chunks: ours. dual: ours in a single chunk, quadratic in tokens."
+)

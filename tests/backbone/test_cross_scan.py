@@ -3,25 +3,30 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastcap.backbone.cross_scan import cross_merge, cross_scan, grid_scan
+from fastcap.backbone.cross_scan import direction_visits, grid_scan, grid_scan_reference
+from fastcap.backbone.routes import make_routes
 from fastcap.backbone.scan import scan_reference
 
 DIRECTIONS = ["right", "left", "down", "up"]
-CHUNKED, QUADRATIC = {"max_quadratic": 0, "chunk_size": 5}, {"max_quadratic": 10_000}
+CHUNKED, WHOLE = {"chunk_size": 5}, {"chunk_size": 10_000}
 
 
-@given(height=st.integers(1, 9), width=st.integers(1, 9))
+def test_directions_come_to_every_patch_in_their_order():
+    visits = direction_visits(2, 3).tolist()
+    assert visits == [[0, 1, 2, 3, 4, 5], [5, 4, 3, 2, 1, 0], [0, 3, 1, 4, 2, 5], [5, 2, 4, 1, 3, 0]]
+
+
+@given(
+    height=st.integers(1, 9), width=st.integers(1, 9), per_direction=st.integers(1, 3), chunk_size=st.integers(1, 30)
+)
 @settings(max_examples=30, deadline=None)
-def test_merge_undoes_scan(height, width):
-    tracer = torch.arange(2 * height * width * 2 * 3, dtype=torch.float32).view(2, height, width, 2, 3)
-    assert torch.equal(cross_merge(cross_scan(tracer), height, width), tracer)
-
-
-def test_walks_go_by_rows_and_by_columns():
-    raster = torch.arange(6).view(1, 2, 3, 1, 1).expand(-1, -1, -1, 2, -1)
-    rows, columns = cross_scan(raster)[0, ..., 0].tolist()
-    assert rows == [0, 1, 2, 3, 4, 5]
-    assert columns == [0, 3, 1, 4, 2, 5]
+def test_placing_undoes_visiting(height, width, per_direction, chunk_size):
+    heads, length = 4 * per_direction, height * width
+    routes = make_routes(direction_visits(height, width), heads, 1, chunk_size)
+    tracer = torch.arange(length * heads)
+    assert torch.equal(tracer[routes.visited][routes.placed], tracer)
+    tracer = torch.arange(length)
+    assert torch.equal(tracer[routes.read][routes.read_by], tracer.expand(4, -1))
 
 
 def _visits(direction, height, width):
@@ -44,7 +49,7 @@ def _reference(x, log_decay, b, c):
     return torch.cat(outputs, dim=2).view(batch, height, width, heads, channels)
 
 
-@pytest.mark.parametrize("form", [CHUNKED, QUADRATIC], ids=["chunked", "quadratic"])
+@pytest.mark.parametrize("form", [CHUNKED, WHOLE], ids=["chunks", "one chunk"])
 @given(height=st.integers(1, 7), width=st.integers(1, 7), per_direction=st.integers(1, 2), seed=st.integers(0, 99))
 @settings(max_examples=25, deadline=None)
 def test_grid_scan_equals_four_recurrences(form, height, width, per_direction, seed):
@@ -57,15 +62,17 @@ def test_grid_scan_equals_four_recurrences(form, height, width, per_direction, s
     log_decay = (-4 * torch.rand(*shape, heads, dtype=torch.float64, generator=generator)).requires_grad_()
     inputs = draw(heads, 3), log_decay, draw(5), draw(5)
     results = []
-    for scan in (_reference, lambda *args: grid_scan(*args, **form)):
+    for scan in (_reference, grid_scan_reference, lambda *args: grid_scan(*args, **form)):
         y = scan(*inputs)
         weight = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view_as(y)
         results.append((y, *torch.autograd.grad((y * weight).sum(), inputs)))
-    for slow, fast in zip(*results, strict=True):
-        torch.testing.assert_close(fast, slow, rtol=1e-9, atol=1e-9)
+    expected, *others = results
+    for found in others:
+        for slow, fast in zip(expected, found, strict=True):
+            torch.testing.assert_close(fast, slow, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("form", [CHUNKED, QUADRATIC], ids=["chunked", "quadratic"])
+@pytest.mark.parametrize("form", [CHUNKED, WHOLE], ids=["chunks", "one chunk"])
 @pytest.mark.parametrize("direction", DIRECTIONS)
 def test_each_direction_reaches_what_it_should_and_no_more(direction, form):
     height, width, source = 4, 5, 7
