@@ -44,6 +44,7 @@ def sharded(folder, *settings, **environment):
     return results[-1]
 
 
+@pytest.mark.slow
 def test_a_sharded_run_equals_one_process_also_when_it_was_stopped(tmp_path):
     """Stopped by a signal, gone on with, and evaluated by a single process."""
     one, two = tmp_path / "one", tmp_path / "two"
