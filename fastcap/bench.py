@@ -53,7 +53,7 @@ def bench_scan(arguments: argparse.Namespace) -> Path:
     if wrong:
         raise UserError(f"--head-dims {wrong[0]} does not divide --width {arguments.width}")
     torch.set_num_threads(arguments.threads)
-    rows, facts = measure_scans(arguments.side, arguments.width, arguments.head_dims, arguments.rounds)
+    rows, facts = measure_scans(arguments.side, arguments.width, arguments.head_dims, arguments.rounds, arguments.forms)
     folder = write(arguments.out, "scan", rows, facts)
     print(
         f"{facts['processor']}, {facts['threads']} threads; {facts['tokens']} tokens x {arguments.width} x 4 directions"

@@ -19,7 +19,7 @@ from fastcap.backbone.scan import ssd_scan
 from fastcap.benchmark.backbones import SEQUENTIAL, build, default_backbones
 from fastcap.benchmark.measure import count_gflop, in_fresh_processes, peak_memory_mb, time_interleaved
 from fastcap.benchmark.scans import BASELINES, measure_scans, scan_forms
-from fastcap.build import CONFIG_DIR
+from fastcap.build import CONFIG_DIR, ConfigError
 
 OURS = "spatial_mamba_mini"
 
@@ -67,6 +67,14 @@ def test_scan_forms_are_timed_against_the_recurrence(tmp_path, capsys):
     with pytest.raises(SystemExit):
         bench.main(["scan", "--width", "10", "--head-dims", "3"])
     assert "does not divide" in capsys.readouterr().err
+
+
+def test_forms_of_the_scan_can_be_chosen():
+    rows, _ = measure_scans(side=2, width=4, head_dims=[4], rounds=1, names=["sequential", "chunks"])
+    assert {row["form"] for row in rows} == {"sequential", "chunks"}
+    assert all(row["speedup"] > 0 and row["speedup_over_mambapy"] is None for row in rows)
+    with pytest.raises(ConfigError, match="no scan 'parallel'"):
+        measure_scans(side=2, width=4, head_dims=[4], rounds=1, names=["parallel"])
 
 
 @pytest.mark.parametrize("form", ["published_sequential", "mambapy_sequential", "mambapy_parallel", "chunks", "dual"])

@@ -26,6 +26,13 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     scan.add_argument("--side", type=_positive, default=14, help="patches a side of the grid (default: %(default)s)")
     scan.add_argument("--width", type=_positive, default=384, help="channels of each direction (default: %(default)s)")
     scan.add_argument("--head-dims", nargs="+", type=_positive, default=[32, 96], metavar="P", help="channels a head")
+    scan.add_argument(
+        "--forms",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="sequential, published_sequential, mambapy_sequential, mambapy_parallel, chunks, dual (default: all)",
+    )
     captioners = commands.add_parser("captioners", help="image file to text: ours beside known captioners")
     _add_captioners(captioners)
     growth = commands.add_parser("growth", help="time over pixels, refinement steps and images a batch")

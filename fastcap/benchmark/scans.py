@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor
 from fastcap.backbone.cross_scan import NUM_DIRECTIONS, grid_scan, grid_scan_reference
 from fastcap.benchmark.measure import cpu_name, median_ms, time_interleaved
 from fastcap.benchmark.sequential_scans import mambapy_scans, one_after_another, selective_scan
+from fastcap.build import ConfigError
 
 STATE = 16
 BASELINES = {
@@ -24,7 +25,9 @@ BASELINES = {
 CASES = {"forward": 1, "forward + backward": 32}  # images a pass
 
 
-def measure_scans(side: int, width: int, head_dims: list[int], rounds: int) -> tuple[list[dict[str, Any]], dict]:
+def measure_scans(
+    side: int, width: int, head_dims: list[int], rounds: int, names: Sequence[str] = ()
+) -> tuple[list[dict[str, Any]], dict]:
     """Time the scan of a square grid in four directions, each direction with all of the width.
 
     Args:
@@ -32,14 +35,21 @@ def measure_scans(side: int, width: int, head_dims: list[int], rounds: int) -> t
         width: Channels of each direction.
         head_dims: Channels of a head, to be measured each.
         rounds: Interleaved rounds of timing.
+        names: Forms to time; none named, all that can be.
 
     Returns:
         One row a form, head width and pass, and what held for all of them. A speed-up is over a sequential form with
         the same head width and pass, timed in the same rounds: ``speedup`` over our own, all directions and heads in
         one step of its loop; ``speedup_over_published`` and ``speedup_over_mambapy`` over those that go through one
-        direction after another with a state a channel; None without mambapy.
+        direction after another with a state a channel; None where that was not timed.
+
+    Raises:
+        ConfigError: If a form is unknown, or its package missing.
     """
     forms = scan_forms()
+    if unknown := [name for name in names if name not in forms]:
+        raise ConfigError(f"no scan {unknown[0]!r}; choose from {', '.join(forms)}")
+    forms = {name: scan for name, scan in forms.items() if not names or name in names}
     works: dict[tuple[str, int, str], Callable[[], Any]] = {}
     for channels in head_dims:
         for name, batch in CASES.items():
