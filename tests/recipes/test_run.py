@@ -20,6 +20,7 @@ from fastcap.recipes.run import run_process
 from fastcap.report import find_runs
 from tests.recipes.command import Forked, settings, start_server
 
+pytestmark = pytest.mark.slow  # every test follows one run of a recipe
 ROOT = Path(__file__).parents[2]
 RECIPE = {
     "teacher": {"job": "train", "overrides": ["decoder=autoregressive_mini", "refinement=greedy"]},
