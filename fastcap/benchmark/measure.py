@@ -22,7 +22,7 @@ Work = Callable[[], Any]
 _SLICE = 0.2  # seconds that one round gives to a quick piece of work
 
 
-def time_interleaved(works: Mapping[Any, Work], rounds: int, longest: float = float("inf")) -> dict[Any, list[float]]:
+def time_interleaved(works: Mapping[Any, Work], rounds: int) -> dict[Any, list[float]]:
     """Time pieces of work in turns, so that a machine that slows down slows all of them.
 
     Each is run once to warm up; then every round runs each of them, the quick ones several times.
@@ -30,22 +30,18 @@ def time_interleaved(works: Mapping[Any, Work], rounds: int, longest: float = fl
     Args:
         works: What to time, by key.
         rounds: How often.
-        longest: Seconds; what takes longer at first is not run again, and that run counts.
 
     Returns:
-        Seconds of every run that counts, by key.
+        Seconds of every run but the first, by key.
     """
     times: dict[Any, list[float]] = {key: [] for key in works}
     repeats = {}
     for key, work in works.items():
-        first = _seconds(work)
-        if first > longest:
-            times[key].append(first)
-        else:
-            repeats[key] = max(1, min(20, int(_SLICE / max(_seconds(work), 1e-6))))
+        work()
+        repeats[key] = max(1, min(20, int(_SLICE / max(_seconds(work), 1e-6))))
     for _ in range(rounds):
-        for key, repeat in repeats.items():
-            times[key] += [_seconds(works[key]) for _ in range(repeat)]
+        for key, work in works.items():
+            times[key] += [_seconds(work) for _ in range(repeats[key])]
     return times
 
 
