@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -61,7 +62,8 @@ class FastCap(nn.Module):
 
     def describe(self, memory: Tensor, record_steps: bool = False) -> Refinement:
         """Caption images already encoded. memory: (B, N, D)."""
-        return self.refinement.generate(self.decoder, memory, self.length(memory), record_steps)
+        fits = partial(self.alignment.similarity, memory)
+        return self.refinement.generate(self.decoder, memory, self.length(memory), record_steps, fits)
 
     def forward(self, images: Tensor) -> Refinement:
         """Caption images. images: uint8 (B, 3, H, W)."""

@@ -6,7 +6,7 @@ pixel or patch grid, N patches, L caption positions, D width, V vocabulary, E ex
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
@@ -156,6 +156,10 @@ class Sampled:
 
 # Keys and values of the tokens so far, each (B * K, heads, L, d).
 Past: TypeAlias = "tuple[Tensor, Tensor]"
+
+
+# Captions (B, K, L) and their lengths (B, K) to how well each fits its image, (B, K).
+Similarity: TypeAlias = "Callable[[Tensor, Tensor], Tensor]"
 
 
 class CausalDecoder(Protocol):

@@ -3,6 +3,7 @@
 Two losses pull: a contrastive one between whole images and whole captions (CLIP, arXiv 2103.00020), and one that lets
 the image name its captions' words (visual concepts, Fang et al. 2015, arXiv 1411.4952).
 Only ``project`` is on the way to the decoder, and it sees the image alone: no caption can leak into what is decoded.
+What the contrastive loss taught also tells which of several finished captions fits the image best.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ class CrossModalFeatureAlignment(nn.Module):
         return self.projection(features)
 
     def embed(self, memory: Tensor, tokens: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Embed images and their captions for the contrastive loss (training only).
+        """Embed images and their captions for the contrastive loss, and to choose among finished captions.
 
         Args:
             memory: Image memory. (B, N, D)
@@ -84,10 +85,37 @@ class CrossModalFeatureAlignment(nn.Module):
         Returns:
             Unit vectors of images (B, embed_dim) and captions (B, K, embed_dim), and the scale of their similarities.
         """
-        image = F.normalize(self.image_head(memory.mean(1)), dim=-1)
+        return self.embed_image(memory), self.embed_captions(tokens, lengths), self._scale().squeeze()
+
+    def embed_image(self, memory: Tensor) -> Tensor:
+        """Give images their place. memory: (B, N, D); returns unit vectors (B, embed_dim)."""
+        return F.normalize(self.image_head(memory.mean(1)), dim=-1)
+
+    def embed_captions(self, tokens: Tensor, lengths: Tensor) -> Tensor:
+        """Give captions their place. tokens: (B, K, L), lengths: (B, K); returns unit vectors (B, K, embed_dim)."""
         text = self.text_encoder(tokens.flatten(0, 1), lengths.flatten())
-        text = F.normalize(text, dim=-1).unflatten(0, tokens.shape[:2])
-        return image, text, self.log_scale.clamp(max=math.log(100.0)).exp().squeeze()
+        return F.normalize(text, dim=-1).unflatten(0, tokens.shape[:2])
+
+    def similarity(self, memory: Tensor, tokens: Tensor, lengths: Tensor) -> Tensor:
+        """Tell how well captions fit their images, as logits of the contrastive loss.
+
+        Args:
+            memory: Image memory. (B, N, D)
+            tokens: Caption ids. (B, K, L)
+            lengths: Content tokens of each caption. (B, K)
+
+        Returns:
+            The learned scale times the cosine of each caption's and its image's embeddings. (B, K)
+        """
+        return self.compare(self.embed_image(memory), self.embed_captions(tokens, lengths))
+
+    def compare(self, image: Tensor, captions: Tensor) -> Tensor:
+        """Multiply the scale and cosines. image: (B, embed_dim), captions: (B, K, embed_dim); returns (B, K)."""
+        return self._scale() * (captions * image.unsqueeze(1)).sum(-1)
+
+    def _scale(self) -> Tensor:
+        """Return the learned scale of similarities, at most 100 as in CLIP: (1,)."""
+        return self.log_scale.clamp(max=math.log(100.0)).exp()
 
     def name_concepts(self, memory: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Score which concepts the image's captions name (training only).

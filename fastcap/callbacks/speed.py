@@ -118,17 +118,17 @@ def measure(
     model: FastCap, module: CaptioningModule, batches: Sequence[CaptionBatch], steps: Sequence[int]
 ) -> list[SpeedPoint]:
     """Caption the batches with each number of steps; the model's own settings are changed, so pass a copy."""
-    encoded = [(memory, model.length(memory)) for batch in batches for memory in [model.encode(batch.images)]]
-    model.refinement.generate(model.decoder, *encoded[0])  # warm up
+    memories = [model.encode(batch.images) for batch in batches]
+    model.describe(memories[0])  # warm up
     points = []
     metric = CaptionMetrics(**{**module.metric_options, "names": ["bleu", "cider"]}, sync_on_compute=False)
     for count in steps:
         model.refinement.num_steps = count
         metric.reset()
         seconds = 0.0
-        for batch, (memory, lengths) in zip(batches, encoded, strict=True):
+        for batch, memory in zip(batches, memories, strict=True):
             started = _now(memory)
-            refinement = model.refinement.generate(model.decoder, memory, lengths)
+            refinement = model.describe(memory)
             seconds += _now(memory) - started
             metric.update(batch.image_ids.tolist(), module.texts(refinement), batch.references)
         scores = metric.compute()

@@ -35,10 +35,31 @@ class Encoder(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Encode images: uint8, RGB (B, H, W, 3), to memory (B, N, D), length logits and expert weights (B, E)."""
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Encode images.
+
+        Args:
+            images: uint8, RGB. (B, H, W, 3)
+
+        Returns:
+            Memory (B, N, D), length logits (B, max_length), expert weights (B, E), and the image's place beside
+            captions (B, embed_dim).
+        """
         memory = self.model.encode(images.permute(0, 3, 1, 2))
-        return memory, self.model.length(memory), self.model.decoder.gate(memory).weights
+        place = self.model.alignment.embed_image(memory)
+        return memory, self.model.length(memory), self.model.decoder.gate(memory).weights, place
+
+
+class Fit(nn.Module):
+    """How well captions fit their images, as ``CrossModalFeatureAlignment.similarity`` has it."""
+
+    def __init__(self, model: FastCap) -> None:
+        super().__init__()
+        self.alignment = model.alignment
+
+    def forward(self, tokens: Tensor, lengths: Tensor, image: Tensor) -> Tensor:
+        """tokens: (B, K, L), lengths: (B, K), image: its place (B, embed_dim); returns (B, K)."""
+        return self.alignment.compare(image, self.alignment.embed_captions(tokens, lengths))
 
 
 class Prepare(nn.Module):
@@ -137,13 +158,17 @@ def graph_sources(model: FastCap, image_size: int) -> Iterator[tuple[str, GraphS
     images = torch.randint(0, 256, (2, image_size, image_size, 3), dtype=torch.uint8)
     with torch.no_grad():
         encoder = Encoder(model)
-        memory, _, weights = encoder(images)
+        memory, _, weights, place = encoder(images)
         yield (
             "encoder",
-            GraphSource(encoder, (images,), ["images"], ["memory", "lengths", "experts"], ({0: batch},)),
+            GraphSource(encoder, (images,), ["images"], ["memory", "lengths", "experts", "image"], ({0: batch},)),
         )
         tokens = torch.full((2, 3, min(5, decoder.max_length)), model.refinement.special.mask)
         lengths = torch.full((2, 3), tokens.shape[2])
+        candidate_shapes = ({0: batch, 1: candidates, 2: length}, {0: batch, 1: candidates})
+        inputs: tuple[Any, ...] = (tokens, lengths, place)
+        names = ["tokens", "lengths", "image"]
+        yield "fit", GraphSource(Fit(model), inputs, names, ["fit"], (*candidate_shapes, {0: batch}))
         for group, experts in enumerate(expert_groups(decoder)):
             prepare = Prepare(decoder, experts)
             cache = prepare(memory, weights)
@@ -155,11 +180,12 @@ def graph_sources(model: FastCap, image_size: int) -> Iterator[tuple[str, GraphS
             )
             per_expert = (len(cache) - 2) // (len(decoder.layers) * len(experts))
             step = Step(decoder, experts, model.refinement.special, per_expert)
-            shapes = ({0: batch, 1: candidates, 2: length}, {0: batch, 1: candidates}, (rows,) * len(cache))
-            inputs = (tokens, lengths, cache)
+            shapes = (*candidate_shapes, (rows,) * len(cache))
             yield (
                 f"step_{group}",
-                GraphSource(step, inputs, ["tokens", "lengths", *names], ["words", "log_probability"], shapes),
+                GraphSource(
+                    step, (tokens, lengths, cache), ["tokens", "lengths", *names], ["words", "log_probability"], shapes
+                ),
             )
 
 

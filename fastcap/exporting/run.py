@@ -169,10 +169,13 @@ def _write_variant(
     facts = replace(facts, runtime=runtime, precision=precision)
     for name in facts.graphs:
         source, target = base / f"{name}.onnx", folder / f"{name}{SUFFIXES[runtime]}"
-        if variant == "onnx-int8":
+        in_int8 = precision == "int8" and name != "fit"  # too small to gain anything
+        if in_int8 and runtime == "onnx":
             quantized[name] = quantize_onnx(source, target, feeds[name])
-        elif variant == "openvino-int8":
+        elif in_int8:
             quantize_openvino(source, target, feeds[name])
+        elif runtime == "onnx" and source != target:
+            shutil.copy(source, target)
         elif runtime == "openvino":
             import openvino
 

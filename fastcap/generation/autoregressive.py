@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from fastcap.generation.choose import at_random
-from fastcap.types import CausalDecoder, Past, Refinement, Sampled, SpecialTokens
+from fastcap.generation.rerank import check_weight, rank
+from fastcap.types import CausalDecoder, Past, Refinement, Sampled, Similarity, SpecialTokens
 
 
 class AutoregressiveGenerator:
@@ -18,22 +19,29 @@ class AutoregressiveGenerator:
     Args:
         special: The special token ids.
         num_beams: Candidates kept at each word.
+        similarity_weight: Weight of the image's similarity with a beam in the end, added to its mean log-probability.
 
     Raises:
-        ValueError: If num_beams is below one.
+        ValueError: If num_beams is below one or the weight negative.
     """
 
     causal = True
 
-    def __init__(self, special: SpecialTokens, num_beams: int = 1) -> None:
+    def __init__(self, special: SpecialTokens, num_beams: int = 1, similarity_weight: float = 0.0) -> None:
         if num_beams < 1:
             raise ValueError(f"refinement.num_beams = {num_beams} must be at least 1")
         self.special = special
         self.num_beams = num_beams
+        self.similarity_weight = check_weight(similarity_weight)
 
     @torch.no_grad()
     def generate(
-        self, decoder: CausalDecoder, memory: Tensor, length_logits: Tensor, record_steps: bool = False
+        self,
+        decoder: CausalDecoder,
+        memory: Tensor,
+        length_logits: Tensor,
+        record_steps: bool = False,
+        similarity: Similarity | None = None,
     ) -> Refinement:
         """Caption a batch of images.
 
@@ -42,9 +50,13 @@ class AutoregressiveGenerator:
             memory: Image memory. (B, N, D)
             length_logits: Of no use here: [EOS] ends a caption. (B, max_length)
             record_steps: Of no use here: a word is never changed.
+            similarity: As in ``ICMRDecoder.generate``.
 
         Returns:
             The best candidate of each image.
+
+        Raises:
+            ValueError: If a similarity is to be weighed and there is none.
         """
         images, beams, device = memory.shape[0], self.num_beams, memory.device
         cache = decoder.prepare(memory)
@@ -77,9 +89,9 @@ class AutoregressiveGenerator:
                 past = [(k.index_select(0, order), v.index_select(0, order)) for k, v in past]
         lengths = ((words != self.special.pad) & (words != self.special.eos)).sum(2)
         means = total / (lengths + 1)
-        best = means.argmax(1)
-        chosen, at = words[rows.squeeze(1), best, :longest], lengths.gather(1, best.unsqueeze(1)).squeeze(1)
-        chosen = chosen.masked_fill(chosen == self.special.eos, self.special.pad)
+        words = words[:, :, :longest].masked_fill(words[:, :, :longest] == self.special.eos, self.special.pad)
+        best = rank(means, words, lengths, self.similarity_weight, similarity)
+        chosen, at = words[rows.squeeze(1), best], lengths.gather(1, best.unsqueeze(1)).squeeze(1)
         experts = getattr(cache, "expert_weights", None)
         return Refinement(chosen, at, means.gather(1, best.unsqueeze(1)).squeeze(1), passes, at, [], experts)
 

@@ -11,8 +11,9 @@ from torch.nn import functional as F
 
 from fastcap.generation.choose import Choose, at_random, likeliest
 from fastcap.generation.dlag import top_lengths
+from fastcap.generation.rerank import check_weight, rank
 from fastcap.generation.schedule import SCHEDULES, lowest, num_to_remask
-from fastcap.types import Denoiser, Refinement, RefinementStep, Sampled, SpecialTokens
+from fastcap.types import Denoiser, Refinement, RefinementStep, Sampled, Similarity, SpecialTokens
 
 
 class ICMRDecoder:
@@ -26,11 +27,12 @@ class ICMRDecoder:
         num_steps: Decoder passes T.
         schedule: How many tokens are masked again after each step: ``linear`` or ``cosine``.
         num_lengths: Length candidates an image, refined as one batch; the best mean log-probability wins.
+        similarity_weight: Weight of the image's similarity with a candidate, added to its mean log-probability.
         collapse_repeats: In the end write a token that follows itself once (Lee et al. 2018, arXiv 1802.06901): the
             typical fault of words chosen in parallel.
 
     Raises:
-        ValueError: If num_steps or num_lengths is below one, or the schedule is unknown.
+        ValueError: If num_steps or num_lengths is below one, the schedule is unknown or the weight negative.
     """
 
     causal = False
@@ -42,6 +44,7 @@ class ICMRDecoder:
         schedule: str = "linear",
         num_lengths: int = 3,
         collapse_repeats: bool = False,
+        similarity_weight: float = 0.0,
     ) -> None:
         if num_steps < 1:
             raise ValueError(f"refinement.num_steps = {num_steps} must be at least 1")
@@ -54,10 +57,16 @@ class ICMRDecoder:
         self.schedule = SCHEDULES[schedule]
         self.num_lengths = num_lengths
         self.collapse_repeats = collapse_repeats
+        self.similarity_weight = check_weight(similarity_weight)
 
     @torch.no_grad()
     def generate(
-        self, denoiser: Denoiser, memory: Tensor, length_logits: Tensor, record_steps: bool = False
+        self,
+        denoiser: Denoiser,
+        memory: Tensor,
+        length_logits: Tensor,
+        record_steps: bool = False,
+        similarity: Similarity | None = None,
     ) -> Refinement:
         """Caption a batch of images.
 
@@ -66,9 +75,13 @@ class ICMRDecoder:
             memory: Image memory. (B, N, D)
             length_logits: Scores of the lengths 1..max_length. (B, max_length)
             record_steps: Keep every step of the chosen candidates.
+            similarity: Asked how well each candidate fits its image, where ``similarity_weight`` is above zero.
 
         Returns:
             The best candidate of each image.
+
+        Raises:
+            ValueError: If a similarity is to be weighed and there is none.
         """
         # 1. The likeliest lengths, K an image, in consecutive rows.
         candidates = top_lengths(length_logits, self.num_lengths)
@@ -76,17 +89,17 @@ class ICMRDecoder:
         cache = denoiser.prepare(memory)
         tokens, confidence, steps, num_passes = self._refine(denoiser, cache, lengths, likeliest, record_steps)
 
-        # 5. The candidate whose words are likeliest on average.
-        scores = confidence.sum(1) / lengths
-        best = (
-            scores.view(candidates.shape).argmax(1)
-            + torch.arange(len(candidates), device=memory.device) * (candidates.shape[1])
+        # 5. The candidate whose words are likeliest on average, and that fits the image.
+        scores, drafted = confidence.sum(1) / lengths, lengths
+        tokens, lengths = self._collapse(tokens) if self.collapse_repeats else (tokens, lengths)
+        shape = candidates.shape
+        best = rank(
+            scores.view(shape), tokens.view(*shape, -1), lengths.view(shape), self.similarity_weight, similarity
         )
+        best = best + torch.arange(shape[0], device=memory.device) * shape[1]
         chosen = [RefinementStep(s.tokens[best], s.confidence[best], s.remasked[best]) for s in steps]
         experts = getattr(cache, "expert_weights", None)
-        tokens, drafted = tokens[best], lengths[best]
-        tokens, lengths = self._collapse(tokens) if self.collapse_repeats else (tokens, drafted)
-        return Refinement(tokens, lengths, scores[best], num_passes, drafted, chosen, experts)
+        return Refinement(tokens[best], lengths[best], scores[best], num_passes, drafted[best], chosen, experts)
 
     def sample(
         self, denoiser: Denoiser, memory: Tensor, length_logits: Tensor, num_samples: int, temperature: float = 1.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,8 @@ class EagerNetwork:
         if num_steps is not None:
             generator = copy.copy(generator)  # another thread may want another number of steps
             generator.num_steps = num_steps
-        result = generator.generate(self.model.decoder, *encoded, record_steps)
+        fits = functools.partial(self.model.alignment.similarity, encoded[0])
+        result = generator.generate(self.model.decoder, *encoded, record_steps, fits)
         weights = result.expert_weights
         return Decoded(
             tokens=result.tokens.numpy(),
@@ -87,5 +89,7 @@ def open_eager(path: Path, refinement: dict[str, Any], num_threads: int | None) 
 
 def count_parameters(model: FastCap) -> int:
     """Count the parameters that captioning reads: what only training's losses use is left out."""
-    parts: tuple[nn.Module, ...] = (model.backbone, model.alignment.projection, model.decoder, model.length)
+    parts: list[nn.Module] = [model.backbone, model.alignment.projection, model.decoder, model.length]
+    if model.refinement.similarity_weight > 0:
+        parts += [model.alignment.image_head, model.alignment.text_encoder]
     return sum(p.numel() for part in parts for p in part.parameters())

@@ -39,12 +39,14 @@ class EncodedGroup:
         group: The group's number.
         rows: Its images in the batch. (B',)
         length_logits: Scores of the lengths 1..max_length. (B', max_length)
+        image: Embeddings that captions are compared with. (B', embed_dim)
         cache: Inputs of its step graph that depend on the image alone.
     """
 
     group: int
     rows: np.ndarray
     length_logits: np.ndarray
+    image: np.ndarray
     cache: dict[str, np.ndarray]
 
 
@@ -92,25 +94,29 @@ class ExportedNetwork:
 
     def encode(self, pixels: np.ndarray) -> tuple[np.ndarray, list[EncodedGroup]]:
         """Return expert weights (B, E) and the groups. pixels: uint8, RGB (B, H, W, 3)."""
-        memory, length_logits, weights = self.graphs["encoder"]({"images": pixels})
+        memory, length_logits, weights, image = self.graphs["encoder"]({"images": pixels})
         of_image = self._group_of[weights.argmax(1)]
         groups = []
         for group in np.unique(of_image).tolist():
             rows = np.flatnonzero(of_image == group)
-            groups.append(self.prepare(group, rows, memory, length_logits, weights))
+            groups.append(self.prepare(group, rows, memory, length_logits, weights, image))
         return weights, groups
 
     def prepare(
-        self, group: int, rows: np.ndarray, memory: np.ndarray, length_logits: np.ndarray, weights: np.ndarray
+        self,
+        group: int,
+        rows: np.ndarray,
+        memory: np.ndarray,
+        length_logits: np.ndarray,
+        weights: np.ndarray,
+        image: np.ndarray,
     ) -> EncodedGroup:
-        """Compute what one group's step graph keeps of some images of a batch."""
-        part = len(rows) < len(memory)
-        memory, length_logits, weights = (
-            (a[rows] for a in (memory, length_logits, weights)) if part else (memory, length_logits, weights)
-        )
+        """Compute what one group's graphs keep of some images of a batch."""
+        if len(rows) < len(memory):
+            memory, length_logits, weights, image = (a[rows] for a in (memory, length_logits, weights, image))
         outputs = self.graphs[f"prepare_{group}"]({"memory": memory, "expert_weights": weights})
         cache = {f"cache_{number}": value for number, value in enumerate(outputs)}
-        return EncodedGroup(group, rows, length_logits, cache)
+        return EncodedGroup(group, rows, length_logits, image, cache)
 
     def decode(
         self, encoded: tuple[np.ndarray, list[EncodedGroup]], num_steps: int | None, record_steps: bool
@@ -128,7 +134,11 @@ class ExportedNetwork:
                 words, log_probability = step({"tokens": tokens, "lengths": lengths, **cache})
                 return words, log_probability
 
-            parts.append((group.rows, refine(predict, group.length_logits, self.special, settings, record_steps)))
+            def fit(tokens: np.ndarray, lengths: np.ndarray, image: np.ndarray = group.image) -> np.ndarray:
+                return self.graphs["fit"]({"tokens": tokens, "lengths": lengths, "image": image})[0]
+
+            part = refine(predict, group.length_logits, self.special, settings, record_steps, fit)
+            parts.append((group.rows, part))
         decoded = join(parts, self.special.pad)
         decoded.expert_weights = weights
         return decoded

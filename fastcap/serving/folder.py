@@ -4,7 +4,8 @@
     EXPORT/VARIANT/model.json   what the graphs are and how to refine
     EXPORT/VARIANT/tokenizer.json
     EXPORT/VARIANT/weights.bin  weights of all its graphs
-    EXPORT/VARIANT/encoder.*    pixels -> image memory, length logits, expert weights
+    EXPORT/VARIANT/encoder.*    pixels -> image memory, length logits, expert weights, image embedding
+    EXPORT/VARIANT/fit.*        finished captions and image embedding -> how well each fits its image
     EXPORT/VARIANT/prepare_G.*  memory -> what decoding keeps of an image, for the experts of group G
     EXPORT/VARIANT/step_G.*     one refinement step, run as often as wanted
 
@@ -21,7 +22,7 @@ from typing import Any
 from fastcap.serving.refine import RefinementSettings
 from fastcap.types import SpecialTokens
 
-FORMAT_VERSION = 1  # raised when a folder comes to mean something else
+FORMAT_VERSION = 2  # raised when a folder comes to mean something else
 INDEX, MODEL, TOKENIZER, WEIGHTS = "export.json", "model.json", "tokenizer.json", "weights.bin"
 SUFFIXES = {"onnx": ".onnx", "openvino": ".xml"}
 PRECISIONS = ("fp32", "bf16", "int8")
@@ -70,7 +71,11 @@ class ModelFacts:
     @property
     def graphs(self) -> list[str]:
         """Names of all graphs."""
-        return ["encoder", *(f"{kind}_{group}" for group in range(len(self.groups)) for kind in ("prepare", "step"))]
+        return [
+            "encoder",
+            "fit",
+            *(f"{kind}_{group}" for group in range(len(self.groups)) for kind in ("prepare", "step")),
+        ]
 
     def write(self, folder: Path) -> None:
         """Write ``model.json``."""

@@ -25,6 +25,9 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
 # log-probability, both (B, K, L).
 Predict = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 
+# Finished captions (B, K, L) and their lengths (B, K) to how well each fits its image, (B, K).
+Fit = Callable[[np.ndarray, np.ndarray], np.ndarray]
+
 
 @dataclass(frozen=True)
 class RefinementSettings:
@@ -38,6 +41,7 @@ class RefinementSettings:
     schedule: str = "linear"
     num_lengths: int = 3
     collapse_repeats: bool = False
+    similarity_weight: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("num_steps", "num_lengths"):
@@ -48,6 +52,9 @@ class RefinementSettings:
             raise ValueError(f"refinement.schedule = {self.schedule!r} must be one of {', '.join(SCHEDULES)}")
         if not isinstance(self.collapse_repeats, bool):
             raise ValueError(f"refinement.collapse_repeats = {self.collapse_repeats!r} must be true or false")
+        weight = self.similarity_weight
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not weight >= 0:
+            raise ValueError(f"refinement.similarity_weight = {weight!r} must be a number, not negative")
 
     def changed(self, values: Mapping[str, Any]) -> RefinementSettings:
         """Return the settings with other values for some keys.
@@ -68,6 +75,7 @@ def refine(
     special: SpecialTokens,
     settings: RefinementSettings,
     record_steps: bool = False,
+    fit: Fit | None = None,
 ) -> Decoded:
     """Caption a batch of images; the numbers are those of ``ICMRDecoder.generate``.
 
@@ -77,6 +85,10 @@ def refine(
         special: The special token ids.
         settings: How to refine.
         record_steps: Keep every step of the chosen candidates.
+        fit: Asked how well each candidate fits its image, where ``similarity_weight`` is above zero.
+
+    Raises:
+        ValueError: If a fit is to be weighed and there is none.
     """
     # 1. The likeliest lengths, K an image.
     lengths = np.argsort(-length_logits, axis=1, kind="stable")[:, : settings.num_lengths] + 1
@@ -102,14 +114,18 @@ def refine(
             break
         tokens = np.where(remasked, special.mask, tokens)
 
-    # 5. The candidate whose words are likeliest on average.
+    # 5. The candidate whose words are likeliest on average, and that fits the image.
     scores = np.where(pad, 0.0, confidence).sum(2, dtype=np.float32) / lengths.astype(np.float32)
+    shown, final = collapse(tokens, special.pad) if settings.collapse_repeats else (tokens, lengths)
+    total = scores
+    if settings.similarity_weight > 0 and lengths.shape[1] > 1:
+        if fit is None:
+            raise ValueError(f"refinement.similarity_weight = {settings.similarity_weight} needs a fit")
+        total = scores + np.float32(settings.similarity_weight) * fit(shown, final)
     rows = np.arange(len(lengths))
-    best = scores.argmax(1)
+    best = total.argmax(1)
     chosen = [Draft(s.tokens[rows, best], s.confidence[rows, best], s.remasked[rows, best]) for s in steps]
-    written, drafted = tokens[rows, best], lengths[rows, best]
-    kept, final = collapse(written, special.pad) if settings.collapse_repeats else (written, drafted)
-    return Decoded(kept, final, scores[rows, best], drafted, chosen)
+    return Decoded(shown[rows, best], final[rows, best], scores[rows, best], lengths[rows, best], chosen)
 
 
 def num_to_remask(lengths: np.ndarray, step: int, num_steps: int, schedule: Callable[[float], float]) -> np.ndarray:
@@ -127,13 +143,13 @@ def lowest(score: np.ndarray, count: np.ndarray) -> np.ndarray:
 
 
 def collapse(tokens: np.ndarray, pad_id: int) -> tuple[np.ndarray, np.ndarray]:
-    """Leave out tokens that equal the one before; returns tokens (B, L) and lengths (B,)."""
-    before = np.pad(tokens, ((0, 0), (1, 0)), constant_values=pad_id)[:, :-1]
+    """Leave out tokens that equal the one before; returns tokens (..., L) and lengths (...)."""
+    before = np.concatenate([np.full_like(tokens[..., :1], pad_id), tokens[..., :-1]], axis=-1)
     kept = (tokens != before) & (tokens != pad_id)
-    order = np.argsort(~kept, axis=1, kind="stable")
-    lengths = kept.sum(1)
-    beyond = np.arange(tokens.shape[1]) >= lengths[:, None]
-    return np.where(beyond, pad_id, np.take_along_axis(tokens, order, 1)), lengths
+    order = np.argsort(~kept, axis=-1, kind="stable")
+    lengths = kept.sum(-1)
+    beyond = np.arange(tokens.shape[-1]) >= lengths[..., None]
+    return np.where(beyond, pad_id, np.take_along_axis(tokens, order, -1)), lengths
 
 
 def join(parts: list[tuple[np.ndarray, Decoded]], pad_id: int) -> Decoded:

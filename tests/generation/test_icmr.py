@@ -123,7 +123,12 @@ def test_it_owns_no_weights():
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [({"num_steps": 0}, "num_steps"), ({"num_lengths": 0}, "num_lengths"), ({"schedule": "sine"}, "linear, cosine")],
+    [
+        ({"num_steps": 0}, "num_steps"),
+        ({"num_lengths": 0}, "num_lengths"),
+        ({"schedule": "sine"}, "linear, cosine"),
+        ({"similarity_weight": -1}, "similarity_weight"),
+    ],
 )
 def test_wrong_settings_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):

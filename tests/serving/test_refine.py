@@ -37,17 +37,40 @@ class Scorer:
         return index.view(tokens.shape).numpy(), value.view(tokens.shape).numpy()
 
 
+class Fitness:
+    """A similarity that depends on image, words and length; remembers what it judged."""
+
+    def __init__(self):
+        self.word = torch.randn(5, 1, WORDS, generator=torch.Generator().manual_seed(3))
+        self.judged = []
+
+    def __call__(self, tokens, lengths):
+        self.judged.append((tokens, lengths))
+        inside = torch.arange(tokens.shape[2]) < torch.as_tensor(lengths)[..., None]
+        words = self.word.expand(-1, tokens.shape[1], -1).gather(2, torch.as_tensor(tokens))
+        return (words * inside).sum(2)
+
+    def numpy(self, tokens, lengths):
+        return self(tokens, lengths).numpy()
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.1, 3.0])
 @pytest.mark.parametrize("collapse", [False, True])
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
 @pytest.mark.parametrize("num_steps", [1, 2, 3, 4, 7, 10])
 @pytest.mark.parametrize("num_lengths", [1, 3])
-def test_numpy_refines_as_icmr_does(num_steps, schedule, num_lengths, collapse):
+def test_numpy_refines_as_icmr_does(num_steps, schedule, num_lengths, collapse, weight):
     scorer = Scorer(num_images=5, seed=num_steps)
     logits = torch.randn(5, LONGEST, generator=torch.Generator().manual_seed(num_lengths))
-    decoder = ICMRDecoder(SPECIAL, num_steps, schedule, num_lengths, collapse)
-    expected = decoder.generate(scorer, torch.zeros(5, 1, 1), logits, record_steps=True)
-    settings = RefinementSettings(num_steps, schedule, num_lengths, collapse)
-    found = refine(scorer.predict, logits.numpy(), SPECIAL, settings, record_steps=True)
+    decoder = ICMRDecoder(SPECIAL, num_steps, schedule, num_lengths, collapse, weight)
+    fitness = Fitness()
+    expected = decoder.generate(scorer, torch.zeros(5, 1, 1), logits, True, fitness)
+    settings = RefinementSettings(num_steps, schedule, num_lengths, collapse, weight)
+    found = refine(scorer.predict, logits.numpy(), SPECIAL, settings, True, fitness.numpy)
+    # Both have finished captions judged, and only where there is a choice.
+    assert len(fitness.judged) == (2 if weight and num_lengths > 1 else 0)
+    for one, other in zip(*fitness.judged, strict=True) if fitness.judged else ():
+        np.testing.assert_array_equal(one, other)
     for name in ("tokens", "lengths", "drafted_lengths"):
         np.testing.assert_array_equal(getattr(found, name), getattr(expected, name).numpy())
     np.testing.assert_allclose(found.scores, expected.scores.numpy(), rtol=1e-5)
@@ -85,6 +108,8 @@ def test_parts_of_a_batch_join_in_order():
         ({"num_steps": 0}, "num_steps = 0"),
         ({"num_steps": True}, "num_steps = True"),
         ({"num_lengths": 1.5}, r"num_lengths = 1\.5"),
+        ({"similarity_weight": -0.1}, r"similarity_weight = -0\.1"),
+        ({"similarity_weight": "much"}, "similarity_weight = 'much'"),
         ({"schedule": "slow"}, "'slow' must be one of linear, cosine"),
         ({"collapse_repeats": 1}, "collapse_repeats = 1"),
         ({"num_beams": 3}, r"refinement\.num_beams: an exported model knows num_steps"),

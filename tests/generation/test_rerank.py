@@ -1,0 +1,71 @@
+"""The choice among candidates: words' probabilities, and the image's own word in it."""
+
+import pytest
+import torch
+
+from fastcap.decoder.autoregressive import AutoregressiveDecoder
+from fastcap.decoder.moe_decoder import MoEDecoder
+from fastcap.generation.autoregressive import AutoregressiveGenerator
+from fastcap.generation.icmr import ICMRDecoder
+from fastcap.generation.rerank import rank
+from fastcap.types import SpecialTokens
+
+SPECIAL = SpecialTokens(pad=0, mask=1, unk=2, bos=3, eos=4)
+VOCAB, LONGEST = 25, 8
+MEMORY = torch.randn(6, 7, 16, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(params=["refinement", "beams"])
+def caption(request):
+    """Caption ``MEMORY`` with four candidates an image, given a weight and a similarity."""
+    torch.manual_seed(0)
+    options = {"dim": 16, "num_layers": 2, "num_experts": 3, "top_k": 2}
+    if request.param == "beams":
+        decoder = AutoregressiveDecoder(VOCAB, LONGEST, pad_id=0, **options).eval()
+        return lambda weight, similarity: AutoregressiveGenerator(SPECIAL, 4, weight).generate(
+            decoder, MEMORY, torch.zeros(6, LONGEST), similarity=similarity
+        )
+    decoder = MoEDecoder(VOCAB, LONGEST, pad_id=0, **options).eval()
+    torch.nn.init.normal_(decoder.word.weight, std=1.0)
+    return lambda weight, similarity: ICMRDecoder(SPECIAL, 2, num_lengths=4, similarity_weight=weight).generate(
+        decoder, MEMORY, torch.randn(6, LONGEST, generator=torch.Generator().manual_seed(2)), similarity=similarity
+    )
+
+
+def test_a_heavy_similarity_decides_and_scores_stay_those_of_the_words(caption):
+    seen = []
+
+    def last(tokens, lengths):
+        seen.append((tokens, lengths))
+        return torch.arange(4.0).expand(6, 4)
+
+    plain, chosen = caption(0.0, last), caption(1e6, last)
+    ((tokens, lengths),) = seen  # a weight of zero asks nobody
+    assert tokens.shape[:2] == lengths.shape == (6, 4)
+    width = tokens.shape[2]
+    assert (
+        chosen.tokens[:, :width].tolist() == tokens[:, 3].tolist() and chosen.lengths.tolist() == lengths[:, 3].tolist()
+    )
+    assert (chosen.scores <= plain.scores).all() and (chosen.scores < 0).all()
+    assert chosen.tokens.tolist() != plain.tokens.tolist()
+    assert not torch.isin(tokens, torch.tensor([SPECIAL.mask, SPECIAL.bos, SPECIAL.eos])).any()
+
+
+def test_a_similarity_that_is_asked_for_must_be_there(caption):
+    with pytest.raises(ValueError, match=r"similarity_weight = 0\.1 needs a similarity"):
+        caption(0.1, None)
+
+
+def test_the_sum_decides():
+    log_probability = torch.tensor([[-1.0, -1.3], [-1.0, -1.3]])
+    tokens, lengths = torch.full((2, 2, 3), 7), torch.tensor([[3, 3], [3, 3]])
+    fit = torch.tensor([[1.0, 5.0], [1.0, 3.0]])
+    assert rank(log_probability, tokens, lengths, 0.1, lambda t, n: fit).tolist() == [1, 0]
+    # One candidate is no choice.
+    assert rank(log_probability[:, :1], tokens[:, :1], lengths[:, :1], 0.1, None).tolist() == [0, 0]
+
+
+def test_a_beam_without_words_is_never_chosen():
+    log_probability = torch.tensor([[-1.0, -torch.inf]])
+    fit = torch.tensor([[0.0, torch.nan]])
+    assert rank(log_probability, torch.zeros(1, 2, 3), torch.tensor([[3, 0]]), 0.1, lambda t, n: fit).tolist() == [0]
