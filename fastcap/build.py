@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import uuid
 from collections.abc import Mapping, Sequence
@@ -11,7 +12,7 @@ from typing import Any
 
 import lightning as L
 from hydra.errors import InstantiationException
-from hydra.utils import instantiate
+from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
@@ -32,6 +33,7 @@ from fastcap.trainer import (
     open_checkpoint,
     unfinished_run,
 )
+from fastcap.trust import untrusted
 
 log = logging.getLogger(__name__)
 
@@ -316,12 +318,15 @@ def load_checkpoint(path: Path | str, overrides: Mapping[str, Any] | None = None
         overrides: Values by dotted key to put into its configuration first, e.g. ``refinement.num_steps``.
 
     Raises:
-        CheckpointError: If the file is unusable, or its weights do not fit its own configuration and vocabulary.
+        CheckpointError: If the file is unusable, its weights do not fit its own configuration and vocabulary, or it
+            would build what is no part of FastCap (``fastcap.trust``).
         ConfigError: If an override names no key of the configuration.
     """
     checkpoint = read_checkpoint(path)
     config = OmegaConf.create(checkpoint["fastcap"]["config"])
     assert isinstance(config, DictConfig)
+    if found := untrusted(OmegaConf.to_container(config, resolve=True)):
+        raise CheckpointError(f"{path}: field `fastcap.config.{found}")
     for key, value in (overrides or {}).items():
         override_config(config, key, value)
     tokenizer = CaptionTokenizer.from_json(checkpoint["fastcap"]["tokenizer"])
@@ -343,17 +348,20 @@ def load_checkpoint(path: Path | str, overrides: Mapping[str, Any] | None = None
 
 
 def override_config(config: DictConfig, key: str, value: Any) -> None:
-    """Set an existing key.
+    """Set a key that is there, or that the class named beside it has since come to take.
 
     Raises:
         ConfigError: If there is no such key, naming those beside it.
     """
     parent, _, leaf = key.rpartition(".")
     node = OmegaConf.select(config, parent) if parent else config
-    if not isinstance(node, DictConfig) or leaf not in node:
-        known = ", ".join(map(str, node)) if isinstance(node, DictConfig) else "none"
-        raise ConfigError(f"unknown key {key!r}; keys there: {known}")
-    OmegaConf.update(config, key, value, merge=False)
+    known = [str(name) for name in node] if isinstance(node, DictConfig) else []
+    if isinstance(node, DictConfig) and "_target_" in node:
+        parameters = inspect.signature(get_object(node["_target_"])).parameters.values()
+        known += [p.name for p in parameters if p.default is not p.empty and p.name not in known]
+    if leaf not in known:
+        raise ConfigError(f"unknown key {key!r}; keys there: {', '.join(known) or 'none'}")
+    OmegaConf.update(config, key, value, merge=False, force_add=True)
 
 
 def check_resume(path: Path | str, tokenizer: CaptionTokenizer) -> None:
