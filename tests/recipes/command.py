@@ -60,7 +60,7 @@ class Forked:
         place = command[-1].removeprefix("hydra.run.dir=")
         name = Path(place).name.partition("_")[2]
         self.stages.append(name)
-        environment = {"KILL": self.kill.pop(name, "none:0"), "COLUMNS": "200"}
+        environment = {"KILL": self.kill.pop(name, "none:0"), "COLUMNS": "200", "FASTCAP_TRUST": "tests"}
         arguments = (os.getcwd(), command[0], command[1:], environment, self.output)
         process = context().Process(target=_run, args=arguments)
         process.start()
