@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ PIXEL_STD = (128 / 255,) * 3
 
 
 class EfficientNetLite(TimmEncoder):
-    """EfficientNet-Lite encoder: features of stride 32, 1280 wide.
+    """EfficientNet-Lite encoder: features of stride 32, the last layer's 1280 wide.
 
     Args:
         variant: 0 or 2, the size.
@@ -26,6 +27,8 @@ class EfficientNetLite(TimmEncoder):
         frozen_norms: Where it is not frozen, BatchNorm's statistics stay those of ImageNet.
         position: Add a learned code of the grid position to the features.
         out_index: Level whose features are taken, or None for the last layer's.
+        levels: Earlier levels beside the last layer's, as in ``TimmEncoder``: 3 (stride 16), 4 (stride 32).
+        norm: Standardise every channel, as in ``TimmEncoder``.
 
     Raises:
         ValueError: If timm or the weights' package is not installed.
@@ -39,6 +42,8 @@ class EfficientNetLite(TimmEncoder):
         frozen_norms: bool = True,
         position: bool = True,
         out_index: int | None = None,
+        levels: Sequence[int] = (),
+        norm: bool = False,
     ) -> None:
         self.variant = variant
         super().__init__(
@@ -48,6 +53,8 @@ class EfficientNetLite(TimmEncoder):
             frozen_norms=frozen_norms,
             position=position,
             out_index=out_index,
+            levels=levels,
+            norm=norm,
             pixel_mean=PIXEL_MEAN,
             pixel_std=PIXEL_STD,
         )

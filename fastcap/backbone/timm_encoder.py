@@ -1,4 +1,4 @@
-"""Any encoder of the timm library as a backbone: its last feature map or tokens, by name, with a local weights file."""
+"""Any encoder of the timm library as a backbone: its feature maps or tokens, by name, with a local weights file."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from fastcap.backbone.spatial_mamba import GridPosition
 from fastcap.types import IMAGE_MEAN, IMAGE_STD
@@ -27,6 +28,10 @@ class TimmEncoder(nn.Module):
         frozen_norms: Keep BatchNorm's statistics alone as they are: fine-tuning on small batches, and faster.
         position: Add a learned code of the grid position to the features (trained, even when the rest is frozen).
         out_index: Level whose features are taken (timm's ``forward_intermediates``), or None for the last layer's.
+        levels: Earlier levels whose features stand beside the last layer's, finer grids with neighbours side by side
+            (hypercolumns, Hariharan et al. 2015, arXiv 1411.5752): what a classifier has no use for any more, such
+            as colours, textures and poses.
+        norm: Standardise every channel (BatchNorm, trained even when the rest is frozen): levels differ in scale.
         options: Further arguments of ``timm.create_model``, e.g. ``dynamic_img_size: true`` of a ViT.
         pixel_mean: Mean that the model's pixels (0 to 1) are standardised with; None takes timm's for this name.
         pixel_std: Standard deviation likewise.
@@ -46,12 +51,17 @@ class TimmEncoder(nn.Module):
         frozen_norms: bool = False,
         position: bool = True,
         out_index: int | None = None,
+        levels: Sequence[int] = (),
+        norm: bool = False,
         options: Mapping[str, Any] | None = None,
         pixel_mean: Sequence[float] | None = None,
         pixel_std: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
+        if levels and out_index is not None:
+            raise ValueError("backbone.levels stand beside the last layer's features: out_index must be null")
         self.name, self.frozen, self.frozen_norms, self.out_index = name, frozen, frozen_norms, out_index
+        self.levels = sorted(set(levels))
         self.net = create_net(name, options)
         if pretrained:
             self.load_pretrained(pretrained)
@@ -60,6 +70,7 @@ class TimmEncoder(nn.Module):
         self._set_pixels(pixel_mean or expected["mean"], pixel_std or expected["std"])
         side = (options or {}).get("img_size") or expected.get("input_size", (3, 224, 224))[-1]
         self.feature_dim = self._probe(side)
+        self.norm = nn.BatchNorm2d(self.feature_dim) if norm else None
         self.position = GridPosition(self.feature_dim) if position else None
         self.net.to(memory_format=torch.channels_last)  # convolutions: about twice as fast on CPUs
         if frozen:
@@ -94,6 +105,8 @@ class TimmEncoder(nn.Module):
 
     def from_map(self, features: Tensor) -> Tensor:
         """Do what comes after ``feature_map``, which a frozen net need compute only once. (B, h, w, D) -> (B, N, D)."""
+        if self.norm is not None:
+            features = self.norm(features.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         if self.position is not None:
             features = self.position(features)
         return features.flatten(1, 2)
@@ -103,7 +116,12 @@ class TimmEncoder(nn.Module):
         with torch.no_grad() if self.frozen else nullcontext():
             pixels = images * self.pixel_scale + self.pixel_shift
             pixels = pixels.contiguous(memory_format=torch.channels_last)
-            return self._on_grid(self._run(pixels), images.shape[-2] / images.shape[-1])
+            aspect = images.shape[-2] / images.shape[-1]
+            if not self.levels:
+                return self._on_grid(self._run(pixels), aspect)
+            last, maps = self.net.forward_intermediates(pixels, indices=self.levels, output_fmt="NCHW")
+            last = self._on_grid(last, aspect)
+            return torch.cat([last, *(_beside(level, last) for level in maps)], dim=-1)
 
     def _run(self, pixels: Tensor) -> Tensor:
         if self.out_index is None:
@@ -125,6 +143,8 @@ class TimmEncoder(nn.Module):
 
     def _remove_head(self) -> None:
         """Drop what comes after the features that are taken."""
+        if self.levels and not hasattr(self.net, "forward_intermediates"):
+            raise ValueError(f"backbone.levels: timm's {self.name} gives no intermediate features")
         if self.out_index is None:
             self.net.reset_classifier(0, "")
         elif not hasattr(self.net, "prune_intermediate_layers"):
@@ -150,11 +170,24 @@ class TimmEncoder(nn.Module):
         """
         shadow = copy.deepcopy(self).to("meta").eval()
         shadow.frozen = False
-        features = shadow.feature_map(torch.zeros(1, 3, side, side, device="meta"))
-        features.sum().backward()
+        try:
+            with torch.enable_grad():
+                features = shadow.feature_map(torch.zeros(1, 3, side, side, device="meta"))
+                features.sum().backward()
+        except (AssertionError, IndexError) as error:
+            raise ValueError(f"backbone.levels = {self.levels}: timm's {self.name} has no such ({error})") from error
         for own, copied in zip(self.net.parameters(), shadow.net.parameters(), strict=True):
             own.requires_grad_(copied.grad is not None)
         return features.shape[-1]
+
+
+def _beside(level: Tensor, last: Tensor) -> Tensor:
+    """Lay a level's map on the last one's grid, r x r neighbours side by side. (B, C, H, W) -> (B, h, w, C * r * r)."""
+    height, width = last.shape[1:3]
+    ratio = max(round(level.shape[2] / height), 1)
+    if level.shape[2:] != (height * ratio, width * ratio):  # sides that halve to odd numbers
+        level = F.interpolate(level, (height * ratio, width * ratio), mode="bilinear")
+    return F.pixel_unshuffle(level, ratio).permute(0, 2, 3, 1)
 
 
 def create_net(name: str, options: Mapping[str, Any] | None = None) -> Any:
