@@ -78,6 +78,52 @@ def test_features_lie_in_raster_order(name):
     assert row >= side * 3 // 4 and column < side // 4 + 1
 
 
+@pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "mambaout_femto", "vit_tiny_patch16_224"])
+def test_earlier_levels_stand_beside_the_last_features(name):
+    """The last layer's come first, unchanged; then each level, its r x r neighbours under every patch of the last."""
+    torch.manual_seed(0)
+    options = {"dynamic_img_size": True} if "vit" in name else {}
+    plain = TimmEncoder(name, position=False, options=options).eval()
+    encoder = TimmEncoder(name, position=False, options=options, levels=[2, 1]).eval()
+    encoder.net.load_state_dict(plain.net.state_dict())
+    images = torch.randn(2, 3, 64, 96)
+    with torch.no_grad():
+        last, whole = plain.feature_map(images), encoder.feature_map(images)
+        maps = encoder.net.forward_intermediates(
+            images * encoder.pixel_scale + encoder.pixel_shift, indices=[1, 2], intermediates_only=True
+        )
+    assert whole.shape[-1] == encoder.feature_dim
+    torch.testing.assert_close(whole[..., : plain.feature_dim], last, rtol=1e-4, atol=1e-4)
+    begin = plain.feature_dim
+    for level in maps:
+        ratio = level.shape[2] // last.shape[1]
+        found = whole[..., begin : begin + level.shape[1] * ratio**2]
+        begin += found.shape[-1]
+        cells = level.unflatten(3, (-1, ratio)).unflatten(2, (-1, ratio))  # (B, C, h, r, w, r)
+        expected = cells.permute(0, 2, 4, 1, 3, 5).flatten(3)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert begin == whole.shape[-1]
+
+
+def test_levels_take_any_size():
+    encoder = TimmEncoder("tf_efficientnet_lite0", levels=[2, 3, 4], norm=True).eval()
+    with torch.no_grad():
+        assert encoder(torch.randn(1, 3, 200, 232)).shape == (1, 7 * 8, encoder.feature_dim)  # 13 x 15, 25 x 29 before
+
+
+def test_a_norm_standardises_and_learns_beside_a_frozen_net():
+    torch.manual_seed(0)
+    encoder = EfficientNetLite(0, pretrained=False, levels=[3, 4], norm=True, position=False).train()
+    before = {k: v.clone() for k, v in encoder.net.state_dict().items()}
+    features = encoder(torch.randn(4, 3, 64, 64))
+    assert features.mean((0, 1)).abs().max() < 1e-4
+    assert (features.var((0, 1), unbiased=False) <= 1 + 1e-4).all()
+    features.square().sum().backward()
+    trained = [name for name, p in encoder.named_parameters() if p.requires_grad]
+    assert trained == ["norm.weight", "norm.bias"] and encoder.norm.bias.grad is not None
+    assert all(torch.equal(before[k], v) for k, v in encoder.net.state_dict().items())
+
+
 def test_frozen_means_frozen():
     encoder = EfficientNetLite(0, pretrained=False, frozen=True)
     before = {k: v.clone() for k, v in encoder.net.state_dict().items()}
@@ -119,6 +165,10 @@ def test_wrong_names_are_named():
         TimmEncoder("resnet1")
     with pytest.raises(ValueError, match=r"backbone\.out_index = 9"):
         TimmEncoder("resnet18", out_index=9)
+    with pytest.raises(ValueError, match=r"backbone\.levels = \[9\]"):
+        TimmEncoder("resnet18", levels=[9])
+    with pytest.raises(ValueError, match=r"backbone\.levels .* out_index must be null"):
+        TimmEncoder("resnet18", levels=[2], out_index=3)
 
 
 @pytest.mark.parametrize(
