@@ -44,6 +44,8 @@ class CrossModalFeatureAlignment(nn.Module):
         dim: Width D of the image memory (the decoder's).
         concepts: Number of the concept behind each word, -1 for a word without one. (V,)
         concept_weights: How far images decide each concept; all ones if left out. (C,)
+        feature_dropout: Share of the features' channels that an image loses in training, everywhere at once (spatial
+            dropout, Tompson et al. 2015, arXiv 1411.4280): against learning a small set of images by heart.
         embed_dim: Width of the space where images and captions meet.
         temperature: First temperature of the similarities; learned from there (CLIP, arXiv 2103.00020).
     """
@@ -59,8 +61,10 @@ class CrossModalFeatureAlignment(nn.Module):
         embed_dim: int = 128,
         temperature: float = 0.07,
         concept_weights: Sequence[float] | None = None,
+        feature_dropout: float = 0.0,
     ) -> None:
         super().__init__()
+        self.feature_dropout = nn.Dropout1d(feature_dropout)
         self.projection = nn.Linear(feature_dim, dim)
         self.image_head = nn.Linear(dim, embed_dim)
         self.concept_head = nn.Linear(2 * dim, max(concepts) + 1)
@@ -72,6 +76,7 @@ class CrossModalFeatureAlignment(nn.Module):
 
     def project(self, features: Tensor) -> Tensor:
         """Make the image memory, from the image alone. (B, N, feature_dim) -> (B, N, D)."""
+        features = self.feature_dropout(features.mT).mT if self.training else features
         return self.projection(features)
 
     def embed(self, memory: Tensor, tokens: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
