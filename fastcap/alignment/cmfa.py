@@ -43,11 +43,11 @@ class CrossModalFeatureAlignment(nn.Module):
         feature_dim: Width of the backbone's features.
         dim: Width D of the image memory (the decoder's).
         concepts: Number of the concept behind each word, -1 for a word without one. (V,)
+        embed_dim: Width of the space where images and captions meet.
+        temperature: First temperature of the similarities; learned from there (CLIP, arXiv 2103.00020).
         concept_weights: How far images decide each concept; all ones if left out. (C,)
         feature_dropout: Share of the features' channels that an image loses in training, everywhere at once (spatial
             dropout, Tompson et al. 2015, arXiv 1411.4280): against learning a small set of images by heart.
-        embed_dim: Width of the space where images and captions meet.
-        temperature: First temperature of the similarities; learned from there (CLIP, arXiv 2103.00020).
     """
 
     word_concepts: Tensor

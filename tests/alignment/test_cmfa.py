@@ -19,6 +19,20 @@ def test_projection_sees_the_image_alone():
     torch.testing.assert_close(together[1:2], alignment.project(features[1:2]))
 
 
+def test_feature_dropout_takes_whole_channels_from_an_image_in_training_alone():
+    torch.manual_seed(0)
+    alignment = CrossModalFeatureAlignment(12, 12, (-1, 0), embed_dim=8, feature_dropout=0.5)
+    torch.nn.init.eye_(alignment.projection.weight)
+    torch.nn.init.zeros_(alignment.projection.bias)
+    features = torch.rand(4, 6, 12) + 1
+    kept = alignment.project(features)
+    lost = kept == 0
+    assert torch.equal(lost.all(1), lost.any(1)) and 0.2 < lost.float().mean() < 0.8
+    assert len(lost[:, 0].unique(dim=0)) > 1  # each image loses others
+    torch.testing.assert_close(kept[~lost], 2 * features[~lost])
+    assert torch.equal(alignment.eval().project(features), features)
+
+
 def test_embeddings_are_unit_vectors():
     tokens, lengths = torch.randint(1, 5, (3, 2, 8)), torch.tensor([[8, 3], [1, 5], [2, 2]])
     image, text, scale = _alignment().embed(torch.randn(3, 6, 16), tokens, lengths)
