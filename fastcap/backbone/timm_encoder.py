@@ -175,6 +175,8 @@ class TimmEncoder(nn.Module):
                 features = shadow.feature_map(torch.zeros(1, 3, side, side, device="meta"))
                 features.sum().backward()
         except (AssertionError, IndexError) as error:
+            if not self.levels:
+                raise
             raise ValueError(f"backbone.levels = {self.levels}: timm's {self.name} has no such ({error})") from error
         for own, copied in zip(self.net.parameters(), shadow.net.parameters(), strict=True):
             own.requires_grad_(copied.grad is not None)
