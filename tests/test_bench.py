@@ -112,6 +112,14 @@ def test_the_sequential_version_is_the_same_network():
     assert mixer.grid_scan is cross_scan.grid_scan  # put back
 
 
+def test_a_backbone_is_measured_with_changes():
+    changed = build(f"{OURS}+mixers=[order_free]+ffn_ratio=1.5", prepared=False)
+    block = changed.blocks[0]
+    assert isinstance(block.mixer, mixer.OrderFreeMixer)
+    assert block.ffn[0].out_features == 1.5 * changed.feature_dim
+    assert build(f"{OURS}+d_state=4{SEQUENTIAL}").backbone.blocks[0].mixer.d_state == 4
+
+
 @pytest.mark.parametrize("name", [OURS, "efficientnet_lite0"])
 def test_batch_norms_are_folded_in_ours_and_in_the_peers(name):
     torch.manual_seed(0)
@@ -224,6 +232,8 @@ def test_loaders_deliver_what_is_counted(tmp_path, capsys):
     ("arguments", "message"),
     [
         (["backbone", "--backbones", "resnet"], "no backbone 'resnet'"),
+        (["backbone", "--backbones", f"{OURS}+depth=2"], "Could not override 'backbone.depth'"),
+        (["backbone", "--backbones", f"{OURS}+fast"], f"--backbones {OURS}+fast: Error parsing override"),
         (["backbone", "--backbones", "efficientnet_lite0+sequential"], "no scan to replace"),
         (["backbone", "--sizes", "0"], "positive integer"),
     ],

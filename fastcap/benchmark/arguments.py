@@ -16,8 +16,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "--backbones",
         nargs="+",
         metavar="NAME",
-        help="choices of the backbone group; NAME+sequential is the same network scanning token by token "
-        "(default: ours, each also sequential, vit_small and efficientnet_lite0)",
+        help="choices of the backbone group; NAME+KEY=VALUE changes it (spatial_mamba_tiny+d_state=8), NAME+sequential "
+        "is the same network scanning token by token (default: ours, each also sequential, vit_small and "
+        "efficientnet_lite0)",
     )
     command.add_argument("--sizes", nargs="+", type=_positive, default=[128, 224, 384, 512], metavar="PX")
     command.add_argument("--batches", nargs="+", type=_positive, default=[1, 16], metavar="N")

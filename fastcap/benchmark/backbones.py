@@ -12,6 +12,7 @@ from unittest import mock
 
 import torch
 from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
 from torch import Tensor, nn
 
 from fastcap.backbone import mixer
@@ -84,20 +85,26 @@ class SequentialScan(nn.Module):
 
 
 def build(name: str, prepared: bool = True) -> nn.Module:
-    """Build a backbone of the group; with ``+sequential`` its sequential-scan version.
+    """Build a backbone of the group, changed where the name says so; with ``+sequential`` its sequential-scan version.
 
     Args:
-        name: A choice of the group.
+        name: A choice of the group, then any number of ``+KEY=VALUE`` for keys of its configuration, e.g.
+            ``spatial_mamba_tiny+d_state=8+mixers=[order_free]``; ``+sequential`` last.
         prepared: As it serves: batch norms folded, convolutions packed.
 
     Raises:
-        ConfigError: If there is no such choice, or a package is missing.
+        ConfigError: If there is no such choice or key, or a package is missing.
     """
-    choice = name.removesuffix(SEQUENTIAL)
+    choice, *changes = name.removesuffix(SEQUENTIAL).split("+")
     if choice not in available():
         raise ConfigError(f"no backbone {choice!r}; choose from {', '.join(available())}")
     with initialize_config_dir(CONFIG_DIR, version_base="1.3"):
-        node = compose("train", overrides=[f"backbone={choice}"]).backbone
+        try:
+            node = compose("train", overrides=[f"backbone={choice}", *(f"backbone.{change}" for change in changes)])
+        except HydraException as error:
+            reason = str(error).splitlines()[0]
+            raise ConfigError(f"--backbones {name}: {reason}") from error
+        node = node.backbone
     torch.manual_seed(0)
     backbone = construct(node).eval()
     if prepared:
@@ -116,7 +123,7 @@ def measure(
     """Measure every backbone at every size and batch.
 
     Args:
-        names: Choices of the ``backbone`` group, some with ``+sequential``.
+        names: Choices of the ``backbone`` group, some with changes or ``+sequential`` (``build``).
         sizes: Sides of the square images, in pixels.
         batches: Images a pass.
         rounds: Interleaved rounds of timing.
