@@ -22,8 +22,11 @@ EPSILON = 1e-6
 
 
 def kappa(x: Tensor) -> Tensor:
-    """RALA's feature map ELU(x) + 1, positive everywhere."""
-    return F.elu(x) + 1.0
+    """RALA's feature map ELU(x) + 1, positive everywhere.
+
+    Written with ``exp``: ``F.elu`` takes some ten times as long on CPUs, and in fp32 rounds what is below -17 to zero.
+    """
+    return x.clamp(max=0.0).exp() + F.relu(x)
 
 
 def split_heads(x: Tensor, num_heads: int) -> Tensor:

@@ -179,5 +179,5 @@ class AutoregressiveDecoder(nn.Module):
     def output(self, logits: Tensor, cache: DecoderCache) -> DecoderOutput:
         """Join logits with what the gate has to say of the batch."""
         routing = cache.routing
-        aux_loss = self.balance_weight * routing.balance_loss + self.z_weight * routing.z_loss
+        aux_loss = routing.loss(self.balance_weight, self.z_weight)
         return DecoderOutput(logits, aux_loss, routing.weights)

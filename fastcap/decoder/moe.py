@@ -24,13 +24,26 @@ class Routing:
 
     Attributes:
         weights: Weight of each expert; zero where it is not chosen, rows sum to one. (B, E)
-        balance_loss: Switch's load-balance term; one at perfect balance. ()
-        z_loss: Mean squared log-partition of the gate's logits. ()
+        logits: The gate's scores; None where there is nothing to decide. (B, E)
     """
 
     weights: Tensor
-    balance_loss: Tensor
-    z_loss: Tensor
+    logits: Tensor | None = None
+
+    def loss(self, balance_weight: float, z_weight: float) -> Tensor:
+        """Compute what training adds to its loss; decoding never asks.
+
+        Args:
+            balance_weight: Weight of Switch's load-balance term, which is one at perfect balance.
+            z_weight: Weight of the z-loss, the mean squared log-partition of the logits (ST-MoE, arXiv 2202.08906).
+
+        Returns:
+            The weighted sum. ()
+        """
+        if self.logits is None:
+            return self.weights.new_zeros(())
+        z_loss = self.logits.logsumexp(-1).square().mean()
+        return balance_weight * balance_loss(self.logits.softmax(-1)) + z_weight * z_loss
 
 
 def balance_loss(probabilities: Tensor) -> Tensor:
@@ -89,14 +102,9 @@ class GatingNetwork(nn.Module):
     def forward(self, memory: Tensor) -> Routing:
         """Route each image. memory: (B, N, D)."""
         if self.num_experts == 1:
-            return Routing(memory.new_ones(memory.shape[0], 1), memory.new_zeros(()), memory.new_zeros(()))
+            return Routing(memory.new_ones(memory.shape[0], 1))
         logits = self.score(memory.mean(1)).float()
-        probabilities = logits.softmax(-1)
-        return Routing(
-            select_experts(probabilities, self.top_k).to(memory.dtype),
-            balance_loss(probabilities),
-            logits.logsumexp(-1).square().mean(),
-        )
+        return Routing(select_experts(logits.softmax(-1), self.top_k).to(memory.dtype), logits)
 
 
 class Expert(nn.Module):

@@ -23,7 +23,7 @@ class DecoderCache:
     """All that decoding needs of a batch of images.
 
     Attributes:
-        routing: Expert weights (B, E) and the gate's losses.
+        routing: Expert weights (B, E) and the gate's scores.
         context: The image as one vector, added to every position. (B, 1, D)
         layers: Each layer's experts with their image-only values.
     """
@@ -169,5 +169,5 @@ class MoEDecoder(nn.Module):
     def output(self, logits: Tensor, cache: DecoderCache) -> DecoderOutput:
         """Join logits with what the gate has to say of the batch."""
         routing = cache.routing
-        aux_loss = self.balance_weight * routing.balance_loss + self.z_weight * routing.z_loss
+        aux_loss = routing.loss(self.balance_weight, self.z_weight)
         return DecoderOutput(logits, aux_loss, routing.weights)

@@ -115,10 +115,9 @@ class Step(nn.Module):
                 prepared = tuple(values[at : at + self.values_per_expert])
                 entries.append(ExpertCache(expert, None, weights[:, place, None, None], prepared))
             layers.append(entries)
-        nothing = context.new_zeros(())
         pad = torch.arange(tokens.shape[2], device=tokens.device) >= lengths.unsqueeze(-1)
         logits = self.decoder.denoise(
-            tokens.flatten(0, 1), pad.flatten(0, 1), DecoderCache(Routing(weights, nothing, nothing), context, layers)
+            tokens.flatten(0, 1), pad.flatten(0, 1), DecoderCache(Routing(weights), context, layers)
         )
         logits = logits + self.ban
         best = logits.argmax(-1)

@@ -156,10 +156,11 @@ class ICMRDecoder:
             decision = torch.where(masked, chance, decision)
             # 4. Mask the least certain again; none after the last step.
             count = num_to_remask(lengths, step, self.num_steps, self.schedule)
-            remasked = lowest(confidence.masked_fill(pad, torch.inf), count)
+            done = not bool(count.any())
+            remasked = torch.zeros_like(pad) if done else lowest(confidence.masked_fill(pad, torch.inf), count)
             if record_steps:
                 steps.append(RefinementStep(tokens, confidence.exp().masked_fill(pad, 0.0), remasked))
-            if not bool(count.any()):
+            if done:
                 break
             tokens = tokens.masked_fill(remasked, self.special.mask)
         return tokens, decision, steps, num_passes
