@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from fastcap.backbone.fold import prepare_for_inference
 from fastcap.benchmark.captioners import machine
 from fastcap.benchmark.measure import Work, matmul_work, median_ms, time_interleaved
 from fastcap.build import ConfigError, LoadedCheckpoint
 from fastcap.model import FastCap
+from fastcap.serving.prepare import prepare_model
 
 METHOD = (
     "Eager, fp32, batch norms folded, uint8 pixels in memory to token ids; medians over interleaved rounds in one "
@@ -67,7 +67,7 @@ def measure_growth(
     """Measure a checkpoint's time along each axis.
 
     Args:
-        loaded: The checkpoint; its batch norms are folded in place.
+        loaded: The checkpoint; its model is prepared in place, as it serves.
         sizes: Sides of square images, in pixels.
         steps: Numbers of refinement steps.
         batches: Images a pass.
@@ -85,7 +85,7 @@ def measure_growth(
     if model.decoder.causal:
         raise ConfigError(f"{loaded.path}: it writes word after word and has no refinement steps to vary")
     torch.set_num_threads(threads)
-    model.backbone = prepare_for_inference(model.backbone, side)
+    prepare_model(model, side)
     base_steps = int(model.refinement.num_steps)
     points = [("pixels", size, size, base_steps, 1) for size in sorted(set(sizes))]
     points += [("steps", count, side, count, 1) for count in sorted(set(steps))]

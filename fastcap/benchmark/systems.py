@@ -126,6 +126,7 @@ def _compiled(spec: Spec, refinement: dict[str, Any], threads: int) -> Any:
         ConfigError: If the system is none that ``torch.compile`` can take: an export.
     """
     import torch
+    from torch import nn
 
     from fastcap.build import ConfigError
     from fastcap.captioner import Captioner
@@ -133,7 +134,7 @@ def _compiled(spec: Spec, refinement: dict[str, Any], threads: int) -> Any:
 
     if not Path(spec.path).is_file():
         raise ConfigError(f"{spec.path}: torch.compile takes a checkpoint, this is an export")
-    network = open_eager(Path(spec.path), refinement, threads)
+    network = open_eager(Path(spec.path), refinement, threads, pack=[nn.Conv2d])
     model = network.model
     model.backbone.compile()
     if not model.decoder.causal:

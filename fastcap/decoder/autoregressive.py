@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from fastcap.decoder.attention import merge_heads, split_heads
 from fastcap.decoder.moe import Expert, ExpertCache, ExpertMixture, GatingNetwork
 from fastcap.decoder.moe_decoder import DecoderCache
+from fastcap.decoder.vocabulary import VocabularyHead
 from fastcap.types import DecoderOutput, Past
 
 
@@ -130,6 +131,7 @@ class AutoregressiveDecoder(nn.Module):
             CausalLayer(dim, num_experts, self_attention, expert, dropout) for _ in range(num_layers)
         )
         self.norm = nn.LayerNorm(dim)
+        self.head = VocabularyHead()
         self.head_bias = nn.Parameter(torch.zeros(vocab_size))
         nn.init.normal_(self.word.weight, std=dim**-0.5)
         nn.init.normal_(self.from_start.weight, std=0.7)
@@ -161,7 +163,7 @@ class AutoregressiveDecoder(nn.Module):
         for number, (layer, caches) in enumerate(zip(self.layers, cache.layers, strict=True)):
             x, kept = layer(x, caches, num_images, past[number] if past else None)
             grown.append(kept)
-        return F.linear(self.norm(x), self.word.weight, self.head_bias), grown
+        return self.head(self.norm(x), self.word.weight, self.head_bias), grown
 
     def forward(self, tokens: Tensor, features: Tensor) -> DecoderOutput:
         """Score what follows each token of whole captions.

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from fastcap.decoder.attention import SoftmaxSelfAttention
 from fastcap.decoder.moe import Expert, ExpertCache, ExpertMixture, GatingNetwork, Routing
+from fastcap.decoder.vocabulary import VocabularyHead
 from fastcap.types import DecoderOutput
 
 
@@ -119,6 +120,7 @@ class MoEDecoder(nn.Module):
             DecoderLayer(dim, num_experts, self_attention, expert, dropout) for _ in range(num_layers)
         )
         self.norm = nn.LayerNorm(dim)
+        self.head = VocabularyHead()
         self.head_bias = nn.Parameter(torch.zeros(vocab_size))
         # Words are scaled up again on the way in: there, words and positions weigh alike, and more than the context.
         nn.init.normal_(self.word.weight, std=dim**-0.5)
@@ -150,7 +152,7 @@ class MoEDecoder(nn.Module):
         x = self.dropout((x.view(num_images, -1, self.dim) + cache.context).view_as(x))
         for layer, caches in zip(self.layers, cache.layers, strict=True):
             x = layer(x, pad, caches, num_images)
-        return nn.functional.linear(self.norm(x), self.word.weight, self.head_bias)
+        return self.head(self.norm(x), self.word.weight, self.head_bias)
 
     def forward(self, tokens: Tensor, features: Tensor, pad: Tensor) -> DecoderOutput:
         """Score every caption position at once, given the image.

@@ -10,8 +10,9 @@ from fastcap.drawing.figure import new_figure, plain, save
 
 
 def draw_backbones(path: Path, rows: Sequence[Mapping[str, Any]], facts: Mapping[str, Any]) -> None:
-    """Draw latency, GFLOP/s and memory over the image size, one column of panels a batch size."""
+    """Draw latency, GFLOP/s and memory (if measured) over the image size, one column of panels a batch size."""
     panels = {"latency_p50_ms": "latency, ms", "gflop_per_s": "GFLOP/s", "peak_memory_mb": "peak memory, MB"}
+    panels = {field: label for field, label in panels.items() if any(row[field] > 0 for row in rows)}
     batches = sorted({row["batch"] for row in rows})
     names = list(dict.fromkeys(row["backbone"] for row in rows))
     colours = {base: f"C{i}" for i, base in enumerate(dict.fromkeys(name.split("+")[0] for name in names))}

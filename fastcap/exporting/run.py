@@ -90,7 +90,7 @@ def export(ckpt: Path, out: Path, options: ExportOptions, say: Callable[[str], N
         kind = type(loaded.model.decoder).__name__
         raise UserError(f"{ckpt}: only non-autoregressive models are exported, its decoder is {kind}")
     data = _Images(loaded, options)
-    network = EagerNetwork(loaded, pack=False)  # folds batch norms, so that the graphs have none
+    network = EagerNetwork(loaded, pack=())  # folds batch norms, so that the graphs have none
     facts = _facts(loaded, network)
     temporary = out.with_name(f".{out.name}.{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)

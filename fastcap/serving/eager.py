@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -11,26 +12,27 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fastcap.backbone.fold import prepare_for_inference
 from fastcap.build import LoadedCheckpoint, load_checkpoint
 from fastcap.model import FastCap
+from fastcap.packing import PACKABLE
 from fastcap.serving.network import Decoded, Draft
+from fastcap.serving.prepare import prepare_model
 
 
 class EagerNetwork:
     """The model of a checkpoint behind the ``Network`` protocol; autoregressive ones too.
 
     Args:
-        loaded: A checkpoint read by ``load_checkpoint``; its backbone is folded for inference.
-        pack: Lay its convolutions out for this machine too; it can then not be exported.
+        loaded: A checkpoint read by ``load_checkpoint``; its model is prepared for inference.
+        pack: Kinds of layers whose weights are laid out for this machine too (``prepare_model``).
     """
 
-    def __init__(self, loaded: LoadedCheckpoint, pack: bool = True) -> None:
+    def __init__(self, loaded: LoadedCheckpoint, pack: Collection[type[nn.Module]] = PACKABLE) -> None:
         self.model = loaded.model
         self.tokenizer = loaded.tokenizer
         parameters = count_parameters(self.model)
         self.image_size = int(loaded.config["data"]["image_size"])
-        self.model.backbone = prepare_for_inference(self.model.backbone, self.image_size, pack)
+        prepare_model(self.model, self.image_size, pack)
         self.num_steps: int | None = getattr(self.model.refinement, "num_steps", None)
         self.info: dict[str, Any] = {
             "kind": "eager",
@@ -70,13 +72,19 @@ class EagerNetwork:
         return self.tokenizer.decode(tokens)
 
 
-def open_eager(path: Path, refinement: dict[str, Any], num_threads: int | None) -> EagerNetwork:
+def open_eager(
+    path: Path,
+    refinement: dict[str, Any],
+    num_threads: int | None,
+    pack: Collection[type[nn.Module]] = PACKABLE,
+) -> EagerNetwork:
     """Load a checkpoint to run it.
 
     Args:
         path: The file.
         refinement: Values for keys of its ``refinement`` group.
         num_threads: Torch's threads, in the whole process; None leaves them as they are.
+        pack: As in ``EagerNetwork``.
 
     Raises:
         CheckpointError: If the checkpoint is unusable.
@@ -84,7 +92,7 @@ def open_eager(path: Path, refinement: dict[str, Any], num_threads: int | None) 
     """
     if num_threads is not None:
         torch.set_num_threads(num_threads)
-    return EagerNetwork(load_checkpoint(path, {f"refinement.{key}": value for key, value in refinement.items()}))
+    return EagerNetwork(load_checkpoint(path, {f"refinement.{key}": value for key, value in refinement.items()}), pack)
 
 
 def count_parameters(model: FastCap) -> int:

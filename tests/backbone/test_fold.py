@@ -2,8 +2,9 @@ import pytest
 import torch
 from torch import nn
 
-from fastcap.backbone.fold import PackedConv2d, fold_batch_norms, pack_convolutions, prepare_for_inference
+from fastcap.backbone.fold import fold_batch_norms, prepare_for_inference
 from fastcap.backbone.spatial_mamba import SpatialMambaBackbone
+from fastcap.packing import pack_layers
 
 
 def _backbone():
@@ -41,7 +42,7 @@ def test_prepared_is_the_same_function_at_any_size_and_batch(name):
     prepared = prepare_for_inference(backbone, 64)
     assert prepared is not backbone and not any(isinstance(m, nn.BatchNorm2d) for m in prepared.modules())
     if torch.backends.mkldnn.is_available():
-        assert not any(isinstance(m, nn.Conv2d) for m in prepared.modules())
+        assert not any(isinstance(m, nn.Conv2d | nn.Linear) for m in prepared.modules())
     with torch.inference_mode():
         for shape in [
             (1, 3, 64, 64),
@@ -74,7 +75,7 @@ def test_layers_used_twice_stay():
         expected = net(images)
     assert fold_batch_norms(net, images) == 0
     with torch.no_grad():
-        assert pack_convolutions(net, images) == 2
+        assert pack_layers(net, lambda: net(images)) == 2
         assert isinstance(net.act, nn.ReLU)
         torch.testing.assert_close(net(images), expected, rtol=1e-5, atol=1e-5)
 
@@ -94,19 +95,6 @@ class _PeeksAtConvolution(nn.Module):
 def test_what_cannot_be_prepared_stays_as_it_is():
     net = _PeeksAtConvolution().eval()
     assert prepare_for_inference(net, 16) is net
-
-
-@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="no oneDNN")
-@pytest.mark.parametrize("act", [None, nn.ReLU(), nn.ReLU6(), nn.Hardtanh(-0.5, 0.25), nn.SiLU()])
-@pytest.mark.parametrize("groups", [1, 8])
-def test_packed_convolution(act, groups):
-    torch.manual_seed(1)
-    convolution = nn.Conv2d(8, 16, 3, stride=2, padding=1, groups=groups)
-    x = torch.randn(2, 8, 11, 14)
-    with torch.no_grad():
-        expected = convolution(x) if act is None else act(convolution(x))
-        packed = PackedConv2d(convolution, act, x.shape)
-        torch.testing.assert_close(packed(x), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_training_mode_is_refused():

@@ -1,0 +1,70 @@
+"""A model prepared to serve is the model that was trained, only faster."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from fastcap.build import load_checkpoint
+from fastcap.packing import PackedLinear
+from fastcap.serving import prepare
+from fastcap.serving.prepare import prepare_model
+from tests.tiny_captioner import painted, write_checkpoint
+
+needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="no oneDNN")
+IMAGES = torch.tensor(np.stack([painted(seed) for seed in range(12)])).permute(0, 3, 1, 2)
+
+
+@pytest.fixture(scope="module", params=["moe", "autoregressive"])
+def loaded(request, tmp_path_factory):
+    twin = ["decoder=autoregressive_mini", "refinement=beam"] if request.param == "autoregressive" else []
+    return load_checkpoint(write_checkpoint(tmp_path_factory.mktemp("prepare") / "tiny.ckpt", *twin))
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_captions_stay(loaded, mode):
+    model = copy.deepcopy(loaded.model)
+    with mode():
+        expected = model.generate(IMAGES)
+        prepare_model(model, IMAGES.shape[-1])
+        result = model.generate(IMAGES)
+        assert torch.equal(result.tokens, expected.tokens)
+        torch.testing.assert_close(result.scores, expected.scores, rtol=1e-4, atol=1e-4)
+        one = model.generate(IMAGES[:1])
+        assert torch.equal(one.tokens[0][: one.lengths[0]], expected.tokens[0][: expected.lengths[0]])
+
+
+@needs_onednn
+def test_what_sees_many_rows_is_packed(loaded):
+    model = copy.deepcopy(loaded.model)
+    prepare_model(model, IMAGES.shape[-1])
+    decoder = model.decoder
+    packed = [name for name, module in decoder.named_modules() if isinstance(module, PackedLinear)]
+    assert isinstance(model.alignment.projection, PackedLinear) and "head.packed" in packed
+    plain = [name for name, module in decoder.named_modules() if isinstance(module, nn.Linear)]
+    assert any(name.endswith("cross_attention.memory") for name in packed)
+    words = [name for name in (*packed, *plain) if name.endswith("qkv")]
+    assert words and all((name in plain) == decoder.causal for name in words), "word after word is one row a product"
+    assert model.length.head[1].__class__ is nn.Linear
+
+
+def test_a_model_to_be_exported_is_not_packed(loaded):
+    model = copy.deepcopy(loaded.model)
+    prepare_model(model, IMAGES.shape[-1], pack=())
+    assert not any(isinstance(module, PackedLinear) for module in model.modules())
+
+
+@needs_onednn
+def test_what_would_change_results_is_not_done(loaded, monkeypatch):
+    class Wrong(PackedLinear):
+        def forward(self, x):
+            return super().forward(x) * 1.01
+
+    monkeypatch.setattr(prepare, "PackedLinear", Wrong)
+    model = copy.deepcopy(loaded.model)
+    expected = model.generate(IMAGES)
+    prepare_model(model, IMAGES.shape[-1])
+    assert not any(isinstance(module, PackedLinear) for module in model.decoder.modules())
+    assert torch.equal(model.generate(IMAGES).tokens, expected.tokens)
