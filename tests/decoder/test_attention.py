@@ -32,6 +32,16 @@ def rala_quadratic(q, k, v, query_mean):
     return (weights / denominator) @ v
 
 
+def test_kappa_is_elu_plus_one():
+    x = torch.cat([torch.linspace(-60, 60, 1001), torch.randn(500)]).double()
+    x = x[x != 0].requires_grad_()
+    (expected,) = torch.autograd.grad((F.elu(x) + 1).square().sum(), x)
+    (gradient,) = torch.autograd.grad(kappa(x).square().sum(), x)
+    torch.testing.assert_close(kappa(x), F.elu(x) + 1, rtol=1e-12, atol=1e-15)
+    torch.testing.assert_close(gradient, expected, rtol=1e-10, atol=1e-14)
+    assert bool((kappa(torch.tensor([-60.0, -17.5])) > 0).all()), "positive everywhere, in fp32 too"
+
+
 def test_self_attention_is_the_quadratic_form():
     layer = RankAugmentedSelfAttention(24, num_heads=3).double()
     x = torch.randn(2, 9, 24, dtype=torch.float64)
