@@ -166,12 +166,7 @@ def followers(
             hooks.append(layer.register_forward_hook(after))
         elif isinstance(layer, second):
             hooks.append(layer.register_forward_pre_hook(before))
-    try:
-        with torch.no_grad():
-            run()
-    finally:
-        for hook in hooks:
-            hook.remove()
+    _run_once(run, hooks)
     pairs = [(next(iter(found)), layer) for layer, found in sources.items() if len(found) == 1]
     readers = Counter(source for found in sources.values() for source in found)
     return [(a, b) for a, b in pairs if a is not None and readers[a] == 1 and sources[b][a] == calls[a]]
@@ -200,13 +195,18 @@ def _input_shapes(
     found = [m for m in module.modules() if isinstance(m, kinds)]
     layers = [m for m in found if isinstance(m, nn.Conv2d) or type(m) is nn.Linear]
     hooks = [layer.register_forward_pre_hook(note) for layer in layers]
+    _run_once(run, hooks)
+    return {k: v for k, v in shapes.items() if isinstance(k, nn.Conv2d) or _rows(v) >= _MIN_ROWS}
+
+
+def _run_once(run: Callable[[], Any], hooks: list[Any]) -> None:
+    """Run with hooks in place, and take them away again."""
     try:
         with torch.no_grad():
             run()
     finally:
         for hook in hooks:
             hook.remove()
-    return {k: v for k, v in shapes.items() if isinstance(k, nn.Conv2d) or _rows(v) >= _MIN_ROWS}
 
 
 def _rows(shape: torch.Size) -> int:
