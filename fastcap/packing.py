@@ -41,10 +41,12 @@ def pack_layers(module: nn.Module, run: Callable[[], Any], kinds: Collection[typ
     Returns:
         How many were replaced; none where oneDNN cannot take them all.
     """
-    shapes = _input_shapes(module, run, tuple(kinds))
+    kinds = tuple(kinds)
+    follows: dict[Any, Any] = {}
+    # One run shows both: what follows what, and the inputs' shapes.
+    shapes = _input_shapes(module, lambda: follows.update(followers(module, run, kinds, tuple(_ACTIVATIONS))), kinds)
     if not all(_packable(layer) for layer in shapes):
         return 0
-    follows = dict(followers(module, run, tuple(kinds), tuple(_ACTIVATIONS)))
     for layer, shape in shapes.items():
         activation = follows.get(layer)
         packed: nn.Module = (
