@@ -7,7 +7,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from fastcap.build import CONFIG_DIR, ConfigError, build_datamodule, build_module
+from fastcap.build import CONFIG_DIR, ConfigError, build_datamodule, build_module, read_checkpoint
 from fastcap.data import DataError
 from fastcap.data.datamodule import CaptionDataModule
 from fastcap.data.tokenizer import train_word_tokenizer
@@ -115,6 +115,18 @@ def test_a_run_on_cached_features_learns_and_evaluates(tmp_path):
     assert metrics["val/loss"] > 0
     (cached,) = (tmp_path / "cache").glob("*features*.npy")
     assert np.load(cached, mmap_mode="r").shape[:2] == (2, 32)
+
+
+def test_what_comes_after_a_frozen_net_is_trained(tmp_path):
+    pytest.importorskip("timm")
+    cfg = frozen_config(tmp_path, "trainer.max_epochs=2", "backbone.norm=true")
+    train(cfg, tmp_path / "run")
+    state = read_checkpoint(tmp_path / "run/checkpoints/last.ckpt")["state_dict"]
+    assert state["model.backbone.norm.num_batches_tracked"] == 2 * 32 // 8
+    (cached,) = (tmp_path / "cache").glob("*features*.npy")
+    mean = torch.from_numpy(np.load(cached).astype(np.float32)).mean((0, 1, 2, 3))
+    share = 1 - 0.9 ** (2 * 32 // 8)  # of the running mean that batches have brought in
+    assert torch.allclose(state["model.backbone.norm.running_mean"], share * mean, atol=0.1 * mean.abs().max())
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
