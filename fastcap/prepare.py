@@ -47,7 +47,7 @@ def cache_features(cfg: DictConfig, datamodule: CaptionDataModule, model: FastCa
     try:
         datamodule.cache_features(encode, digest.hexdigest())
     finally:
-        net.train(training)  # what comes after the frozen net, a norm say, is trained: Lightning keeps the mode it finds
+        net.train(training)  # Lightning keeps the mode it finds, and what comes after the frozen net is trained
 
 
 def compile_backbone(cfg: DictConfig, model: FastCap) -> None:
