@@ -37,17 +37,12 @@ def cache_features(cfg: DictConfig, datamodule: CaptionDataModule, model: FastCa
     digest = hashlib.sha256(b"bf16" if bf16 else b"")
     for name, value in model.backbone.net.state_dict().items():
         digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
-    net, training = model.backbone, model.backbone.training
 
     def encode(images: Tensor) -> Tensor:
         with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
-            return net.feature_map(model.standardise(images))
+            return model.backbone.feature_map(model.standardise(images))
 
-    net.eval()
-    try:
-        datamodule.cache_features(encode, digest.hexdigest())
-    finally:
-        net.train(training)  # Lightning keeps the mode it finds, and what comes after the frozen net is trained
+    datamodule.cache_features(encode, digest.hexdigest())
 
 
 def compile_backbone(cfg: DictConfig, model: FastCap) -> None:
