@@ -62,7 +62,7 @@ ROOMS = {
     "pretrain": PRETRAINING,
     "pretraining": room("cli build", "lightning hydra omegaconf"),
     "shards": ENTRY,
-    "fetch": room("cli fetching"),
+    "fetch": room("cli fetching metrics"),
     "fetching": room("data"),
     "bench": room("cli benchmark"),
     "benchmark": room("captioner build drawing", "hydra omegaconf transformers"),

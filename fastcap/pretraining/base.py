@@ -15,8 +15,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from fastcap.backbone.weights import save_backbone
+from fastcap.chance import step_seed
 from fastcap.data.images import ImageBatch
-from fastcap.module import step_seed
 from fastcap.optim import clip_gradients, parameter_groups
 from fastcap.types import IMAGE_MEAN, IMAGE_STD
 
