@@ -61,6 +61,7 @@ def bench_scan(arguments: argparse.Namespace) -> Path:
     over = {
         "speedup": "sequential",
         "speedup_over_published": "published",
+        "speedup_over_indexed": "its code",
         "speedup_over_mambapy": "mambapy",
         "speedup_over_mambapy_parallel": "its parallel",
     }

@@ -32,7 +32,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         nargs="+",
         default=[],
         metavar="NAME",
-        help="sequential, published_sequential, mambapy_sequential, mambapy_parallel, chunks, dual (default: all)",
+        help="sequential, published_sequential, mambapy_sequential, mambapy_parallel, chunks, dual (default: all); "
+        "published_indexed, which takes minutes",
     )
     captioners = commands.add_parser("captioners", help="image file to text: ours beside known captioners")
     _add_captioners(captioners)

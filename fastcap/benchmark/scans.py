@@ -14,17 +14,24 @@ from torch import Tensor
 
 from fastcap.backbone.cross_scan import NUM_DIRECTIONS, grid_scan, grid_scan_reference
 from fastcap.benchmark.measure import cpu_name, median_ms, time_interleaved
-from fastcap.benchmark.sequential_scans import mambapy_scans, one_after_another, selective_scan
+from fastcap.benchmark.sequential_scans import (
+    mambapy_scans,
+    one_after_another,
+    selective_scan,
+    selective_scan_indexed,
+)
 from fastcap.build import ConfigError
 
 STATE = 16
 BASELINES = {
     "speedup": "sequential",
     "speedup_over_published": "published_sequential",
+    "speedup_over_indexed": "published_indexed",
     "speedup_over_mambapy": "mambapy_sequential",
     "speedup_over_mambapy_parallel": "mambapy_parallel",
 }
 UNTRAINED = {"mambapy_sequential"}  # minutes a pass: its loop indexes whole tensors, whose gradient is quadratic
+ON_DEMAND = {"published_indexed"}  # a minute and more a pass in training: timed where it is named
 CASES = {"forward": 1, "forward + backward": 32}  # images a pass
 
 
@@ -38,14 +45,14 @@ def measure_scans(
         width: Channels of each direction.
         head_dims: Channels of a head, to be measured each.
         rounds: Interleaved rounds of timing.
-        names: Forms to time; none named, all that can be.
+        names: Forms to time; none named, all that take seconds.
 
     Returns:
         One row a form, head width and pass, and what held for all of them. A speed-up is over a sequential form of the
         same head width and pass: ``speedup`` over our own, all directions and heads in one step of its loop;
-        ``speedup_over_published`` and ``speedup_over_mambapy`` over those that go through one direction after another
-        with a state a channel, and ``speedup_over_mambapy_parallel`` likewise over a parallel one; None where the other
-        was not timed. Those know no heads: they are timed once for all head widths.
+        ``speedup_over_published``, ``speedup_over_indexed`` and ``speedup_over_mambapy`` over those that go through one
+        direction after another with a state a channel, and ``speedup_over_mambapy_parallel`` likewise over a parallel
+        one; None where the other was not timed. Those know no heads: they are timed once for all head widths.
 
     Raises:
         ConfigError: If a form is unknown, or its package missing.
@@ -54,7 +61,8 @@ def measure_scans(
     if unknown := [name for name in names if name not in ours | others]:
         raise ConfigError(f"no scan {unknown[0]!r}; choose from {', '.join(ours | others)}")
     ours, others = (
-        {form: scan for form, scan in forms.items() if form in (names or forms)} for forms in (ours, others)
+        {form: scan for form, scan in forms.items() if (form in names if names else form not in ON_DEMAND)}
+        for forms in (ours, others)
     )
     works: dict[tuple[str, int, str], Callable[[], Any]] = {}
     for channels in head_dims:
@@ -119,14 +127,19 @@ def our_forms() -> dict[str, Callable[..., Tensor]]:
 
 def other_forms() -> dict[str, Callable[..., Tensor]]:
     """Others' forms by name, the same function of the same inputs; mambapy's where it is installed."""
-    scans = {"published_sequential": selective_scan, **mambapy_scans()}
+    scans = {
+        "published_sequential": selective_scan,
+        "published_indexed": selective_scan_indexed,
+        **mambapy_scans(),
+    }
     return {name: functools.partial(one_after_another, scan) for name, scan in scans.items()}
 
 
 METHOD = (
     "fp32, eager; medians over interleaved rounds in one process after two warm-up passes. sequential: our recurrence, "
     "all directions and heads in one step of the loop over tokens. published_sequential: Mamba's selective scan, "
-    "written from arXiv 2312.00752, algorithm 2, with a state a channel, each direction after another. mambapy_*: "
+    "written from arXiv 2312.00752, algorithm 2, with a state a channel, each direction after another. "
+    "published_indexed: as its published reference code runs it, tokens indexed out of whole tensors. mambapy_*: "
     "mambapy's own code, each direction after another; its sequential form is not trained, as its gradient takes "
     "minutes a pass. chunks: ours. dual: ours in a single chunk, quadratic in tokens."
 )

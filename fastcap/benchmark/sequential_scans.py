@@ -40,6 +40,32 @@ def selective_scan(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor) ->
     return (torch.stack(states, dim=1) @ c.unsqueeze(-1)).squeeze(-1)
 
 
+def selective_scan_indexed(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+    """Run the same as the published reference code does (``selective_scan_ref`` of state-spaces/mamba).
+
+    Every step takes its token out of the whole sequence's tensors by an index and reads the state at once. The gradient
+    of such an index is a table of zeros as large as the whole, so that training costs the square of the tokens.
+
+    Args:
+        u: As in ``selective_scan``, and the others likewise. (B, L, D)
+        delta: (B, L, D)
+        a: (D, S)
+        b: (B, L, S)
+        c: (B, L, S)
+
+    Returns:
+        (B, L, D)
+    """
+    decay = (delta.unsqueeze(-1) * a).exp()
+    added = (delta * u).unsqueeze(-1) * b.unsqueeze(2)
+    state = torch.zeros_like(added[:, 0])
+    outputs = []
+    for t in range(u.shape[1]):
+        state = decay[:, t] * state + added[:, t]
+        outputs.append((state @ c[:, t].unsqueeze(-1)).squeeze(-1))
+    return torch.stack(outputs, dim=1)
+
+
 def one_after_another(scan: ChannelScan, x: Tensor, log_decay: Tensor, b: Tensor, c: Tensor) -> Tensor:
     """Scan a grid as ``grid_scan`` does, its four directions one after another (VMamba, arXiv 2401.10166).
 
