@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import logging
 import uuid
 from collections.abc import Mapping, Sequence
@@ -180,8 +181,13 @@ def start_from(model: FastCap, path: Path | str, tokenizer: CaptionTokenizer) ->
 def build_module(cfg: DictConfig, datamodule: CaptionDataModule, model: FastCap | None = None) -> CaptioningModule:
     """Build the training system around a new model, or around one already loaded."""
     tokenizer = datamodule.tokenizer
+    references = datamodule.reference_tokens() if model is None or cfg.objective.reinforce_weight > 0 else {}
+    if model is None:
+        model = build_model(cfg, tokenizer, datamodule.concept_weights(), fresh=not cfg.get("resume"))
+        if not model.decoder.causal:
+            model.decoder.bigrams.count(itertools.chain.from_iterable(references.values()))
     return CaptioningModule(
-        model=model or build_model(cfg, tokenizer, datamodule.concept_weights(), fresh=not cfg.get("resume")),
+        model=model,
         special=tokenizer.special,
         decode=tokenizer.decode,
         optimizer=instantiate(cfg.optim.optimizer),
@@ -192,7 +198,7 @@ def build_module(cfg: DictConfig, datamodule: CaptionDataModule, model: FastCap 
         backbone_lr_scale=cfg.optim.get("backbone_lr_scale", 1.0),  # older checkpoints' configurations lack it
         extra_metrics=datamodule.extra_metrics,
         oracle_captions=datamodule.oracle_captions,
-        reward=CiderReward(datamodule.reference_tokens()) if cfg.objective.reinforce_weight > 0 else None,
+        reward=CiderReward(references) if cfg.objective.reinforce_weight > 0 else None,
         artifacts={
             "format_version": FORMAT_VERSION,
             "fastcap_version": fastcap.__version__,
@@ -343,6 +349,8 @@ def load_checkpoint(path: Path | str, overrides: Mapping[str, Any] | None = None
     except RuntimeError as error:
         lines = [line.strip() for line in str(error).splitlines()[1:]]
         raise CheckpointError(f"{path}: weights do not fit the configuration: {'; '.join(lines[:3])}") from error
+    if getattr(model.refinement, "bigram_weight", 0) > 0 and not model.decoder.bigrams.counted:
+        raise CheckpointError(f"{path}: holds no counts of neighbours: it needs refinement.bigram_weight=0")
     plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
     return LoadedCheckpoint(model.eval(), tokenizer, plain, Path(path))
 

@@ -174,8 +174,26 @@ class CausalDecoder(Protocol):
         """Score what follows each token, given those before; returns (B * K, L, V) and what to pass next time."""
 
 
+class Neighbours(Protocol):
+    """What words are worth after each other, in nats; a caption's start and end are the symbol ``boundary``."""
+
+    boundary: int
+
+    def __call__(self, before: Tensor, after: Tensor) -> Tensor:
+        """Look pairs up, two tensors of the same shape; returns that shape."""
+
+    def score(self, tokens: Tensor, lengths: Tensor) -> Tensor:
+        """Sum over the pairs of captions (B, L) of given lengths (B,); returns (B,)."""
+
+
 class Denoiser(Protocol):
-    """What refinement asks of a decoder: image-only work once, then any number of passes."""
+    """What refinement asks of a decoder: image-only work once, then any number of passes.
+
+    Attributes:
+        bigrams: What pairs of words are worth; asked for where they are to be weighed (``refinement.bigram_weight``).
+    """
+
+    bigrams: Neighbours
 
     def prepare(self, memory: Tensor) -> Any:
         """Compute everything that depends on the image alone. memory: (B, N, D).

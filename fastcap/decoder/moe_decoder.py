@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fastcap.decoder.attention import SoftmaxSelfAttention
+from fastcap.decoder.bigrams import Bigrams
 from fastcap.decoder.moe import Expert, ExpertCache, ExpertMixture, GatingNetwork, Routing
 from fastcap.decoder.vocabulary import VocabularyHead
 from fastcap.types import DecoderOutput
@@ -69,7 +70,8 @@ class MoEDecoder(nn.Module):
 
     A position is embedded by its distance from the caption's start and from its end, which also tells the decoder the
     length, and by the image as a whole: at refinement's first step all words are [MASK], and without it every query
-    would start from its position alone. Word embedding and vocabulary head share one matrix.
+    would start from its position alone. Word embedding and vocabulary head share one matrix. ``bigrams`` holds counts
+    of the training captions, for refinement to choose neighbours together.
 
     Args:
         vocab_size: Words V, special tokens included.
@@ -121,6 +123,7 @@ class MoEDecoder(nn.Module):
         )
         self.norm = nn.LayerNorm(dim)
         self.head = VocabularyHead()
+        self.bigrams = Bigrams(vocab_size)
         self.head_bias = nn.Parameter(torch.zeros(vocab_size))
         # Words are scaled up again on the way in: there, words and positions weigh alike, and more than the context.
         nn.init.normal_(self.word.weight, std=dim**-0.5)

@@ -32,7 +32,7 @@ class AutoregressiveGenerator:
             raise ValueError(f"refinement.num_beams = {num_beams} must be at least 1")
         self.special = special
         self.num_beams = num_beams
-        self.similarity_weight = check_weight(similarity_weight)
+        self.similarity_weight = check_weight("similarity_weight", similarity_weight)
 
     @torch.no_grad()
     def generate(

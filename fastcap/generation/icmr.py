@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastcap.generation.choose import Choose, at_random, likeliest
+from fastcap.generation.choose import Choose, Draft, Together, at_random, likeliest
 from fastcap.generation.dlag import top_lengths
 from fastcap.generation.rerank import check_weight, rank
 from fastcap.generation.schedule import SCHEDULES, lowest, num_to_remask
-from fastcap.types import Denoiser, Refinement, RefinementStep, Sampled, Similarity, SpecialTokens
+from fastcap.types import Denoiser, Neighbours, Refinement, RefinementStep, Sampled, Similarity, SpecialTokens
 
 
 class ICMRDecoder:
@@ -28,11 +27,14 @@ class ICMRDecoder:
         schedule: How many tokens are masked again after each step: ``linear`` or ``cosine``.
         num_lengths: Length candidates an image, refined as one batch; the best mean log-probability wins.
         similarity_weight: Weight of the image's similarity with a candidate, added to its mean log-probability.
+        bigram_weight: Weight of what neighbours are worth together, as the decoder has counted them (its ``bigrams``):
+            the words of a step are then chosen together, and candidates judged by it too. Zero chooses each by itself.
+        num_choices: Words considered at each position where they are chosen together.
         collapse_repeats: In the end write a token that follows itself once (Lee et al. 2018, arXiv 1802.06901): the
             typical fault of words chosen in parallel.
 
     Raises:
-        ValueError: If num_steps or num_lengths is below one, the schedule is unknown or the weight negative.
+        ValueError: If num_steps, num_lengths or num_choices is below one, the schedule is unknown or a weight negative.
     """
 
     causal = False
@@ -45,11 +47,12 @@ class ICMRDecoder:
         num_lengths: int = 3,
         collapse_repeats: bool = False,
         similarity_weight: float = 0.0,
+        bigram_weight: float = 0.0,
+        num_choices: int = 4,
     ) -> None:
-        if num_steps < 1:
-            raise ValueError(f"refinement.num_steps = {num_steps} must be at least 1")
-        if num_lengths < 1:
-            raise ValueError(f"refinement.num_lengths = {num_lengths} must be at least 1")
+        for name, value in (("num_steps", num_steps), ("num_lengths", num_lengths), ("num_choices", num_choices)):
+            if value < 1:
+                raise ValueError(f"refinement.{name} = {value} must be at least 1")
         if schedule not in SCHEDULES:
             raise ValueError(f"refinement.schedule = {schedule!r} must be one of {', '.join(SCHEDULES)}")
         self.special = special
@@ -57,7 +60,9 @@ class ICMRDecoder:
         self.schedule = SCHEDULES[schedule]
         self.num_lengths = num_lengths
         self.collapse_repeats = collapse_repeats
-        self.similarity_weight = check_weight(similarity_weight)
+        self.similarity_weight = check_weight("similarity_weight", similarity_weight)
+        self.bigram_weight = check_weight("bigram_weight", bigram_weight)
+        self.num_choices = num_choices
 
     @torch.no_grad()
     def generate(
@@ -87,15 +92,18 @@ class ICMRDecoder:
         candidates = top_lengths(length_logits, self.num_lengths)
         lengths = candidates.flatten()
         cache = denoiser.prepare(memory)
-        tokens, confidence, steps, num_passes = self._refine(denoiser, cache, lengths, likeliest, record_steps)
+        bigrams = self._bigrams(denoiser)
+        choose: Choose = likeliest if bigrams is None else Together(bigrams, self.bigram_weight, self.num_choices)
+        tokens, confidence, steps, num_passes = self._refine(denoiser, cache, lengths, choose, record_steps)
 
-        # 5. The candidate whose words are likeliest on average, and that fits the image.
+        # 5. The candidate whose words are likeliest on average, go together, and fit the image.
         scores, drafted = confidence.sum(1) / lengths, lengths
+        total = scores
+        if bigrams is not None and self.num_lengths > 1:
+            total = scores + self.bigram_weight * bigrams.score(tokens, lengths) / lengths
         tokens, lengths = self._collapse(tokens) if self.collapse_repeats else (tokens, lengths)
         shape = candidates.shape
-        best = rank(
-            scores.view(shape), tokens.view(*shape, -1), lengths.view(shape), self.similarity_weight, similarity
-        )
+        best = rank(total.view(shape), tokens.view(*shape, -1), lengths.view(shape), self.similarity_weight, similarity)
         best = best + torch.arange(shape[0], device=memory.device) * shape[1]
         chosen = [RefinementStep(s.tokens[best], s.confidence[best], s.remasked[best]) for s in steps]
         experts = getattr(cache, "expert_weights", None)
@@ -122,7 +130,13 @@ class ICMRDecoder:
         distribution = length_logits.float().log_softmax(-1)
         drawn = torch.multinomial(distribution.exp(), num_samples, replacement=True)
         lengths = drawn.flatten() + 1
-        draw = partial(at_random, temperature=temperature)
+        bigrams = self._bigrams(denoiser)
+
+        def draw(logits: Tensor, draft: Draft) -> tuple[Tensor, Tensor, Tensor]:
+            if bigrams is None:
+                return at_random(logits, temperature)
+            return Together(bigrams, self.bigram_weight, self.num_choices, temperature)(logits, draft)
+
         tokens, confidence, _, _ = self._refine(denoiser, denoiser.prepare(memory), lengths, draw, False)
         words = tokens != self.special.pad
         if self.collapse_repeats:
@@ -130,6 +144,10 @@ class ICMRDecoder:
         else:
             shown, shown_lengths = tokens, lengths
         return Sampled(shown, shown_lengths, confidence, words, distribution.gather(1, drawn).flatten())
+
+    def _bigrams(self, denoiser: Denoiser) -> Neighbours | None:
+        """Return the decoder's counts, where they are to be weighed."""
+        return denoiser.bigrams if self.bigram_weight > 0 else None
 
     def _refine(
         self, denoiser: Denoiser, cache: Any, lengths: Tensor, choose: Choose, record_steps: bool
@@ -146,9 +164,9 @@ class ICMRDecoder:
             logits = denoiser.denoise(tokens, pad, cache)
             logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
             logits[..., list(self.special.ids)] = -torch.inf
-            written, certainty, chance = choose(logits)
-            num_passes += 1
             masked = tokens == self.special.mask
+            written, certainty, chance = choose(logits, Draft(tokens, masked, pad))
+            num_passes += 1
             tokens = torch.where(masked, written, tokens)
             if step == 1:
                 confidence, decision = (torch.zeros_like(value) for value in (certainty, chance))

@@ -7,14 +7,14 @@ from torch import Tensor
 from fastcap.types import Similarity
 
 
-def check_weight(weight: float) -> float:
-    """Return ``refinement.similarity_weight``.
+def check_weight(name: str, weight: float) -> float:
+    """Return the weight ``refinement.NAME``.
 
     Raises:
         ValueError: If it is negative or no number.
     """
     if not weight >= 0:
-        raise ValueError(f"refinement.similarity_weight = {weight} must not be negative")
+        raise ValueError(f"refinement.{name} = {weight} must not be negative")
     return float(weight)
 
 

@@ -3,6 +3,7 @@ from itertools import pairwise
 import pytest
 import torch
 
+from fastcap.decoder.bigrams import Bigrams
 from fastcap.decoder.moe_decoder import MoEDecoder
 from fastcap.generation.dlag import DynamicLengthPredictor, top_lengths
 from fastcap.generation.icmr import ICMRDecoder
@@ -159,3 +160,58 @@ def test_repeats_are_collapsed_and_nothing_else(decoder, memory):
         assert tokens[:length] == row and set(tokens[length:]) <= {SPECIAL.pad}
     assert torch.equal(result.drafted_lengths, plain.lengths) and torch.equal(result.scores, plain.scores)
     assert torch.equal(result.steps[-1].tokens, plain.tokens)
+
+
+class TwoWays:
+    """Every image is of one dog or of two: a decoder that has words alone mixes the captions."""
+
+    A, TWO, DOG, DOGS = 5, 6, 7, 8
+
+    def __init__(self, counted=True):
+        self.bigrams = Bigrams(9)
+        if counted:
+            self.bigrams.count(50 * [[self.A, self.DOG], [self.TWO, self.DOGS]])
+
+    def prepare(self, memory):
+        return None
+
+    def denoise(self, tokens, pad, cache):
+        logits = torch.full((*tokens.shape, 9), -20.0)
+        logits[:, 0, [self.A, self.TWO]] = torch.tensor([1.1, 1.0])
+        logits[:, 1, [self.DOG, self.DOGS]] = torch.tensor([1.0, 1.3])
+        return logits
+
+
+def test_neighbours_are_chosen_together():
+    length = torch.zeros(3, 2)
+    length[:, 1] = 9.0
+    for steps in (1, 2):
+        apart, together = (ICMRDecoder(SPECIAL, steps, num_lengths=1, bigram_weight=w) for w in (0.0, 0.3))
+        mixed = [TwoWays.A, TwoWays.DOGS]
+        assert apart.generate(TwoWays(), torch.zeros(3, 1, 1), length).tokens.tolist() == [mixed] * 3
+        found = together.generate(TwoWays(), torch.zeros(3, 1, 1), length)
+        assert found.tokens.tolist() == [[TwoWays.TWO, TwoWays.DOGS]] * 3
+        # Without counts, words are chosen as before.
+        assert together.generate(TwoWays(counted=False), torch.zeros(3, 1, 1), length).tokens.tolist() == [mixed] * 3
+
+
+def test_candidates_are_judged_by_their_neighbours_too():
+    scores = torch.tensor([[0.0, 0.1]])  # of both lengths, the longer one likelier
+    decoder = ICMRDecoder(SPECIAL, 1, num_lengths=2, bigram_weight=2.0)
+
+    class OneWord(TwoWays):
+        def __init__(self):
+            super().__init__()
+            self.bigrams.count(50 * [[self.A]] + [[self.DOG, self.DOGS]])
+
+    plain = ICMRDecoder(SPECIAL, 1, num_lengths=2).generate(OneWord(), torch.zeros(1, 1, 1), scores)
+    assert plain.lengths.tolist() == [2]
+    assert decoder.generate(OneWord(), torch.zeros(1, 1, 1), scores).lengths.tolist() == [1]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("bigram_weight", -0.1), ("bigram_weight", float("nan")), ("num_choices", 0)]
+)
+def test_bad_settings_of_neighbours_are_refused(name, value):
+    with pytest.raises(ValueError, match=f"refinement.{name} = "):
+        ICMRDecoder(SPECIAL, **{name: value})

@@ -1,0 +1,87 @@
+"""Which words follow each other, counted in the training captions.
+
+Words that are chosen in parallel are chosen without knowing of each other; counts of neighbours are what ties them
+together again when a draft is read off (``fastcap.generation.chain``).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+SMOOTHING = 10.0  # imagined words after each word, shared out as words are on the whole
+
+
+class Bigrams(nn.Module):
+    """How much likelier a word is after another one than anywhere: log P(b | a) - log P(b), their mutual information.
+
+    P(b | a) is smoothed by P(b) (a Dirichlet prior, MacKay and Peto 1995). The start and the end of a caption are one
+    further symbol, V. Nothing here is a parameter: it is counted once, when a model is made for its training captions,
+    and kept in its checkpoints. Until then every pair is worth nothing.
+
+    Args:
+        vocab_size: Words V, special tokens included.
+    """
+
+    pairs: Tensor  # the pairs that were counted, as a * (V + 1) + b, ascending (n,)
+    worth: Tensor  # what each of them is worth (n,)
+    unseen: Tensor  # what any other word is worth after each (V + 1,)
+
+    def __init__(self, vocab_size: int) -> None:
+        super().__init__()
+        self.boundary = vocab_size
+        self.register_buffer("pairs", torch.zeros(0, dtype=torch.long))
+        self.register_buffer("worth", torch.zeros(0))
+        self.register_buffer("unseen", torch.zeros(vocab_size + 1))
+
+    @property
+    def counted(self) -> bool:
+        """Whether any captions were counted."""
+        return self.pairs.numel() > 0
+
+    def count(self, captions: Iterable[Sequence[int]]) -> None:
+        """Count captions, given as token ids, in the place of any counted before."""
+        symbols = self.boundary + 1
+        words = [[*ids, self.boundary] for ids in captions if len(ids)]
+        flat = np.array([self.boundary, *itertools.chain.from_iterable(words)], np.int64)
+        pairs, counts = np.unique(flat[:-1] * symbols + flat[1:], return_counts=True)
+        before, after = np.divmod(pairs, symbols)
+        total = np.bincount(flat[:-1], minlength=symbols)
+        share = np.bincount(flat[1:], minlength=symbols) / max(len(flat) - 1, 1)
+        unseen = np.log(SMOOTHING / (total + SMOOTHING))
+        worth = unseen[before] + np.log1p(counts / (SMOOTHING * share[after]))
+        # Nothing follows the end but more of it: padding is worth nothing.
+        pairs, worth = np.append(pairs, self.boundary * symbols + self.boundary), np.append(worth, 0.0)
+        device = self.pairs.device
+        self.pairs = torch.from_numpy(pairs).to(device)
+        self.worth = torch.from_numpy(worth.astype(np.float32)).to(device)
+        self.unseen = torch.from_numpy(unseen.astype(np.float32)).to(device)
+
+    def forward(self, before: Tensor, after: Tensor) -> Tensor:
+        """Look pairs up, in nats. Both ids of the same shape, V for the boundary; returns that shape."""
+        unseen = self.unseen[before]
+        if not self.counted:
+            return unseen
+        wanted = before * (self.boundary + 1) + after
+        at = torch.searchsorted(self.pairs, wanted).clamp_(max=self.pairs.numel() - 1)
+        return torch.where(self.pairs[at] == wanted, self.worth[at], unseen)
+
+    def score(self, tokens: Tensor, lengths: Tensor) -> Tensor:
+        """Sum over the pairs of whole captions, both boundaries included. (B, L) and (B,) to (B,)."""
+        ahead = torch.arange(tokens.shape[1], device=tokens.device)
+        words = tokens.masked_fill(ahead >= lengths.unsqueeze(1), self.boundary)
+        edge = words.new_full((len(words), 1), self.boundary)
+        return self(torch.cat([edge, words], 1), torch.cat([words, edge], 1)).sum(1)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Take over tables of any size; a checkpoint from before there were any has none."""
+        for name in ("pairs", "worth", "unseen"):
+            found = state_dict.setdefault(prefix + name, torch.zeros_like(getattr(self, name)))
+            if name != "unseen":
+                setattr(self, name, torch.empty_like(found, device=self.unseen.device))
+        super()._load_from_state_dict(state_dict, prefix, *args)

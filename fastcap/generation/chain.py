@@ -1,0 +1,110 @@
+"""Words chosen together: the best or a drawn way through a few choices at each position, neighbours in view.
+
+A parallel draft scores every position by itself, and taking each one's likeliest word mixes captions ("a dogs are"). As
+in a linear-chain conditional random field (Lafferty et al. 2001; for parallel decoders NAT-CRF, Sun et al. 2019, arXiv
+1910.11555) a caption y is worth
+
+    sum_t log p_t(y_t)  +  w sum_t g(y_{t-1}, y_t)
+
+with the decoder's p and what pairs of neighbours are worth, g, here counted (``fastcap.decoder.bigrams``) instead of
+learnt. The best one is found by dynamic programming (Viterbi 1967) over the k likeliest words of each position.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fastcap.types import Neighbours
+
+
+@dataclass
+class Choices:
+    """What each position may become; a word that stands already is the only choice of its position.
+
+    Attributes:
+        words: Word ids, the boundary's from the caption's end on. (B, L + 1, k)
+        log_probability: Of each word, -inf for what is no choice. (B, L + 1, k)
+        gains: Of going from choice i of a position to choice j of the next, with j's log-probability. (B, L + 1, k, k)
+    """
+
+    words: Tensor
+    log_probability: Tensor
+    gains: Tensor
+
+    @classmethod
+    def of(
+        cls, logits: Tensor, tokens: Tensor, hidden: Tensor, pad: Tensor, bigrams: Neighbours, weight: float, k: int
+    ) -> Choices:
+        """Collect the choices of drafts.
+
+        Args:
+            logits: Scores of every word. (B, L, V)
+            tokens: What stands already. (B, L)
+            hidden: True where a word is to be chosen. (B, L)
+            pad: True beyond each caption's end. (B, L)
+            bigrams: What pairs are worth.
+            weight: Weight of that.
+            k: Choices of a position.
+        """
+        top, words = logits.topk(min(k, logits.shape[-1]), dim=-1)
+        value = top - logits.logsumexp(-1, keepdim=True)
+        standing = tokens.masked_fill(pad, bigrams.boundary).unsqueeze(-1)
+        only = torch.full_like(value[:1, :1], -torch.inf)
+        only[..., 0] = 0.0
+        words = torch.where(hidden.unsqueeze(-1), words, standing)
+        value = torch.where(hidden.unsqueeze(-1), value, only)
+        # One more position for the end, so that the longest captions have one too.
+        words = F.pad(words, (0, 0, 0, 1), value=bigrams.boundary)
+        value = torch.cat([value, only.expand(len(value), 1, -1)], dim=1)
+        before = F.pad(words, (0, 0, 1, 0), value=bigrams.boundary)[:, :-1]
+        shape = (*words.shape, words.shape[-1])
+        links = bigrams(before.unsqueeze(-1).expand(shape), words.unsqueeze(-2).expand(shape))
+        return cls(words, value, weight * links + value.unsqueeze(-2))
+
+    def taken(self, choice: Tensor) -> tuple[Tensor, Tensor]:
+        """Words and log-probabilities of a choice at each position. choice: (B, L); returns (B, L) twice."""
+        length, at = choice.shape[1], choice.unsqueeze(-1)
+        words, value = (t[:, :length].gather(-1, at).squeeze(-1) for t in (self.words, self.log_probability))
+        return words, value
+
+
+def best_way(gains: Tensor) -> Tensor:
+    """Find the way of the highest sum. (B, L + 1, k, k) -> choices (B, L); any start of the first is alike."""
+    ahead, pointers = torch.zeros_like(gains[:, 0, 0]), []
+    for gain in reversed(gains.unbind(1)):
+        ahead, pointer = (gain + ahead.unsqueeze(-2)).max(-1)
+        pointers.append(pointer)
+    choice, way = torch.zeros_like(pointers[0][:, :1]), []
+    for pointer in reversed(pointers[1:]):
+        choice = pointer.gather(1, choice)
+        way.append(choice)
+    return torch.cat(way, dim=1)
+
+
+def drawn_way(gains: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Draw ways, each with a probability that goes with the exponential of its sum, from torch's global generator.
+
+    Args:
+        gains: As in ``Choices``. (B, L + 1, k, k)
+        temperature: Divides the sums.
+
+    Returns:
+        Choices, and the log-probability of each given the one before; a row's sum is its way's. (B, L) twice
+    """
+    gains = gains / temperature
+    ahead, conditional = torch.zeros_like(gains[:, 0, 0]), []
+    for gain in reversed(gains.unbind(1)):
+        total = gain + ahead.unsqueeze(-2)
+        ahead = total.logsumexp(-1)
+        conditional.append(total - ahead.unsqueeze(-1))
+    choice, way, chance = torch.zeros(len(gains), 1, dtype=torch.long, device=gains.device), [], []
+    for table in reversed(conditional[1:]):
+        row = table.gather(1, choice.unsqueeze(-1).expand(-1, 1, table.shape[-1])).squeeze(1)
+        choice = torch.multinomial(row.detach().exp(), 1)
+        way.append(choice)
+        chance.append(row.gather(1, choice))
+    return torch.cat(way, dim=1), torch.cat(chance, dim=1)

@@ -1,0 +1,127 @@
+"""Words chosen together: the best of all ways, and ways drawn by their probability."""
+
+import itertools
+
+import pytest
+import torch
+
+from fastcap.generation.chain import Choices, best_way, drawn_way
+from fastcap.generation.choose import Draft, Together, likeliest
+
+V, LONGEST, PAD, MASK = 6, 4, 0, 1
+
+
+class Table:
+    """Neighbours with any worth."""
+
+    boundary = V
+
+    def __init__(self, seed=0):
+        self.worth = torch.randn(V + 1, V + 1, generator=torch.Generator().manual_seed(seed))
+        self.worth[V, V] = 0.0
+
+    def __call__(self, before, after):
+        return self.worth[before, after]
+
+    def score(self, tokens, lengths):
+        rows = [[V, *row[:n], V] for row, n in zip(tokens.tolist(), lengths.tolist(), strict=True)]
+        return torch.tensor([sum(float(self.worth[a, b]) for a, b in itertools.pairwise(row)) for row in rows])
+
+
+def drafts():
+    """Logits and drafts of lengths 4, 1 and 3, some words of which stand already."""
+    logits = 2 * torch.randn(3, LONGEST, V, generator=torch.Generator().manual_seed(1))
+    tokens = torch.tensor([[MASK] * 4, [MASK, PAD, PAD, PAD], [MASK, 5, MASK, PAD]])
+    return logits, Draft(tokens, tokens == MASK, tokens == PAD)
+
+
+def ways(logits, draft, table, weight, row, k=V):
+    """Every caption that a draft may become, with its sum."""
+    log_probability = logits[row].log_softmax(-1)
+    length = int((~draft.pad[row]).sum())
+    choices = [
+        log_probability[t].topk(k).indices.tolist() if draft.hidden[row, t] else [int(draft.tokens[row, t])]
+        for t in range(length)
+    ]
+    found = {}
+    for words in itertools.product(*choices):
+        own = sum(float(log_probability[t, w]) for t, w in enumerate(words) if draft.hidden[row, t])
+        found[words] = own + weight * float(table.score(torch.tensor([words]), torch.tensor([length])))
+    return found
+
+
+@pytest.mark.parametrize("k", [2, 3, V, 9])
+@pytest.mark.parametrize("weight", [0.0, 0.5, 5.0])
+def test_the_best_way_is_the_best_of_all(weight, k):
+    (logits, draft), table = drafts(), Table()
+    words, value, chance = Together(table, weight, k)(logits, draft)
+    for row, length in enumerate((4, 1, 3)):
+        found = ways(logits, draft, table, weight, row, min(k, V))
+        assert tuple(words[row, :length].tolist()) == max(found, key=found.__getitem__)
+        for t in range(length):
+            if draft.hidden[row, t]:
+                expected = logits[row, t].log_softmax(-1)[words[row, t]]
+                assert float(value[row, t]) == pytest.approx(float(expected), abs=1e-5)
+    assert torch.equal(value, chance)
+
+
+def test_without_weight_words_are_those_chosen_alone():
+    logits, draft = drafts()
+    together, alone = Together(Table(), 0.0, 3)(logits, draft), likeliest(logits, draft)
+    for one, other in zip(together, alone, strict=True):
+        torch.testing.assert_close(one[draft.hidden], other[draft.hidden])
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_ways_are_drawn_by_their_probability_and_say_it(temperature):
+    (logits, draft), table = drafts(), Table()
+    torch.manual_seed(0)
+    number = 4000
+    many = Draft(*(t.repeat_interleave(number, 0) for t in draft))
+    logits.requires_grad_()
+    words, _, chance = Together(table, 0.7, V, temperature)(logits.repeat_interleave(number, 0), many)
+    assert (chance[~many.hidden] == 0).all()
+    for row, length in enumerate((4, 1, 3)):
+        found = ways(logits.detach(), draft, table, 0.7, row)
+        sums = torch.tensor(list(found.values())) / temperature
+        probability = dict(zip(found, sums.softmax(0).tolist(), strict=True))
+        drawn = [tuple(r) for r in words[row * number : (row + 1) * number, :length].tolist()]
+        for place in range(0, number, 400):
+            expected = torch.tensor(probability[drawn[place]]).log()
+            torch.testing.assert_close(chance[row * number + place].sum(), expected, atol=1e-4, rtol=1e-4)
+        for way, share in sorted(probability.items(), key=lambda item: -item[1])[:5]:
+            assert drawn.count(way) / number == pytest.approx(share, abs=0.03)
+    chance.sum().backward()
+    assert logits.grad.isfinite().all() and logits.grad.abs().sum() > 0
+
+
+def test_the_gradient_of_a_ways_log_probability_is_true():
+    logits, draft = drafts()
+    table, logits = Table(), logits.double()
+    table.worth = table.worth.double()
+
+    def log_probability(logits):
+        torch.manual_seed(3)
+        return Together(table, 0.7, V, 1.0)(logits, draft)[2].sum()
+
+    step = 1e-5 * torch.randn(logits.shape, generator=torch.Generator().manual_seed(2), dtype=torch.double)
+    leaf = logits.clone().requires_grad_()
+    log_probability(leaf).backward()
+    change = log_probability(logits + step) - log_probability(logits - step)
+    assert float(change) == pytest.approx(2 * float((leaf.grad * step).sum()), rel=1e-4)
+
+
+def test_ways_of_one_position_and_of_equal_gains():
+    gains = torch.zeros(2, 2, 3, 3)
+    gains[:, 1, :, 1:] = -torch.inf  # the end is the only choice behind a caption
+    assert best_way(gains).shape == (2, 1)
+    way, chance = drawn_way(gains)
+    assert way.shape == (2, 1) and chance.exp().tolist() == [[pytest.approx(1 / 3)]] * 2
+
+
+def test_special_tokens_are_no_choice_while_enough_words_are():
+    logits, draft = drafts()
+    logits[..., :2] = -torch.inf
+    choices = Choices.of(logits, *draft, Table(), 1.0, 4)
+    chosen = choices.words[:, :-1][draft.hidden]
+    assert (chosen >= 2).all()
