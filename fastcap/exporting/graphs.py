@@ -84,13 +84,21 @@ class Prepare(nn.Module):
 
 
 class Step(nn.Module):
-    """One refinement step: score every position, and pick the likeliest word at each."""
+    """One refinement step: score every position, and pick the likeliest words at each."""
 
     ban: Tensor
 
-    def __init__(self, decoder: MoEDecoder, experts: list[int], special: SpecialTokens, values_per_expert: int) -> None:
+    def __init__(
+        self,
+        decoder: MoEDecoder,
+        experts: list[int],
+        special: SpecialTokens,
+        num_choices: int,
+        values_per_expert: int,
+    ) -> None:
         super().__init__()
         self.decoder, self.experts, self.values_per_expert = decoder, experts, values_per_expert
+        self.num_choices = min(num_choices, decoder.vocab_size)
         ban = torch.zeros(decoder.vocab_size)
         ban[list(special.ids)] = BANNED
         self.register_buffer("ban", ban, persistent=False)
@@ -104,7 +112,7 @@ class Step(nn.Module):
             cache: From ``Prepare`` on the B images.
 
         Returns:
-            The likeliest word of each position and its log-probability, both (B, K, L).
+            The likeliest words of each position, the best first, and their log-probabilities, both (B, K, L, k).
         """
         context, weights, *values = cache
         layers = []
@@ -120,9 +128,9 @@ class Step(nn.Module):
             tokens.flatten(0, 1), pad.flatten(0, 1), DecoderCache(Routing(weights), context, layers)
         )
         logits = logits + self.ban
-        best = logits.argmax(-1)
-        value = logits.amax(-1) - logits.logsumexp(-1)
-        return best.view_as(tokens), value.view_as(tokens)
+        value, words = logits.topk(self.num_choices, dim=-1)
+        value = value - logits.logsumexp(-1, keepdim=True)
+        return words.unflatten(0, tokens.shape[:2]), value.unflatten(0, tokens.shape[:2])
 
 
 @dataclass
@@ -178,7 +186,7 @@ def graph_sources(model: FastCap, image_size: int) -> Iterator[tuple[str, GraphS
                 GraphSource(prepare, (memory, weights), ["memory", "expert_weights"], names, (rows, rows)),
             )
             per_expert = (len(cache) - 2) // (len(decoder.layers) * len(experts))
-            step = Step(decoder, experts, model.refinement.special, per_expert)
+            step = Step(decoder, experts, model.refinement.special, model.refinement.num_choices, per_expert)
             shapes = (*candidate_shapes, (rows,) * len(cache))
             yield (
                 f"step_{group}",

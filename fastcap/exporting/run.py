@@ -24,9 +24,10 @@ from fastcap.exporting.quantize import Feeds, quantize_openvino, record_feeds
 from fastcap.exporting.quantize_onnx import Layer, quantize_onnx, summary
 from fastcap.exporting.readme import readme
 from fastcap.exporting.weights import share_weights
+from fastcap.serving.chain import BigramTable
 from fastcap.serving.eager import EagerNetwork
 from fastcap.serving.exported import ExportedNetwork
-from fastcap.serving.folder import FORMAT_VERSION, INDEX, SUFFIXES, TOKENIZER, ModelFacts, folder_bytes
+from fastcap.serving.folder import BIGRAMS, FORMAT_VERSION, INDEX, SUFFIXES, TOKENIZER, ModelFacts, folder_bytes
 from fastcap.serving.runtimes import INSTALL, LazyGraphs
 
 RUNTIMES = tuple(SUFFIXES)
@@ -92,6 +93,8 @@ def export(ckpt: Path, out: Path, options: ExportOptions, say: Callable[[str], N
     data = _Images(loaded, options)
     network = EagerNetwork(loaded, pack=())  # folds batch norms, so that the graphs have none
     facts = _facts(loaded, network)
+    counts = loaded.model.decoder.bigrams
+    bigrams = BigramTable(*(t.numpy() for t in (counts.pairs, counts.worth, counts.unseen)))
     temporary = out.with_name(f".{out.name}.{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
@@ -104,13 +107,14 @@ def export(ckpt: Path, out: Path, options: ExportOptions, say: Callable[[str], N
         if "int8" in options.precisions:
             say(f"ranges of {options.num_calibration} training images")
             graphs = LazyGraphs(base, "onnx", "fp32", options.num_threads)
-            fp32 = ExportedNetwork(facts, graphs, loaded.tokenizer, {})
+            fp32 = ExportedNetwork(facts, graphs, loaded.tokenizer, bigrams, {})
             feeds = record_feeds(fp32, data.calibration(), len(facts.groups))
         quantized: dict[str, Any] = {}
         # onnx-fp32 last: the others are made from its graphs, before their weights move out.
         for variant in sorted(options.variants, key=lambda name: name == "onnx-fp32"):
             say(f"variant {variant}")
             made = _write_variant(temporary / variant, variant, base, facts, loaded.tokenizer.to_json(), feeds)
+            bigrams.write(temporary / variant / BIGRAMS)
             if made:
                 quantized[variant] = summary(made)
         if "onnx-fp32" not in options.variants:

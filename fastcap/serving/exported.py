@@ -11,7 +11,9 @@ import numpy as np
 
 from fastcap.data.errors import DataError
 from fastcap.data.tokenizer import CaptionTokenizer
+from fastcap.serving.chain import BigramTable
 from fastcap.serving.folder import (
+    BIGRAMS,
     TOKENIZER,
     ExportError,
     ModelFacts,
@@ -59,6 +61,7 @@ class ExportedNetwork:
         facts: What the graphs are.
         graphs: The graphs by name.
         tokenizer: The tokenizer.
+        bigrams: What neighbouring words are worth.
         refinement: Other values for keys of the refinement settings.
         file_bytes: Size on disk.
 
@@ -71,11 +74,19 @@ class ExportedNetwork:
         facts: ModelFacts,
         graphs: Graphs,
         tokenizer: CaptionTokenizer,
+        bigrams: BigramTable,
         refinement: Mapping[str, Any],
         file_bytes: int = 0,
     ) -> None:
         self.graphs = graphs
         self.settings = facts.settings.changed(refinement)
+        if self.settings.num_choices > facts.settings.num_choices:
+            raise ValueError(
+                f"refinement.num_choices = {self.settings.num_choices}: this export scores {facts.settings.num_choices}"
+            )
+        if self.settings.bigram_weight > 0 and not bigrams.counted:
+            raise ValueError("refinement.bigram_weight must be 0: this export holds no counts of neighbours")
+        self.bigrams = bigrams
         self.special = facts.special_tokens
         self.image_size = facts.image_size
         self.num_steps: int | None = self.settings.num_steps
@@ -137,7 +148,7 @@ class ExportedNetwork:
             def fit(tokens: np.ndarray, lengths: np.ndarray, image: np.ndarray = group.image) -> np.ndarray:
                 return self.graphs["fit"]({"tokens": tokens, "lengths": lengths, "image": image})[0]
 
-            part = refine(predict, group.length_logits, self.special, settings, record_steps, fit)
+            part = refine(predict, group.length_logits, self.special, settings, record_steps, fit, self.bigrams)
             parts.append((group.rows, part))
         decoded = join(parts, self.special.pad)
         decoded.expert_weights = weights
@@ -166,7 +177,11 @@ def open_exported(path: Path, refinement: dict[str, Any], num_threads: int | Non
         tokenizer = CaptionTokenizer.from_json((folder / TOKENIZER).read_text(encoding="utf-8"))
     except (DataError, OSError, UnicodeDecodeError) as error:
         raise ExportError(f"{folder / TOKENIZER}: {error}") from error
+    try:
+        bigrams = BigramTable.read(folder / BIGRAMS)
+    except ValueError as error:
+        raise ExportError(f"{folder / BIGRAMS}: {error}") from error
     graphs = LazyGraphs(folder, facts.runtime, facts.precision, num_threads)
-    network = ExportedNetwork(facts, graphs, tokenizer, refinement, folder_bytes(folder))
+    network = ExportedNetwork(facts, graphs, tokenizer, bigrams, refinement, folder_bytes(folder))
     _ = graphs["encoder"]  # a broken graph is to show at once
     return network

@@ -3,6 +3,7 @@
     EXPORT/export.json          the variants, and which one to take
     EXPORT/VARIANT/model.json   what the graphs are and how to refine
     EXPORT/VARIANT/tokenizer.json
+    EXPORT/VARIANT/bigrams.npz  what neighbouring words are worth
     EXPORT/VARIANT/weights.bin  weights of all its graphs
     EXPORT/VARIANT/encoder.*    pixels -> image memory, length logits, expert weights, image embedding
     EXPORT/VARIANT/fit.*        finished captions and image embedding -> how well each fits its image
@@ -22,8 +23,9 @@ from typing import Any
 from fastcap.serving.refine import RefinementSettings
 from fastcap.types import SpecialTokens
 
-FORMAT_VERSION = 2  # raised when a folder comes to mean something else
+FORMAT_VERSION = 3  # raised when a folder comes to mean something else
 INDEX, MODEL, TOKENIZER, WEIGHTS = "export.json", "model.json", "tokenizer.json", "weights.bin"
+BIGRAMS = "bigrams.npz"
 SUFFIXES = {"onnx": ".onnx", "openvino": ".xml"}
 PRECISIONS = ("fp32", "bf16", "int8")
 
@@ -134,7 +136,7 @@ def read_model(folder: Path) -> ModelFacts:
             raise ValueError(f"precision {facts.precision!r}, image_size {facts.image_size!r}")
     except (TypeError, KeyError, ValueError) as error:
         raise ExportError(f"{path}: field missing, unknown or refused ({error})") from error
-    for name in [*(f"{graph}{suffix}" for graph in facts.graphs), TOKENIZER, WEIGHTS]:
+    for name in [*(f"{graph}{suffix}" for graph in facts.graphs), TOKENIZER, BIGRAMS, WEIGHTS]:
         if not (folder / name).is_file():
             raise ExportError(f"{folder / name}: file of the exported model is missing")
     return facts

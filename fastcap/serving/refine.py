@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from fastcap.serving.chain import BigramTable, choose_together
 from fastcap.serving.network import Decoded, Draft
 from fastcap.types import SpecialTokens
 
@@ -21,8 +22,8 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
     "cosine": lambda progress: math.cos(math.pi / 2 * progress),
 }
 
-# (tokens, lengths) of K captions an image, (B, K, L) and (B, K), to each position's likeliest word and its
-# log-probability, both (B, K, L).
+# (tokens, lengths) of K captions an image, (B, K, L) and (B, K), to each position's likeliest words and their
+# log-probabilities, the best first, both (B, K, L, k).
 Predict = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 # Finished captions (B, K, L) and their lengths (B, K) to how well each fits its image, (B, K).
@@ -42,9 +43,11 @@ class RefinementSettings:
     num_lengths: int = 3
     collapse_repeats: bool = False
     similarity_weight: float = 0.0
+    bigram_weight: float = 0.0
+    num_choices: int = 4
 
     def __post_init__(self) -> None:
-        for name in ("num_steps", "num_lengths"):
+        for name in ("num_steps", "num_lengths", "num_choices"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"refinement.{name} = {value!r} must be a whole number, at least 1")
@@ -52,9 +55,10 @@ class RefinementSettings:
             raise ValueError(f"refinement.schedule = {self.schedule!r} must be one of {', '.join(SCHEDULES)}")
         if not isinstance(self.collapse_repeats, bool):
             raise ValueError(f"refinement.collapse_repeats = {self.collapse_repeats!r} must be true or false")
-        weight = self.similarity_weight
-        if isinstance(weight, bool) or not isinstance(weight, int | float) or not weight >= 0:
-            raise ValueError(f"refinement.similarity_weight = {weight!r} must be a number, not negative")
+        for name in ("similarity_weight", "bigram_weight"):
+            weight = getattr(self, name)
+            if isinstance(weight, bool) or not isinstance(weight, int | float) or not weight >= 0:
+                raise ValueError(f"refinement.{name} = {weight!r} must be a number, not negative")
 
     def changed(self, values: Mapping[str, Any]) -> RefinementSettings:
         """Return the settings with other values for some keys.
@@ -76,6 +80,7 @@ def refine(
     settings: RefinementSettings,
     record_steps: bool = False,
     fit: Fit | None = None,
+    bigrams: BigramTable | None = None,
 ) -> Decoded:
     """Caption a batch of images; the numbers are those of ``ICMRDecoder.generate``.
 
@@ -86,10 +91,15 @@ def refine(
         settings: How to refine.
         record_steps: Keep every step of the chosen candidates.
         fit: Asked how well each candidate fits its image, where ``similarity_weight`` is above zero.
+        bigrams: What neighbours are worth, where ``bigram_weight`` is above zero.
 
     Raises:
-        ValueError: If a fit is to be weighed and there is none.
+        ValueError: If a fit or neighbours are to be weighed and there is nothing to tell them.
     """
+    together = settings.bigram_weight > 0
+    if together and bigrams is None:
+        raise ValueError(f"refinement.bigram_weight = {settings.bigram_weight} needs counts of neighbours")
+
     # 1. The likeliest lengths, K an image.
     lengths = np.argsort(-length_logits, axis=1, kind="stable")[:, : settings.num_lengths] + 1
 
@@ -101,8 +111,14 @@ def refine(
 
     for step in range(1, settings.num_steps + 1):
         # 3. Predict all, write where masked.
-        predicted, log_probability = predict(tokens, lengths)
+        words, chances = predict(tokens, lengths)
         masked = tokens == special.mask
+        if together:
+            assert bigrams is not None
+            choices = words[..., : settings.num_choices], chances[..., : settings.num_choices]
+            predicted, log_probability = choose_together(*choices, tokens, masked, pad, bigrams, settings.bigram_weight)
+        else:
+            predicted, log_probability = words[..., 0], chances[..., 0]
         tokens = np.where(masked, predicted, tokens)
         confidence = np.where(masked, log_probability, confidence)
         # 4. Mask the least certain again; none after the last step.
@@ -114,14 +130,18 @@ def refine(
             break
         tokens = np.where(remasked, special.mask, tokens)
 
-    # 5. The candidate whose words are likeliest on average, and that fits the image.
+    # 5. The candidate whose words are likeliest on average, go together, and fit the image.
     scores = np.where(pad, 0.0, confidence).sum(2, dtype=np.float32) / lengths.astype(np.float32)
     shown, final = collapse(tokens, special.pad) if settings.collapse_repeats else (tokens, lengths)
     total = scores
+    if together and lengths.shape[1] > 1:
+        assert bigrams is not None
+        worth = bigrams.score(tokens, lengths) / lengths.astype(np.float32)
+        total = scores + np.float32(settings.bigram_weight) * worth
     if settings.similarity_weight > 0 and lengths.shape[1] > 1:
         if fit is None:
             raise ValueError(f"refinement.similarity_weight = {settings.similarity_weight} needs a fit")
-        total = scores + np.float32(settings.similarity_weight) * fit(shown, final)
+        total = total + np.float32(settings.similarity_weight) * fit(shown, final)
     rows = np.arange(len(lengths))
     best = total.argmax(1)
     chosen = [Draft(s.tokens[rows, best], s.confidence[rows, best], s.remasked[rows, best]) for s in steps]

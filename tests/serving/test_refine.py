@@ -5,7 +5,9 @@ import pytest
 import torch
 
 from fastcap.data.tokenizer import CaptionTokenizer
+from fastcap.decoder.bigrams import Bigrams
 from fastcap.generation.icmr import ICMRDecoder
+from fastcap.serving.chain import BigramTable
 from fastcap.serving.refine import RefinementSettings, join, refine
 
 SPECIAL = CaptionTokenizer.special
@@ -19,6 +21,11 @@ class Scorer:
         draw = torch.Generator().manual_seed(seed)
         self.image = torch.randn(num_images, 1, LONGEST, WORDS, generator=draw)
         self.word = torch.randn(WORDS, WORDS, generator=draw)
+        self.bigrams = Bigrams(WORDS)
+        self.bigrams.count(torch.randint(5, WORDS, (40, 6), generator=draw).tolist())
+
+    def table(self):
+        return BigramTable(*(t.numpy() for t in (self.bigrams.pairs, self.bigrams.worth, self.bigrams.unseen)))
 
     def prepare(self, memory):
         return memory.shape[0]
@@ -33,8 +40,8 @@ class Scorer:
         flat, pads = torch.tensor(tokens).flatten(0, 1), torch.tensor(pad).flatten(0, 1)
         logits = self.denoise(flat, pads, len(tokens))
         logits[..., list(SPECIAL.ids)] = -torch.inf
-        value, index = logits.log_softmax(-1).max(-1)
-        return index.view(tokens.shape).numpy(), value.view(tokens.shape).numpy()
+        value, index = logits.log_softmax(-1).topk(5)
+        return index.view(*tokens.shape, -1).numpy(), value.view(*tokens.shape, -1).numpy()
 
 
 class Fitness:
@@ -54,19 +61,20 @@ class Fitness:
         return self(tokens, lengths).numpy()
 
 
+@pytest.mark.parametrize(("together", "choices"), [(0.0, 4), (0.4, 1), (0.4, 3), (2.0, 4)])
 @pytest.mark.parametrize("weight", [0.0, 0.1, 3.0])
 @pytest.mark.parametrize("collapse", [False, True])
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
 @pytest.mark.parametrize("num_steps", [1, 2, 3, 4, 7, 10])
 @pytest.mark.parametrize("num_lengths", [1, 3])
-def test_numpy_refines_as_icmr_does(num_steps, schedule, num_lengths, collapse, weight):
+def test_numpy_refines_as_icmr_does(num_steps, schedule, num_lengths, collapse, weight, together, choices):
     scorer = Scorer(num_images=5, seed=num_steps)
     logits = torch.randn(5, LONGEST, generator=torch.Generator().manual_seed(num_lengths))
-    decoder = ICMRDecoder(SPECIAL, num_steps, schedule, num_lengths, collapse, weight)
+    decoder = ICMRDecoder(SPECIAL, num_steps, schedule, num_lengths, collapse, weight, together, choices)
     fitness = Fitness()
     expected = decoder.generate(scorer, torch.zeros(5, 1, 1), logits, True, fitness)
-    settings = RefinementSettings(num_steps, schedule, num_lengths, collapse, weight)
-    found = refine(scorer.predict, logits.numpy(), SPECIAL, settings, True, fitness.numpy)
+    settings = RefinementSettings(num_steps, schedule, num_lengths, collapse, weight, together, choices)
+    found = refine(scorer.predict, logits.numpy(), SPECIAL, settings, True, fitness.numpy, scorer.table())
     # Both have finished captions judged, and only where there is a choice.
     assert len(fitness.judged) == (2 if weight and num_lengths > 1 else 0)
     for one, other in zip(*fitness.judged, strict=True) if fitness.judged else ():
@@ -110,6 +118,8 @@ def test_parts_of_a_batch_join_in_order():
         ({"num_lengths": 1.5}, r"num_lengths = 1\.5"),
         ({"similarity_weight": -0.1}, r"similarity_weight = -0\.1"),
         ({"similarity_weight": "much"}, "similarity_weight = 'much'"),
+        ({"bigram_weight": True}, "bigram_weight = True"),
+        ({"num_choices": 0}, "num_choices = 0"),
         ({"schedule": "slow"}, "'slow' must be one of linear, cosine"),
         ({"collapse_repeats": 1}, "collapse_repeats = 1"),
         ({"num_beams": 3}, r"refinement\.num_beams: an exported model knows num_steps"),
@@ -118,3 +128,38 @@ def test_parts_of_a_batch_join_in_order():
 def test_refused_settings_are_named(values, message):
     with pytest.raises(ValueError, match=message):
         RefinementSettings().changed(values)
+
+
+def test_neighbours_that_are_to_be_weighed_must_be_there():
+    scorer = Scorer(num_images=1, seed=0)
+    with pytest.raises(ValueError, match=r"bigram_weight = 0\.3 needs counts"):
+        refine(scorer.predict, np.zeros((1, LONGEST), np.float32), SPECIAL, RefinementSettings(bigram_weight=0.3))
+
+
+def test_a_table_of_neighbours_is_written_and_read_whole(tmp_path):
+    scorer = Scorer(num_images=1, seed=0)
+    scorer.table().write(tmp_path / "bigrams.npz")
+    table = BigramTable.read(tmp_path / "bigrams.npz")
+    every = np.arange(WORDS + 1)
+    expected = scorer.bigrams(*(torch.from_numpy(t) for t in np.broadcast_arrays(every[:, None], every)))
+    np.testing.assert_array_equal(table(every[:, None], every), expected.numpy())
+    assert table.counted and not BigramTable(table.pairs[:0], table.worth[:0], table.unseen).counted
+
+
+@pytest.mark.parametrize(
+    "arrays",
+    [
+        {"pairs": np.arange(3), "worth": np.zeros(3)},
+        {"pairs": np.arange(3), "worth": np.zeros(2), "unseen": np.zeros(4)},
+        {"pairs": np.array([{}]), "worth": np.zeros(1), "unseen": np.zeros(4)},
+        None,
+    ],
+)
+def test_another_file_is_no_table(tmp_path, arrays):
+    path = tmp_path / "bigrams.npz"
+    if arrays is None:
+        path.write_bytes(b"PK nothing")
+    else:
+        np.savez(path, **arrays)
+    with pytest.raises(ValueError, match="not a table of neighbours"):
+        BigramTable.read(path)

@@ -1,0 +1,117 @@
+"""Words chosen together, without torch: ``fastcap.generation.chain`` and ``fastcap.decoder.bigrams``, in numpy."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+
+@dataclass
+class BigramTable:
+    """Counts of neighbours, as ``fastcap.decoder.bigrams.Bigrams`` keeps them.
+
+    Attributes:
+        pairs: The pairs that were counted, ascending. (n,)
+        worth: What each is worth, in nats. (n,)
+        unseen: What any other word is worth after each; the last is the boundary's. (V + 1,)
+    """
+
+    pairs: np.ndarray
+    worth: np.ndarray
+    unseen: np.ndarray
+
+    @property
+    def boundary(self) -> int:
+        """The symbol of a caption's start and end."""
+        return len(self.unseen) - 1
+
+    @property
+    def counted(self) -> bool:
+        """Whether any captions were counted."""
+        return len(self.pairs) > 0
+
+    def __call__(self, before: np.ndarray, after: np.ndarray) -> np.ndarray:
+        """Look pairs up; both broadcast together."""
+        wanted = before * len(self.unseen) + after
+        unseen = np.broadcast_to(self.unseen[before], wanted.shape)
+        if not self.counted:
+            return unseen
+        at = np.minimum(np.searchsorted(self.pairs, wanted), len(self.pairs) - 1)
+        return np.where(self.pairs[at] == wanted, self.worth[at], unseen)
+
+    def score(self, tokens: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        """Sum over the pairs of captions. (..., L) and (...) to (...)."""
+        words = np.where(np.arange(tokens.shape[-1]) >= lengths[..., None], self.boundary, tokens)
+        edge = np.full((*words.shape[:-1], 1), self.boundary)
+        return self(np.concatenate([edge, words], -1), np.concatenate([words, edge], -1)).sum(-1, dtype=np.float32)
+
+    def write(self, path: Path) -> None:
+        """Write the table, plain arrays."""
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, pairs=self.pairs, worth=self.worth, unseen=self.unseen)
+        path.write_bytes(buffer.getvalue())
+
+    @classmethod
+    def read(cls, path: Path) -> BigramTable:
+        """Read what ``write`` wrote; nothing is unpickled.
+
+        Raises:
+            ValueError: If it is anything else.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as found:
+                table = cls(found["pairs"], found["worth"], found["unseen"])
+        except (OSError, KeyError, EOFError, ValueError, TypeError) as error:
+            raise ValueError(f"not a table of neighbours ({error})") from error
+        if table.pairs.shape != table.worth.shape or table.pairs.ndim != 1 or table.unseen.ndim != 1:
+            raise ValueError("not a table of neighbours (its arrays do not fit each other)")
+        return table
+
+
+def choose_together(
+    words: np.ndarray,
+    log_probability: np.ndarray,
+    tokens: np.ndarray,
+    hidden: np.ndarray,
+    pad: np.ndarray,
+    bigrams: BigramTable,
+    weight: float,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Take the best way through the choices of hidden words.
+
+    Args:
+        words: Choices of each position, likeliest first. (..., L, k)
+        log_probability: Of each. (..., L, k)
+        tokens: What stands already. (..., L)
+        hidden: True where a word is to be chosen. (..., L)
+        pad: True beyond each caption's end. (..., L)
+        bigrams: What pairs are worth.
+        weight: Weight of that.
+
+    Returns:
+        The words and their log-probabilities; they have no meaning where nothing is hidden. (..., L) twice
+    """
+    only = np.full(words.shape[-1], -np.inf, np.float32)
+    only[0] = 0.0
+    standing = np.where(pad, bigrams.boundary, tokens)[..., None]
+    open_ = hidden[..., None]
+    words, value = np.where(open_, words, standing), np.where(open_, log_probability, only)
+    end = np.full((*words.shape[:-2], 1, words.shape[-1]), bigrams.boundary)
+    after = np.concatenate([words, end], axis=-2)
+    before = np.concatenate([end, words], axis=-2)
+    gains = np.float32(weight) * bigrams(before[..., :, None], after[..., None, :])
+    gains += np.concatenate([value, np.broadcast_to(only, end.shape)], axis=-2)[..., None, :]
+    ahead, pointers = np.zeros(gains.shape[:-3] + gains.shape[-1:], np.float32), []
+    for at in reversed(range(gains.shape[-3])):
+        total = gains[..., at, :, :] + ahead[..., None, :]
+        pointers.append(total.argmax(-1))
+        ahead = total.max(-1)
+    choice, way = np.zeros_like(pointers[0][..., :1]), []
+    for pointer in reversed(pointers[1:]):
+        choice = np.take_along_axis(pointer, choice, -1)
+        way.append(choice)
+    taken = np.stack(way, axis=-2)
+    return tuple(np.take_along_axis(t, taken, -1)[..., 0] for t in (words, value))  # type: ignore[return-value]
