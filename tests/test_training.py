@@ -9,7 +9,8 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from fastcap.build import build_datamodule, build_module, build_trainer, load_checkpoint
+from fastcap.build import CheckpointError, build_datamodule, build_module, build_trainer, load_checkpoint
+from fastcap.decoder.bigrams import Bigrams
 from fastcap.eval import evaluate
 from fastcap.train import train
 from tests.tiny import tiny_config
@@ -66,6 +67,24 @@ def test_checkpoint_rebuilds_the_model_by_itself(run):
     assert loaded.config == OmegaConf.to_container(cfg, resolve=True)
     for name, value in _weights(folder / "checkpoints/last.ckpt").items():
         assert torch.equal(loaded.model.state_dict()[name.removeprefix("model.")], value)
+
+
+def test_a_checkpoint_holds_the_counts_of_its_training_captions(run, tmp_path):
+    cfg, folder, _ = run
+    loaded = load_checkpoint(folder / "checkpoints/last.ckpt")
+    captions = build_datamodule(cfg).reference_tokens().values()
+    expected = Bigrams(loaded.tokenizer.vocab_size)
+    expected.count(ids for texts in captions for ids in texts)
+    assert loaded.model.refinement.bigram_weight > 0
+    for name, value in expected.state_dict().items():
+        assert torch.equal(loaded.model.decoder.bigrams.state_dict()[name], value)
+    # One from before there were counts serves without them, and says so where they are asked for.
+    older = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)
+    older["state_dict"] = {n: v for n, v in older["state_dict"].items() if ".bigrams." not in n}
+    torch.save(older, tmp_path / "older.ckpt")
+    with pytest.raises(CheckpointError, match=r"older\.ckpt: holds no counts of neighbours"):
+        load_checkpoint(tmp_path / "older.ckpt")
+    assert not load_checkpoint(tmp_path / "older.ckpt", {"refinement.bigram_weight": 0}).model.decoder.bigrams.counted
 
 
 def test_a_resumed_run_equals_an_unbroken_one(run, tmp_path):

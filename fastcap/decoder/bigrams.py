@@ -79,9 +79,10 @@ class Bigrams(nn.Module):
         return self(torch.cat([edge, words], 1), torch.cat([words, edge], 1)).sum(1)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """Take over tables of any size; a checkpoint from before there were any has none."""
+        """Take over tables of any size; a checkpoint from before there were any changes nothing."""
         for name in ("pairs", "worth", "unseen"):
-            found = state_dict.setdefault(prefix + name, torch.zeros_like(getattr(self, name)))
-            if name != "unseen":
-                setattr(self, name, torch.empty_like(found, device=self.unseen.device))
+            own = getattr(self, name)
+            found = state_dict.setdefault(prefix + name, own)
+            if found.shape != own.shape and name != "unseen":
+                setattr(self, name, torch.empty_like(found, device=own.device))
         super()._load_from_state_dict(state_dict, prefix, *args)

@@ -67,4 +67,7 @@ def test_a_decoder_takes_over_tables_of_any_size_and_misses_none(bigrams):
     fresh = MoEDecoder(V, 6, 0, dim=16, num_layers=1, num_experts=1)
     fresh.load_state_dict(older)
     assert not fresh.bigrams.counted
+    ours.bigrams.count([[5]])
+    ours.load_state_dict(older)
+    assert len(ours.bigrams.pairs) == 3  # its own: start, end, and what follows that
     assert not [name for name, _ in fresh.named_parameters() if "bigrams" in name]
