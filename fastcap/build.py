@@ -184,8 +184,7 @@ def build_module(cfg: DictConfig, datamodule: CaptionDataModule, model: FastCap 
     references = datamodule.reference_tokens() if model is None or cfg.objective.reinforce_weight > 0 else {}
     if model is None:
         model = build_model(cfg, tokenizer, datamodule.concept_weights(), fresh=not cfg.get("resume"))
-        if not model.decoder.causal:
-            model.decoder.bigrams.count(itertools.chain.from_iterable(references.values()))
+        model.decoder.bigrams.count(itertools.chain.from_iterable(references.values()))
     return CaptioningModule(
         model=model,
         special=tokenizer.special,

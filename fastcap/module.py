@@ -324,6 +324,9 @@ class CaptioningModule(L.LightningModule):
         self.predictions += [Prediction(*row) for row in rows]
         error = refinement.drafted_lengths - batch.lengths.float().mean(1)
         self.log("dlag/mae", error.abs().mean(), batch_size=len(batch), sync_dist=True)
+        if self.model.decoder.bigrams.counted:
+            strange = self.model.decoder.bigrams.strange(refinement.tokens, refinement.lengths).float()
+            self.log(f"{self.eval_split}/strange", 100 * strange.mean(), batch_size=len(batch), sync_dist=True)
 
     def on_validation_epoch_end(self) -> None:
         """Log every metric of the split."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastcap.decoder.attention import merge_heads, split_heads
+from fastcap.decoder.bigrams import Bigrams
 from fastcap.decoder.moe import Expert, ExpertCache, ExpertMixture, GatingNetwork
 from fastcap.decoder.moe_decoder import DecoderCache
 from fastcap.decoder.vocabulary import VocabularyHead
@@ -132,6 +133,7 @@ class AutoregressiveDecoder(nn.Module):
         )
         self.norm = nn.LayerNorm(dim)
         self.head = VocabularyHead()
+        self.bigrams = Bigrams(vocab_size)  # for counting faults alone
         self.head_bias = nn.Parameter(torch.zeros(vocab_size))
         nn.init.normal_(self.word.weight, std=dim**-0.5)
         nn.init.normal_(self.from_start.weight, std=0.7)

@@ -16,7 +16,8 @@ from fastcap.recipes.plan import JOBS, Stage
 from fastcap.sweeping.jobs import write_json
 
 SETTINGS = ("num_steps", "num_lengths", "num_beams")
-COLUMNS = ("stage", "split", *SETTINGS, "cider", "bleu4", "distinct", "repetitions", "decode_ms")
+SCORES = ("cider", "bleu4", "distinct", "repetitions", "strange")
+COLUMNS = ("stage", "split", *SETTINGS, *SCORES, "decode_ms")
 _TITLES = {
     "stage": "stage",
     "split": "split",
@@ -27,6 +28,7 @@ _TITLES = {
     "bleu4": "BLEU-4",
     "distinct": "distinct",
     "repetitions": "repeated",
+    "strange": "strange",
     "decode_ms": "ms",
 }
 
@@ -71,7 +73,7 @@ def _row(stage: Stage, path: Path, times: dict[tuple[str, ...], float]) -> dict[
     time = times.get((str(Path(results["ckpt"]).resolve()), *settings.values()))
     if time is not None and results.get("decode_ms") != time:
         write_json(path, results | {"decode_ms": time})
-    scores = {name: results["metrics"].get(f"{split}/{name}") for name in ("cider", "bleu4", "distinct", "repetitions")}
+    scores = {name: results["metrics"].get(f"{split}/{name}") for name in SCORES}
     return {"stage": stage.name, "split": split, **settings, **scores, "decode_ms": time}
 
 

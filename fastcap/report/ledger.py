@@ -13,8 +13,10 @@ from fastcap.report.runs import Run
 
 COLUMNS = (
     *("date", "commit", "dirty", "seed", "overrides", "decoder", "data", "split", "images", "steps", "cider", "bleu4"),
-    *("val_loss", "decode_ms", "params", "minutes", "lengths", "beams", "distinct", "repetitions", "run"),
+    *("val_loss", "decode_ms", "params", "minutes", "lengths", "beams", "distinct", "repetitions", "strange", "run"),
 )
+_SCORES = ("cider", "bleu4", "distinct", "repetitions", "strange")
+_LATER = ("strange",)  # columns that older ledgers lack
 _SAYS_NOTHING = re.compile(r"[+~]*(logger|callbacks|hydra|name|recipe|resume)\b")
 _ABSOLUTE = re.compile(r"(?<![\w.\-])/(?:[^/\s,\]}'\"]+/)*[^/\s,\]}'\"]+")
 
@@ -46,7 +48,7 @@ def row_of(run: Run, base: Path) -> Row:
         "steps": refinement.get("num_steps"),
         "lengths": refinement.get("num_lengths"),
         "beams": refinement.get("num_beams"),
-        **{name: run.metrics.get(f"{split}/{name}") for name in ("cider", "bleu4", "distinct", "repetitions")},
+        **{name: run.metrics.get(f"{split}/{name}") for name in _SCORES},
         "val_loss": run.metrics.get(f"{split}/loss"),
         "params": results.get("parameters"),
         "run": _place(run.path, base),
@@ -69,11 +71,12 @@ def read_ledger(path: Path) -> list[Row]:
         return []
     except (OSError, ValueError, csv.Error) as error:
         raise LedgerError(f"{path}: cannot be read ({error})") from error
-    if missing := [name for name in COLUMNS if name not in names]:
+    if missing := [name for name in COLUMNS if name not in names and name not in _LATER]:
         raise LedgerError(f"{path}: no ledger of runs (no column {missing[0]!r})")
     for number, row in enumerate(rows, start=2):
         if None in row or None in row.values():
             raise LedgerError(f"{path}: line {number}: not {len(names)} cells")
+        row.update({name: "" for name in _LATER if name not in row})
     return rows
 
 

@@ -75,6 +75,7 @@ def markdown(rows: Sequence[Row]) -> str:
             "BLEU-4": _number(row["bleu4"]),
             "distinct %": _number(row["distinct"], 0),
             "repeated %": _number(row["repetitions"]),
+            "strange %": _number(row["strange"]),
             "decoding, ms": _number(row["decode_ms"]),
             "M params": _number(row["params"], 1, 1e-6),
             "seed": row["seed"],

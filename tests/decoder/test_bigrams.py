@@ -41,6 +41,13 @@ def test_captions_start_and_end_with_the_boundary_and_padding_is_worth_nothing(b
     assert float(bigrams(torch.tensor(V), torch.tensor(V))) == 0
 
 
+def test_captions_with_neighbours_that_nobody_wrote_are_strange(bigrams):
+    tokens = torch.tensor([[5, 6, 0, 0], [6, 5, 0, 0], [6, 0, 0, 0], [5, 6, 7, 6], [5, 0, 6, 6]])
+    # "6" and "6 5": nobody began with 6; an end where nobody ended is not counted.
+    found = bigrams.strange(tokens, torch.tensor([2, 2, 1, 4, 1]))
+    assert found.tolist() == [False, True, True, False, False]
+
+
 def test_before_any_captions_are_counted_pairs_are_worth_nothing():
     bigrams = Bigrams(V)
     assert not bigrams.counted and bigrams(torch.tensor([5, V]), torch.tensor([6, 5])).tolist() == [0, 0]

@@ -59,6 +59,18 @@ def runs(tmp_path, monkeypatch):
     return tmp_path
 
 
+def test_a_ledger_from_before_a_column_gets_it(runs):
+    results.main(["runs"])
+    path = runs / "experiments/results.csv"
+    lines = [line.split(",") for line in path.read_text().splitlines()]
+    at = lines[0].index("strange")
+    path.write_text("\n".join(",".join(cells[:at] + cells[at + 1 :]) for cells in lines) + "\n")
+    assert [row["strange"] for row in read_ledger(path)] == ["", ""]
+    _run(runs / "runs/third", metrics={"val/cider": 1.0, "val/strange": 2.5})
+    results.main(["runs"])
+    assert sorted(row["strange"] for row in read_ledger(path)) == ["", "", "2.5"]
+
+
 def test_a_run_is_one_row_however_often_it_is_added(runs, capsys):
     for expected in ("2 new, 0 changed", "0 new, 0 changed"):
         results.main(["runs"])
@@ -114,7 +126,7 @@ def test_tables_are_made_between_markers_again_and_again(runs, capsys):
         ("results.csv run=nobody", "no row of results.csv is like that"),
         ("nothing.csv", "no row of nothing.csv is like that"),
         ("other.csv", r"other\.csv: no ledger of runs \(no column 'date'\)"),
-        ("half.csv", r"half\.csv: line 2: not 21 cells"),
+        ("half.csv", r"half\.csv: line 2: not 22 cells"),
     ],
 )
 def test_what_makes_no_table_is_named(runs, what, message):
