@@ -179,6 +179,8 @@ def open_exported(path: Path, refinement: dict[str, Any], num_threads: int | Non
         raise ExportError(f"{folder / TOKENIZER}: {error}") from error
     try:
         bigrams = BigramTable.read(folder / BIGRAMS)
+        if bigrams.boundary != tokenizer.vocab_size:
+            raise ValueError(f"of {bigrams.boundary} words, {TOKENIZER} holds {tokenizer.vocab_size}")
     except ValueError as error:
         raise ExportError(f"{folder / BIGRAMS}: {error}") from error
     graphs = LazyGraphs(folder, facts.runtime, facts.precision, num_threads)

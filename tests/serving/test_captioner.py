@@ -17,6 +17,7 @@ from fastcap import caption as caption_command
 from fastcap.build import CheckpointError
 from fastcap.captioner import Captioner
 from fastcap.data.errors import DataError
+from fastcap.serving.chain import BigramTable
 from fastcap.serving.folder import ExportError
 from tests.tiny_captioner import painted
 
@@ -147,6 +148,27 @@ def test_candidates_are_chosen_by_likeness_in_every_runtime(tiny_checkpoint, tin
     assert chosen[0.0] != chosen[2.0], "the similarity changed no choice: nothing was said of it"
 
 
+def test_words_are_chosen_together_in_every_runtime(tiny_checkpoint, tiny_export, tmp_path):
+    chosen = {}
+    for weight in (0.0, 3.0):
+        options = {"num_steps": 1, "num_lengths": 2, "bigram_weight": weight, "num_choices": 3}
+        models = [Captioner.load(path, **options) for path in (tiny_checkpoint, tiny_export[0])]
+        chosen[weight], exported = ([model.caption(p).text for p in PIXELS] for model in models)
+        assert chosen[weight] == exported
+    assert chosen[0.0] != chosen[3.0], "neighbours changed no word: nothing was said of them"
+    with pytest.raises(ValueError, match=r"num_choices = 5: this export scores 4"):
+        Captioner.load(tiny_export[0], num_choices=5)
+    folder = shutil.copytree(tiny_export[0] / "onnx-fp32", tmp_path / "uncounted")
+    table = BigramTable.read(folder / "bigrams.npz")
+    replace(table, pairs=table.pairs[:0], worth=table.worth[:0]).write(folder / "bigrams.npz")
+    with pytest.raises(ValueError, match="holds no counts of neighbours"):
+        Captioner.load(folder)
+    assert Captioner.load(folder, bigram_weight=0).caption(PIXELS[0]).text
+    replace(table, unseen=table.unseen[1:]).write(folder / "bigrams.npz")
+    with pytest.raises(ExportError, match=r"bigrams\.npz: of \d+ words, tokenizer\.json holds \d+"):
+        Captioner.load(folder)
+
+
 def test_an_export_is_captioned_without_torch(tiny_export, photo):
     program = (
         "import sys\nfrom fastcap import caption\n"
@@ -176,6 +198,8 @@ def _edit(folder, file, **fields):
         (lambda f: (f / "onnx-fp32/encoder.onnx").write_bytes(b"x"), r"encoder\.onnx: cannot be opened"),
         (lambda f: (f / "onnx-fp32/weights.bin").unlink(), r"weights\.bin: file of the exported model is missing"),
         (lambda f: (f / "onnx-fp32/tokenizer.json").write_text("{}"), r"tokenizer\.json"),
+        (lambda f: (f / "onnx-fp32/bigrams.npz").unlink(), r"bigrams\.npz: file of the exported model is missing"),
+        (lambda f: (f / "onnx-fp32/bigrams.npz").write_bytes(b"x"), r"bigrams\.npz: not a table of neighbours"),
         (lambda f: (f / "export.json").write_text("[]"), r"export\.json: must hold a JSON object"),
         (lambda f: _edit(f, "export.json", default="../other"), r"export\.json: field `default`"),
         (lambda f: _edit(f, "onnx-fp32/model.json", format_version=99), r"model\.json: field `format_version` is 99"),
