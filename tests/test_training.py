@@ -148,13 +148,18 @@ def test_one_batch_is_learnt_by_heart(overrides):
     assert captions == [module.decode_text(ids[:length]) for ids, length in rows]
 
 
-def test_drafts_are_mixed_in_and_scored():
-    cfg = tiny_config("objective.draft_share=0.5")
+def _module_and_batch(*overrides):
+    cfg = tiny_config(*overrides)
     datamodule = build_datamodule(cfg)
     datamodule.prepare()
     datamodule.setup("fit")
     module = build_module(cfg, datamodule)
     batch = next(iter(datamodule.train_dataloader()))
+    return module, batch
+
+
+def test_drafts_are_mixed_in_and_scored():
+    module, batch = _module_and_batch("objective.draft_share=0.5")
     tokens, lengths = batch.tokens.flatten(0, 1), batch.lengths.flatten()
     pad = torch.arange(tokens.shape[1]) >= lengths[:, None]
     hidden = torch.zeros_like(pad)
@@ -173,12 +178,7 @@ def test_drafts_are_mixed_in_and_scored():
 
 @pytest.mark.parametrize("ratio", [0.5, 3.0])
 def test_glancing_shows_words_for_those_that_a_draft_gets_wrong(ratio, monkeypatch):
-    cfg = tiny_config(f"objective.glancing={ratio}", "objective.full_mask_share=0")
-    datamodule = build_datamodule(cfg)
-    datamodule.prepare()
-    datamodule.setup("fit")
-    module = build_module(cfg, datamodule)
-    batch = next(iter(datamodule.train_dataloader()))
+    module, batch = _module_and_batch(f"objective.glancing={ratio}", "objective.full_mask_share=0")
     tokens, lengths = batch.tokens.flatten(0, 1), batch.lengths.flatten()
     tokens = tokens[:, : int(lengths.max())]  # as `losses` cuts them
     ahead = torch.arange(tokens.shape[1])
