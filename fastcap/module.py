@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import Metric
 
 from fastcap.chance import Chance, ImageChance, step_seed, uniform
-from fastcap.generation.schedule import lowest, sample_mask
+from fastcap.generation.schedule import sample_mask
 from fastcap.losses import alignment_loss, concept_loss, length_loss, reinforce_loss, token_loss
 from fastcap.metrics import CaptionMetrics, caption_faults
 from fastcap.model import FastCap
@@ -41,7 +41,6 @@ class Objective:
             all captions of the batch, at next to no cost.
         draft_share: Probability that a visible token is replaced by the decoder's own draft, to be mended; zero
             saves the drafting pass.
-        glancing: Words shown for each one that a draft gets wrong (GLAT, arXiv 2008.07905); zero: a uniform share.
         token_weight: Weight of the token loss.
         reinforce_weight: Weight of the loss that rewards sampled captions by their CIDEr-D; zero samples none.
         reinforce_samples: Captions sampled for each image, at least two.
@@ -55,7 +54,6 @@ class Objective:
     full_mask_share: float = 0.2
     decoded_captions: int = 5
     draft_share: float = 0.0
-    glancing: float = 0.0
     token_weight: float = 1.0
     reinforce_weight: float = 0.0
     reinforce_samples: int = 5
@@ -189,10 +187,7 @@ class CaptioningModule(L.LightningModule):
             shown, targets, scored = shift_right(tokens, lengths, self.special)
             output = decoder.output(decoder.predict(shown, cache)[0], cache)
         else:
-            if objective.glancing > 0:
-                hidden = self._glance(tokens, lengths, pad, cache, chance)
-            else:
-                hidden = sample_mask(lengths, tokens.shape[1], objective.full_mask_share, chance)
+            hidden = sample_mask(lengths, tokens.shape[1], objective.full_mask_share, chance)
             visible, targets, scored = tokens.masked_fill(hidden, self.special.mask), tokens, hidden
             if objective.draft_share > 0:
                 visible, scored = self._mix_in_draft(visible, hidden, tokens, pad, cache, chance)
@@ -236,9 +231,8 @@ class CaptioningModule(L.LightningModule):
             The loss, and how many decisions it is a mean over.
         """
         model, number = self.model, self.objective.reinforce_samples
-        sampled = model.refinement.sample(
-            model.decoder, memory, model.length(memory), number, self.objective.reinforce_temperature
-        )
+        temperature = self.objective.reinforce_temperature
+        sampled = model.refinement.sample(model.decoder, memory, model.length(memory), number, temperature)
         assert self.reward is not None, "reinforce_weight needs a reward"
         image_ids = batch.image_ids.repeat_interleave(number).tolist()
         pairs = zip(sampled.tokens.tolist(), sampled.lengths.tolist(), strict=True)
@@ -247,26 +241,17 @@ class CaptioningModule(L.LightningModule):
         self.log("train/reward", 100 * rewards.mean(), sync_dist=True)
         return reinforce_loss(sampled, rewards), sampled.decided.sum()
 
-    def _glance(self, tokens: Tensor, lengths: Tensor, pad: Tensor, cache: Any, chance: Chance) -> Tensor:
-        """Hide all words but ``glancing`` for each one that a draft gets wrong; at least one is hidden (True)."""
-        shown = (self.objective.glancing * ((self._draft(tokens, pad, cache) != tokens) & ~pad).sum(1)).long()
-        count = lengths - torch.minimum(shown, lengths - 1)
-        return lowest(uniform(chance, *tokens.shape).to(tokens.device).masked_fill(pad, 2.0), count)
-
-    @torch.no_grad()
-    def _draft(self, tokens: Tensor, pad: Tensor, cache: Any) -> Tensor:
-        """Write captions of the same lengths in one step. (B, L)."""
-        start = torch.full_like(tokens, self.special.mask).masked_fill(pad, self.special.pad)
-        logits = self.model.decoder.denoise(start, pad, cache)
-        logits[..., list(self.special.ids)] = -torch.inf
-        return logits.argmax(-1)
-
     def _mix_in_draft(
         self, visible: Tensor, hidden: Tensor, tokens: Tensor, pad: Tensor, cache: Any, chance: Chance
     ) -> tuple[Tensor, Tensor]:
         """Replace some visible tokens by the decoder's own draft; returns the input and what is scored."""
-        draft = self._draft(tokens, pad, cache)
-        replaced = (uniform(chance, *tokens.shape).to(tokens.device) < self.objective.draft_share) & ~hidden & ~pad
+        with torch.no_grad():
+            start = torch.full_like(tokens, self.special.mask).masked_fill(pad, self.special.pad)
+            logits = self.model.decoder.denoise(start, pad, cache)
+            logits[..., list(self.special.ids)] = -torch.inf
+            draft = logits.argmax(-1)
+        drawn = uniform(chance, *tokens.shape).to(tokens.device) < self.objective.draft_share
+        replaced = drawn & ~hidden & ~pad
         return torch.where(replaced, draft, visible), hidden | replaced
 
     def sharded_blocks(self) -> list[nn.Module]:

@@ -176,21 +176,6 @@ def test_drafts_are_mixed_in_and_scored():
     assert not torch.isin(mixed[replaced], torch.tensor(module.special.ids)).any()
 
 
-@pytest.mark.parametrize("ratio", [0.5, 3.0])
-def test_glancing_shows_words_for_those_that_a_draft_gets_wrong(ratio, monkeypatch):
-    module, batch = _module_and_batch(f"objective.glancing={ratio}", "objective.full_mask_share=0")
-    tokens, lengths = batch.tokens.flatten(0, 1), batch.lengths.flatten()
-    tokens = tokens[:, : int(lengths.max())]  # as `losses` cuts them
-    ahead = torch.arange(tokens.shape[1])
-    pad, wrong = ahead >= lengths[:, None], (ahead % 2 == 1) & (ahead < lengths[:, None])
-    losses, _ = module.losses(batch, torch.Generator().manual_seed(0))
-    assert losses["token"].isfinite()
-    monkeypatch.setattr(module, "_draft", lambda tokens, pad, cache: tokens.masked_fill(wrong, module.special.unk))
-    hidden = module._glance(tokens, lengths, pad, None, torch.Generator().manual_seed(0))
-    assert torch.equal(hidden.sum(1), (lengths - (ratio * wrong.sum(1)).long()).clamp(min=1))
-    assert not (hidden & pad).any()
-
-
 def test_bf16_trains_with_the_default_optimiser(tmp_path):
     metrics = train(tiny_config("trainer.precision=bf16-mixed", "trainer.max_epochs=1"), tmp_path)
     assert metrics["val/loss"] > 0
