@@ -48,8 +48,6 @@ class CrossModalFeatureAlignment(nn.Module):
         concept_weights: How far images decide each concept; all ones if left out. (C,)
         feature_dropout: Share of the features' channels that an image loses in training, everywhere at once (spatial
             dropout, Tompson et al. 2015, arXiv 1411.4280): against learning a small set of images by heart.
-        concept_slots: The likeliest concepts of the image join its memory as so many further rows, each its embedding
-            times its probability (LightCap's visual concepts, arXiv 2212.08985).
     """
 
     word_concepts: Tensor
@@ -64,16 +62,12 @@ class CrossModalFeatureAlignment(nn.Module):
         temperature: float = 0.07,
         concept_weights: Sequence[float] | None = None,
         feature_dropout: float = 0.0,
-        concept_slots: int = 0,
     ) -> None:
         super().__init__()
         self.feature_dropout = nn.Dropout1d(feature_dropout)
         self.projection = nn.Linear(feature_dim, dim)
         self.image_head = nn.Linear(dim, embed_dim)
         self.concept_head = nn.Linear(2 * dim, max(concepts) + 1)
-        self.concept_slots = min(concept_slots, max(concepts) + 1)
-        if concept_slots:
-            self.concept = nn.Embedding(max(concepts) + 1, dim)
         self.register_buffer("word_concepts", torch.tensor(list(concepts)), persistent=False)
         weights = torch.ones(max(concepts) + 1) if concept_weights is None else torch.tensor(list(concept_weights))
         self.register_buffer("concept_weights", weights)
@@ -81,16 +75,9 @@ class CrossModalFeatureAlignment(nn.Module):
         self.log_scale = nn.Parameter(torch.tensor([-math.log(temperature)]))
 
     def project(self, features: Tensor) -> Tensor:
-        """Make the image memory, from the image alone. (B, N, feature_dim) -> (B, N + concept_slots, D)."""
+        """Make the image memory, from the image alone. (B, N, feature_dim) -> (B, N, D)."""
         features = self.feature_dropout(features.mT).mT if self.training else features
-        memory = self.projection(features)
-        if not self.concept_slots:
-            return memory
-        likeliest = self._concept_logits(memory).topk(self.concept_slots, dim=-1)
-        return torch.cat([memory, self.concept(likeliest.indices) * likeliest.values.sigmoid().unsqueeze(-1)], dim=1)
-
-    def _concept_logits(self, memory: Tensor) -> Tensor:
-        return self.concept_head(torch.cat([memory.mean(1), memory.amax(1)], dim=-1))
+        return self.projection(features)
 
     def embed(self, memory: Tensor, tokens: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Embed images and their captions for the contrastive loss, and to choose among finished captions.
@@ -145,7 +132,7 @@ class CrossModalFeatureAlignment(nn.Module):
         Returns:
             Logits, from the mean and the maximum over patches, and the truth, both (B, C) for C concepts.
         """
-        logits = self._concept_logits(memory[:, : memory.shape[1] - self.concept_slots])
+        logits = self.concept_head(torch.cat([memory.mean(1), memory.amax(1)], dim=-1))
         named = self.word_concepts[tokens.flatten(1)]
         truth = torch.zeros(len(logits), logits.shape[1] + 1, device=logits.device)
         return logits, truth.scatter_(1, named + 1, 1.0)[:, 1:]
