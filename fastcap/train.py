@@ -24,6 +24,7 @@ from fastcap.build import (
     build_module,
     build_trainer,
     check_resume,
+    read_checkpoint,
     settle_resume,
 )
 from fastcap.callbacks import close_loggers
@@ -101,8 +102,10 @@ def _best_metrics(trainer: L.Trainer, module: L.LightningModule, datamodule: L.L
     checkpoint = trainer.checkpoint_callback
     if not isinstance(checkpoint, ModelCheckpoint) or not checkpoint.best_model_path:
         return metrics
-    if metrics.get(checkpoint.monitor or "") != float(checkpoint.best_model_score or 0):
-        best = checkpoint.best_model_path
+    best = checkpoint.best_model_path
+    # Of equal scores the first one's checkpoint is kept.
+    last = read_checkpoint(best)["global_step"] == trainer.global_step
+    if not last or metrics.get(checkpoint.monitor or "") != float(checkpoint.best_model_score or 0):
         trainer.validate(module, datamodule=datamodule, ckpt_path=best, weights_only=True, verbose=False)
         metrics |= _numbers(trainer)
     return metrics

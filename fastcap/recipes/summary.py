@@ -89,13 +89,17 @@ def _decoding_times(folders: Iterable[Path]) -> dict[tuple[str, ...], float]:
 
 
 def _print(rows: Sequence[dict[str, Any]], title: str) -> None:
+    splits = {row["split"] for row in rows}
+    if len(splits) == 1:
+        title += f"; {splits.pop()}"
+    names = [name for name in COLUMNS if name != "split" or splits]
     table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for name in COLUMNS:
+    for name in names:
         table.add_column(
             _TITLES[name], justify="left" if name in ("stage", "split") else "right", no_wrap=name == "stage"
         )
     for row in rows:
-        table.add_row(*(_cell(row[name]) for name in COLUMNS))
+        table.add_row(*(_cell(row[name]) for name in names))
     if rows:
         Console().print(table)
 
