@@ -88,6 +88,10 @@ def construct(node: DictConfig, **facts: Any) -> Any:
     except (ValueError, InstantiationException) as error:
         cause = error.__cause__ or error
         raise ConfigError(f"{node.get('_target_')}: {cause}") from error
+    except TypeError as error:  # a key of another version, out of a checkpoint's configuration
+        if "unexpected keyword argument" not in str(error):
+            raise
+        raise ConfigError(f"{node.get('_target_')}: {error}") from error
 
 
 def build_datamodule(cfg: DictConfig, tokenizer: CaptionTokenizer | None = None) -> CaptionDataModule:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from fastcap.build import CheckpointError, build_datamodule, build_module, build_trainer, load_checkpoint
+from fastcap.build import CheckpointError, ConfigError, build_datamodule, build_module, build_trainer, load_checkpoint
 from fastcap.decoder.bigrams import Bigrams
 from fastcap.eval import evaluate
 from fastcap.train import train
@@ -85,6 +85,15 @@ def test_a_checkpoint_holds_the_counts_of_its_training_captions(run, tmp_path):
     with pytest.raises(CheckpointError, match=r"older\.ckpt: holds no counts of neighbours"):
         load_checkpoint(tmp_path / "older.ckpt")
     assert not load_checkpoint(tmp_path / "older.ckpt", {"refinement.bigram_weight": 0}).model.decoder.bigrams.counted
+
+
+def test_a_key_of_another_version_is_named(run, tmp_path):
+    _, folder, _ = run
+    checkpoint = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)
+    checkpoint["fastcap"]["config"]["alignment"]["telepathy"] = 3
+    torch.save(checkpoint, tmp_path / "newer.ckpt")
+    with pytest.raises(ConfigError, match=r"CrossModalFeatureAlignment: .*'telepathy'"):
+        load_checkpoint(tmp_path / "newer.ckpt")
 
 
 def test_a_resumed_run_equals_an_unbroken_one(run, tmp_path):
