@@ -80,11 +80,8 @@ def uniform(chance: Chance, rows: int, columns: int) -> Tensor:
 
 def step_seed(seed: int, epoch: int, batch: int, rank: int) -> int:
     """Mix a position of the run into one 63-bit seed (SplitMix64's finaliser, Steele et al. 2014)."""
-    mask = (1 << 64) - 1
-    value = 0
-    for part in (seed, epoch, batch, rank):
-        value = (value + part + 0x9E3779B97F4A7C15) & mask
-        value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & mask
-        value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & mask
-        value ^= value >> 31
-    return value >> 1
+    state = np.zeros(1, np.uint64)
+    with np.errstate(over="ignore"):
+        for part in (seed, epoch, batch, rank):
+            state = _mix(state + np.uint64(part))
+    return int(state[0] >> np.uint64(1))

@@ -21,7 +21,7 @@ COMMANDS = {
     "bench": "measure speed, memory and arithmetic (bench backbone --sizes 224 --batches 1)",
     "distill": "teach a backbone what a packaged ImageNet encoder sees, on any images (folder=DIR)",
     "pretrain": "train a backbone on class folders, ImageNet's layout (data_dir=DIR)",
-    "data": "fetch MS COCO and Karpathy's split, with resume (data coco); convert split files (data karpathy FILE)",
+    "data": "fetch MS COCO (data coco), convert split files (data karpathy FILE), choose references (data consensus)",
     "shards": "write data=coco_streaming's shards of resized images (data.source.root=DIR)",
     "dashboard": "build the W&B dashboard of all runs (--print shows its definition without an account)",
 }

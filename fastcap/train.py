@@ -103,9 +103,9 @@ def _best_metrics(trainer: L.Trainer, module: L.LightningModule, datamodule: L.L
     if not isinstance(checkpoint, ModelCheckpoint) or not checkpoint.best_model_path:
         return metrics
     best = checkpoint.best_model_path
+    is_best = metrics.get(checkpoint.monitor or "") == float(checkpoint.best_model_score or 0)
     # Of equal scores the first one's checkpoint is kept.
-    last = read_checkpoint(best)["global_step"] == trainer.global_step
-    if not last or metrics.get(checkpoint.monitor or "") != float(checkpoint.best_model_score or 0):
+    if not is_best or read_checkpoint(best)["global_step"] != trainer.global_step:
         trainer.validate(module, datamodule=datamodule, ckpt_path=best, weights_only=True, verbose=False)
         metrics |= _numbers(trainer)
     return metrics

@@ -30,9 +30,7 @@ def selective_scan(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor) ->
     Returns:
         (B, L, D)
     """
-    decay = (delta.unsqueeze(-1) * a).exp()
-    added = (delta * u).unsqueeze(-1) * b.unsqueeze(2)
-    state = torch.zeros_like(added[:, 0])
+    decay, added, state = _discretised(u, delta, a, b)
     states = []
     for decay_t, added_t in zip(decay.unbind(1), added.unbind(1), strict=True):
         state = decay_t * state + added_t
@@ -56,14 +54,18 @@ def selective_scan_indexed(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Te
     Returns:
         (B, L, D)
     """
-    decay = (delta.unsqueeze(-1) * a).exp()
-    added = (delta * u).unsqueeze(-1) * b.unsqueeze(2)
-    state = torch.zeros_like(added[:, 0])
+    decay, added, state = _discretised(u, delta, a, b)
     outputs = []
     for t in range(u.shape[1]):
         state = decay[:, t] * state + added[:, t]
         outputs.append((state @ c[:, t].unsqueeze(-1)).squeeze(-1))
     return torch.stack(outputs, dim=1)
+
+
+def _discretised(u: Tensor, delta: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Decays and inputs of every channel's states, (B, L, D, S), and the state before the first token, (B, D, S)."""
+    added = (delta * u).unsqueeze(-1) * b.unsqueeze(2)
+    return (delta.unsqueeze(-1) * a).exp(), added, torch.zeros_like(added[:, 0])
 
 
 def one_after_another(scan: ChannelScan, x: Tensor, log_decay: Tensor, b: Tensor, c: Tensor) -> Tensor:

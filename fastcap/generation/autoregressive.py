@@ -111,7 +111,7 @@ class AutoregressiveGenerator:
         with torch.no_grad():
             for length in range(longest + 1):
                 logits, past = decoder.predict(last, cache, past)
-                drawn = at_random(self._allowed(logits[:, -1], length, longest), temperature)[0]
+                drawn = at_random(self._allowed(logits[:, -1], length, longest), temperature=temperature)[0]
                 words[:, length] = drawn.masked_fill(done, self.special.pad)
                 done = done | (drawn == self.special.eos)
                 if bool(done.all()):

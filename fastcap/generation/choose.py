@@ -38,7 +38,7 @@ def likeliest(logits: Tensor, draft: Draft | None = None) -> tuple[Tensor, Tenso
     return index, value, value
 
 
-def at_random(logits: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
+def at_random(logits: Tensor, draft: Draft | None = None, temperature: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
     """Draw each word by its probability at a temperature, from torch's global generator."""
     choice = F.log_softmax(logits / temperature, dim=-1)
     index = torch.multinomial(choice.detach().exp().flatten(0, -2), 1).view(*logits.shape[:-1], 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from fastcap.generation.choose import Choose, Draft, Together, at_random, likeli
 from fastcap.generation.dlag import top_lengths
 from fastcap.generation.rerank import check_weight, rank
 from fastcap.generation.schedule import SCHEDULES, lowest, num_to_remask
-from fastcap.types import Denoiser, Neighbours, Refinement, RefinementStep, Sampled, Similarity, SpecialTokens
+from fastcap.types import Denoiser, Refinement, RefinementStep, Sampled, Similarity, SpecialTokens
 
 
 class ICMRDecoder:
@@ -92,15 +93,14 @@ class ICMRDecoder:
         candidates = top_lengths(length_logits, self.num_lengths)
         lengths = candidates.flatten()
         cache = denoiser.prepare(memory)
-        bigrams = self._bigrams(denoiser)
-        choose: Choose = likeliest if bigrams is None else Together(bigrams, self.bigram_weight, self.num_choices)
+        choose = self._choose(denoiser, temperature=None)
         tokens, confidence, steps, num_passes = self._refine(denoiser, cache, lengths, choose, record_steps)
 
         # 5. The candidate whose words are likeliest on average, go together, and fit the image.
         scores, drafted = confidence.sum(1) / lengths, lengths
         total = scores
-        if bigrams is not None and self.num_lengths > 1:
-            total = scores + self.bigram_weight * bigrams.score(tokens, lengths) / lengths
+        if self.bigram_weight > 0 and self.num_lengths > 1:
+            total = scores + self.bigram_weight * denoiser.bigrams.score(tokens, lengths) / lengths
         tokens, lengths = self._collapse(tokens) if self.collapse_repeats else (tokens, lengths)
         shape = candidates.shape
         best = rank(total.view(shape), tokens.view(*shape, -1), lengths.view(shape), self.similarity_weight, similarity)
@@ -130,13 +130,7 @@ class ICMRDecoder:
         distribution = length_logits.float().log_softmax(-1)
         drawn = torch.multinomial(distribution.exp(), num_samples, replacement=True)
         lengths = drawn.flatten() + 1
-        bigrams = self._bigrams(denoiser)
-
-        def draw(logits: Tensor, draft: Draft) -> tuple[Tensor, Tensor, Tensor]:
-            if bigrams is None:
-                return at_random(logits, temperature)
-            return Together(bigrams, self.bigram_weight, self.num_choices, temperature)(logits, draft)
-
+        draw = self._choose(denoiser, temperature)
         tokens, confidence, _, _ = self._refine(denoiser, denoiser.prepare(memory), lengths, draw, False)
         words = tokens != self.special.pad
         if self.collapse_repeats:
@@ -145,9 +139,11 @@ class ICMRDecoder:
             shown, shown_lengths = tokens, lengths
         return Sampled(shown, shown_lengths, confidence, words, distribution.gather(1, drawn).flatten())
 
-    def _bigrams(self, denoiser: Denoiser) -> Neighbours | None:
-        """Return the decoder's counts, where they are to be weighed."""
-        return denoiser.bigrams if self.bigram_weight > 0 else None
+    def _choose(self, denoiser: Denoiser, temperature: float | None) -> Choose:
+        """How the words of a step are chosen; without a temperature the best, else drawn at it."""
+        if self.bigram_weight > 0:
+            return Together(denoiser.bigrams, self.bigram_weight, self.num_choices, temperature)
+        return likeliest if temperature is None else partial(at_random, temperature=temperature)
 
     def _refine(
         self, denoiser: Denoiser, cache: Any, lengths: Tensor, choose: Choose, record_steps: bool

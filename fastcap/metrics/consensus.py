@@ -21,9 +21,7 @@ def consensus(captions: Sequence[Sequence[str]]) -> list[int]:
     """
     numbers: dict[str, int] = {}
     references = {
-        image: [
-            [numbers.setdefault(word, len(numbers)) for word in simple_tokenize(text.lower()).split()] for text in texts
-        ]
+        image: [[numbers.setdefault(word, len(numbers)) for word in simple_tokenize(text).split()] for text in texts]
         for image, texts in enumerate(captions)
     }
     reward = CiderReward(references)

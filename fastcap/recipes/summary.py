@@ -13,10 +13,10 @@ from rich.console import Console
 from rich.table import Table
 
 from fastcap.recipes.plan import JOBS, Stage
+from fastcap.report.ledger import SCORES
 from fastcap.sweeping.jobs import write_json
 
 SETTINGS = ("num_steps", "num_lengths", "num_beams")
-SCORES = ("cider", "bleu4", "distinct", "repetitions", "strange")
 COLUMNS = ("stage", "split", *SETTINGS, *SCORES, "decode_ms")
 _TITLES = {
     "stage": "stage",
@@ -89,10 +89,10 @@ def _decoding_times(folders: Iterable[Path]) -> dict[tuple[str, ...], float]:
 
 
 def _print(rows: Sequence[dict[str, Any]], title: str) -> None:
-    splits = {row["split"] for row in rows}
-    if len(splits) == 1:
-        title += f"; {splits.pop()}"
-    names = [name for name in COLUMNS if name != "split" or splits]
+    names = list(COLUMNS)
+    if len({row["split"] for row in rows}) == 1:
+        names.remove("split")
+        title += f"; {rows[0]['split']}"
     table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for name in names:
         table.add_column(

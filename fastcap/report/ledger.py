@@ -15,7 +15,7 @@ COLUMNS = (
     *("date", "commit", "dirty", "seed", "overrides", "decoder", "data", "split", "images", "steps", "cider", "bleu4"),
     *("val_loss", "decode_ms", "params", "minutes", "lengths", "beams", "distinct", "repetitions", "strange", "run"),
 )
-_SCORES = ("cider", "bleu4", "distinct", "repetitions", "strange")
+SCORES = ("cider", "bleu4", "distinct", "repetitions", "strange")
 _LATER = ("strange",)  # columns that older ledgers lack
 _SAYS_NOTHING = re.compile(r"[+~]*(logger|callbacks|hydra|name|recipe|resume)\b")
 _ABSOLUTE = re.compile(r"(?<![\w.\-])/(?:[^/\s,\]}'\"]+/)*[^/\s,\]}'\"]+")
@@ -48,7 +48,7 @@ def row_of(run: Run, base: Path) -> Row:
         "steps": refinement.get("num_steps"),
         "lengths": refinement.get("num_lengths"),
         "beams": refinement.get("num_beams"),
-        **{name: run.metrics.get(f"{split}/{name}") for name in _SCORES},
+        **{name: run.metrics.get(f"{split}/{name}") for name in SCORES},
         "val_loss": run.metrics.get(f"{split}/loss"),
         "params": results.get("parameters"),
         "run": _place(run.path, base),

@@ -96,8 +96,9 @@ def refine(
     Raises:
         ValueError: If a fit or neighbours are to be weighed and there is nothing to tell them.
     """
-    together = settings.bigram_weight > 0
-    if together and bigrams is None:
+    if settings.bigram_weight == 0:
+        bigrams = None
+    elif bigrams is None:
         raise ValueError(f"refinement.bigram_weight = {settings.bigram_weight} needs counts of neighbours")
 
     # 1. The likeliest lengths, K an image.
@@ -113,8 +114,7 @@ def refine(
         # 3. Predict all, write where masked.
         words, chances = predict(tokens, lengths)
         masked = tokens == special.mask
-        if together:
-            assert bigrams is not None
+        if bigrams is not None:
             choices = words[..., : settings.num_choices], chances[..., : settings.num_choices]
             predicted, log_probability = choose_together(*choices, tokens, masked, pad, bigrams, settings.bigram_weight)
         else:
@@ -134,8 +134,7 @@ def refine(
     scores = np.where(pad, 0.0, confidence).sum(2, dtype=np.float32) / lengths.astype(np.float32)
     shown, final = collapse(tokens, special.pad) if settings.collapse_repeats else (tokens, lengths)
     total = scores
-    if together and lengths.shape[1] > 1:
-        assert bigrams is not None
+    if bigrams is not None and lengths.shape[1] > 1:
         worth = bigrams.score(tokens, lengths) / lengths.astype(np.float32)
         total = scores + np.float32(settings.bigram_weight) * worth
     if settings.similarity_weight > 0 and lengths.shape[1] > 1:
