@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import itertools
 import logging
@@ -14,7 +15,7 @@ from typing import Any
 import lightning as L
 from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import nn
 
 import fastcap
@@ -112,10 +113,7 @@ def build_backbone(cfg: DictConfig, fresh: bool = True) -> nn.Module:
     Raises:
         ConfigError: If a setting is refused or the weights do not fit.
     """
-    node = cfg.backbone
-    if not fresh and "pretrained" in node:
-        node = OmegaConf.merge(node, {"pretrained": None})
-    backbone: nn.Module = construct(node)
+    backbone: nn.Module = construct(cfg.backbone if fresh else _without_pretrained(cfg.backbone))
     start = OmegaConf.select(cfg, "init.backbone")
     if fresh and start:
         try:
@@ -123,6 +121,18 @@ def build_backbone(cfg: DictConfig, fresh: bool = True) -> nn.Module:
         except ValueError as error:
             raise ConfigError(f"init.backbone: {error}") from error
     return backbone
+
+
+def _without_pretrained(node: DictConfig) -> DictConfig:
+    """Copy a backbone's node, no weights named: neither in its own key ``pretrained`` nor in those of its parts."""
+    bare = copy.deepcopy(node)
+    parts: list[Any] = [bare]
+    while parts:
+        part = parts.pop()
+        if isinstance(part, DictConfig) and "pretrained" in part:
+            part.pretrained = None
+        parts.extend(part.values() if isinstance(part, DictConfig) else part if isinstance(part, ListConfig) else ())
+    return bare
 
 
 def build_model(

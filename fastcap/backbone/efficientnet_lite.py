@@ -21,7 +21,7 @@ class EfficientNetLite(TimmEncoder):
     """EfficientNet-Lite encoder: features of stride 32, the last layer's 1280 wide.
 
     Args:
-        variant: 0 or 2, the size.
+        variant: 0, 1 or 2, the size.
         pretrained: Load the packaged ImageNet weights.
         frozen: Keep the weights as they are: no gradients, and BatchNorm stays in eval mode.
         frozen_norms: Where it is not frozen, BatchNorm's statistics stay those of ImageNet.

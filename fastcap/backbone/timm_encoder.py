@@ -18,7 +18,45 @@ from fastcap.types import IMAGE_MEAN, IMAGE_STD
 INSTALL = "pip install -c constraints.txt -e '.[peers]'"
 
 
-class TimmEncoder(nn.Module):
+class GridEncoder(nn.Module):
+    """What encoders that give a grid of features have in common: ``feature_map``, then a norm and a position code.
+
+    Subclasses define ``feature_map`` and call ``_finish`` once they know how wide it is.
+    """
+
+    norm: nn.BatchNorm2d | None
+    position: GridPosition | None
+
+    def _finish(self, feature_dim: int, norm: bool, position: bool) -> None:
+        self.feature_dim = feature_dim
+        self.norm = nn.BatchNorm2d(feature_dim) if norm else None
+        self.position = GridPosition(feature_dim) if position else None
+
+    def feature_map(self, images: Tensor) -> Tensor:
+        """Compute the features on their grid, without the position code. (B, 3, H, W) -> (B, h, w, D)."""
+        raise NotImplementedError
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Turn images into patch features.
+
+        Args:
+            images: RGB, standardised with ImageNet's mean and deviation. (B, 3, H, W)
+
+        Returns:
+            Features in raster order. (B, N, D)
+        """
+        return self.from_map(self.feature_map(images))
+
+    def from_map(self, features: Tensor) -> Tensor:
+        """Do what comes after ``feature_map``, which a frozen net need compute only once. (B, h, w, D) -> (B, N, D)."""
+        if self.norm is not None:
+            features = self.norm(features.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        if self.position is not None:
+            features = self.position(features)
+        return features.flatten(1, 2)
+
+
+class TimmEncoder(GridEncoder):
     """Wrap a timm model: standardised images (B, 3, H, W) to features (B, N, feature_dim), class tokens left out.
 
     Args:
@@ -69,9 +107,7 @@ class TimmEncoder(nn.Module):
         self._remove_head()
         self._set_pixels(pixel_mean or expected["mean"], pixel_std or expected["std"])
         side = (options or {}).get("img_size") or expected.get("input_size", (3, 224, 224))[-1]
-        self.feature_dim = self._probe(side)
-        self.norm = nn.BatchNorm2d(self.feature_dim) if norm else None
-        self.position = GridPosition(self.feature_dim) if position else None
+        self._finish(self._probe(side), norm, position)
         self.net.to(memory_format=torch.channels_last)  # convolutions: about twice as fast on CPUs
         if frozen:
             self.net.requires_grad_(False)
@@ -91,25 +127,6 @@ class TimmEncoder(nn.Module):
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
                     module.eval()
         return self
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Turn images into patch features.
-
-        Args:
-            images: RGB, standardised with ImageNet's mean and deviation. (B, 3, H, W)
-
-        Returns:
-            Features in raster order. (B, N, D)
-        """
-        return self.from_map(self.feature_map(images))
-
-    def from_map(self, features: Tensor) -> Tensor:
-        """Do what comes after ``feature_map``, which a frozen net need compute only once. (B, h, w, D) -> (B, N, D)."""
-        if self.norm is not None:
-            features = self.norm(features.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        if self.position is not None:
-            features = self.position(features)
-        return features.flatten(1, 2)
 
     def feature_map(self, images: Tensor) -> Tensor:
         """Compute the features on their grid, without the position code. (B, 3, H, W) -> (B, h, w, D)."""
