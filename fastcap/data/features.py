@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -51,7 +53,7 @@ class FeatureCache:
             encode: Those to features (B, h, w, D).
 
         Raises:
-            DataError: When the file cannot be written.
+            DataError: When the file cannot be written; too little space is noticed after the first images.
         """
         content = json.dumps([_VERSION, key, num_views, num_images]).encode()
         self.path = Path(cache_dir) / f"{name}-{hashlib.sha256(content).hexdigest()[:24]}.npy"
@@ -82,6 +84,7 @@ class FeatureCache:
         with replacing(self.path) as file:
             for done, grids in self._encode_all(num_views, num_images, pixels, encode):
                 if done == 0:
+                    self._check_space(num_views * num_images * grids[0].nbytes)
                     shape = (num_views, num_images, *grids.shape[1:])
                     header = {"descr": "<f2", "fortran_order": False, "shape": shape}
                     np.lib.format.write_array_header_1_0(file, header)
@@ -90,6 +93,11 @@ class FeatureCache:
                     last = time.monotonic()
                     log_once(f"features: {done} of {num_views * num_images} images encoded")
         log_once(f"features: {num_views} x {num_images} images encoded in {time.monotonic() - start:.0f} s")
+
+    def _check_space(self, needed: int) -> None:
+        free = shutil.disk_usage(self.path.parent).free
+        if needed > free:
+            raise OSError(errno.ENOSPC, f"it takes {needed / 1e9:.1f} GB, {free / 1e9:.1f} are free")
 
     @staticmethod
     def _encode_all(

@@ -1,6 +1,7 @@
 """Features computed once equal those of each epoch; taught captions take their share."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -72,6 +73,18 @@ def test_features_are_computed_once_and_anew_for_another_encoder(data):
     assert sum(calls) == 18
     data(feature_views=2).cache_features(counted, "another")
     assert sum(calls) == 36
+
+
+def test_too_little_space_is_noticed_at_once(data, tmp_path, monkeypatch):
+    """Twelve minutes of encoding must not end at a full disk: the first images tell how much is needed."""
+    seen = []
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=20_735))
+    module = data(feature_views=6)
+    with pytest.raises(DataError, match=r"it takes 0\.0 GB, 0\.0 are free.*another cache_dir"):
+        module.cache_features(lambda pixels: seen.append(len(pixels)) or encode(pixels), "a")
+    assert seen == [9] and not list((tmp_path / "cache").glob("*features*.npy*"))
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=20_736))  # 6 x 9 x 8 x 8 x 3 x 2 bytes
+    module.cache_features(encode, "a")
 
 
 def test_a_folder_is_needed(data):
