@@ -62,7 +62,7 @@ def test_no_part_reads_weights_that_a_checkpoint_will_fill_in(tmp_path):
     part["pretrained"] = str(tmp_path / "gone.pth")
     target = "fastcap.backbone.concat_encoder.ConcatEncoder"
     cfg = OmegaConf.create({"backbone": {"_target_": target, "encoders": [part, part]}})
-    with pytest.raises(ValueError, match="gone.pth: no such file"):
+    with pytest.raises(ValueError, match=r"gone\.pth: no such file"):
         build_backbone(cfg)
     assert build_backbone(cfg, fresh=False).feature_dim == 1024
     assert cfg.backbone.encoders[0].pretrained == part["pretrained"]
