@@ -208,7 +208,8 @@ def build_module(cfg: DictConfig, datamodule: CaptionDataModule, model: FastCap 
         objective=instantiate(cfg.objective),
         seed=cfg.seed,
         weight_decay=cfg.optim.weight_decay,
-        backbone_lr_scale=cfg.optim.get("backbone_lr_scale", 1.0),  # older checkpoints' configurations lack it
+        backbone_lr_scale=cfg.optim.get("backbone_lr_scale", 1.0),  # older checkpoints' configurations lack these two
+        alignment_lr_scale=cfg.optim.get("alignment_lr_scale", 1.0),
         extra_metrics=datamodule.extra_metrics,
         oracle_captions=datamodule.oracle_captions,
         reward=CiderReward(references) if cfg.objective.reinforce_weight > 0 else None,

@@ -92,6 +92,7 @@ class CaptioningModule(L.LightningModule):
         seed: Root of all randomness.
         weight_decay: Of matrices; biases, norms and embeddings do not decay.
         backbone_lr_scale: The backbone's learning rate over that of the rest: small for one that brings weights.
+        alignment_lr_scale: Likewise of the alignment, which makes the image memory: small where that was trained first.
         extra_metrics: Further metrics of a split, each ``update(image_ids, captions)``; asked for once a split.
         oracle_captions: Captions by image id that a perfect captioner might give, where a split knows them.
         reward: Score of each caption, given as token ids, from the images' ids; asked for where
@@ -111,6 +112,7 @@ class CaptioningModule(L.LightningModule):
         seed: int = 0,
         weight_decay: float = 0.05,
         backbone_lr_scale: float = 1.0,
+        alignment_lr_scale: float = 1.0,
         extra_metrics: Callable[[str], Mapping[str, Metric]] | None = None,
         oracle_captions: Callable[[str], Mapping[int, str]] | None = None,
         reward: Reward | None = None,
@@ -126,7 +128,7 @@ class CaptioningModule(L.LightningModule):
         self.objective = objective
         self.seed = seed
         self.weight_decay = weight_decay
-        self.backbone_lr_scale = backbone_lr_scale
+        self.lr_scales = {"backbone": backbone_lr_scale, "alignment": alignment_lr_scale}
         self.make_extra_metrics = extra_metrics or (lambda split: {})
         self.find_oracle_captions = oracle_captions or (lambda split: {})
         self.reward = reward
@@ -263,8 +265,7 @@ class CaptioningModule(L.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Build the optimiser over decayed and undecayed parameters, and its schedule in steps."""
-        scales = {"backbone": self.backbone_lr_scale}
-        optimizer = self.make_optimizer(parameter_groups(self.model, self.weight_decay, scales))
+        optimizer = self.make_optimizer(parameter_groups(self.model, self.weight_decay, self.lr_scales))
         scale_learning_rates(optimizer)
         schedule = self.make_schedule(optimizer, total_steps=int(self.trainer.estimated_stepping_batches))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
