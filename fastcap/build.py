@@ -15,7 +15,7 @@ from typing import Any
 import lightning as L
 from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 import fastcap
@@ -124,14 +124,11 @@ def build_backbone(cfg: DictConfig, fresh: bool = True) -> nn.Module:
 
 
 def _without_pretrained(node: DictConfig) -> DictConfig:
-    """Copy a backbone's node, no weights named: neither in its own key ``pretrained`` nor in those of its parts."""
+    """Copy a backbone's node, no weights named: neither in its own key ``pretrained`` nor in those of its encoders."""
     bare = copy.deepcopy(node)
-    parts: list[Any] = [bare]
-    while parts:
-        part = parts.pop()
-        if isinstance(part, DictConfig) and "pretrained" in part:
+    for part in (bare, *bare.get("encoders", ())):
+        if "pretrained" in part:
             part.pretrained = None
-        parts.extend(part.values() if isinstance(part, DictConfig) else part if isinstance(part, ListConfig) else ())
     return bare
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -45,7 +46,7 @@ class ConcatEncoder(GridEncoder):
 
     def feature_map(self, images: Tensor) -> Tensor:
         """Compute the features on the first encoder's grid. (B, 3, H, W) -> (B, h, w, D)."""
-        first, *others = (encoder.feature_map(images) for encoder in self.net)
+        first, *others = (cast(GridEncoder, encoder).feature_map(images) for encoder in self.net)
         return torch.cat([first, *(_resized(features, first) for features in others)], dim=-1)
 
 
