@@ -30,7 +30,7 @@ from fastcap.build import (
 from fastcap.callbacks import close_loggers
 from fastcap.cli import UserError, one_clear_error, print_table
 from fastcap.module import CaptioningModule
-from fastcap.prepare import cache_features, compile_backbone
+from fastcap.prepare import prepare_backbone
 from fastcap.provenance import describe_run
 from fastcap.recipes import run_recipe
 from fastcap.sweeping import run_job, swept_first
@@ -72,8 +72,7 @@ def _train(cfg: DictConfig, run_dir: Path, overrides: Sequence[str], job_type: s
     if cfg.resume:
         check_resume(cfg.resume, datamodule.tokenizer)
     module = build_module(cfg, datamodule)
-    cache_features(cfg, datamodule, module.model)
-    compile_backbone(cfg, module.model)
+    prepare_backbone(cfg, datamodule, module.model)
     trainer = build_trainer(_validated(cfg), run_dir, overrides, job_type)
     loggers, done = trainer.loggers, False
     try:

@@ -22,31 +22,40 @@ class ConcatEncoder(GridEncoder):
             first one's; others' are resized to it.
         position: Add a learned code of the grid position to the features.
         norm: Standardise every channel (BatchNorm).
+        components: Principal components kept in the place of all channels, if all encoders are frozen; training finds
+            them.
 
     Raises:
-        ValueError: If there are fewer than two encoders, or one has a norm or a position code.
+        ValueError: If there are fewer than two encoders, or one has a norm, a position code or components of its own.
     """
 
-    def __init__(self, encoders: Sequence[GridEncoder], position: bool = True, norm: bool = False) -> None:
+    def __init__(
+        self,
+        encoders: Sequence[GridEncoder],
+        position: bool = True,
+        norm: bool = False,
+        components: int | None = None,
+    ) -> None:
         super().__init__()
         if len(encoders) < 2:
             raise ValueError(f"backbone.encoders: at least two are needed, found {len(encoders)}")
         for index, encoder in enumerate(encoders):
-            if encoder.norm is not None or encoder.position is not None:
+            if encoder.norm is not None or encoder.position is not None or encoder.components is not None:
                 raise ValueError(
-                    f"backbone.encoders.{index}: norm and position must be false, those of the whole come after"
+                    f"backbone.encoders.{index}: norm, position and components must be left out, those of the whole "
+                    "come after"
                 )
         self.net = nn.ModuleList(encoders)
-        self._finish(sum(encoder.feature_dim for encoder in encoders), norm, position)
+        self._finish(sum(encoder.feature_dim for encoder in encoders), norm, position, components)
 
     @property
     def frozen(self) -> bool:
         """Whether all encoders keep their weights as they are."""
         return all(getattr(encoder, "frozen", False) for encoder in self.net)
 
-    def feature_map(self, images: Tensor) -> Tensor:
-        """Compute the features on the first encoder's grid. (B, 3, H, W) -> (B, h, w, D)."""
-        first, *others = (cast(GridEncoder, encoder).feature_map(images) for encoder in self.net)
+    def full_map(self, images: Tensor) -> Tensor:
+        """Compute the features on the first encoder's grid. (B, 3, H, W) -> (B, h, w, C)."""
+        first, *others = (cast(GridEncoder, encoder).full_map(images) for encoder in self.net)
         return torch.cat([first, *(_resized(features, first) for features in others)], dim=-1)
 
 

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor
 
 from fastcap.data.errors import DataError, log_once
@@ -20,6 +22,33 @@ from fastcap.data.pixels import locked, replacing
 
 _VERSION = 1  # raise when what is stored changes: caches are then rebuilt
 _BATCH = 32  # images encoded at once
+
+
+def cached_tensors(
+    cache_dir: str | os.PathLike[str], name: str, key: object, find: Callable[[], dict[str, Tensor]]
+) -> dict[str, Tensor]:
+    """Read tensors that were found before, or find and keep them.
+
+    Args:
+        cache_dir: Folder of the file, made when missing.
+        name: What the file's name begins with.
+        key: Plain data that changes whenever the tensors would.
+        find: Makes them.
+
+    Raises:
+        DataError: When the file cannot be written or read.
+    """
+    content = json.dumps([_VERSION, key]).encode()
+    path = Path(cache_dir) / f"{name}-{hashlib.sha256(content).hexdigest()[:24]}.safetensors"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with locked(path.with_suffix(".lock")):  # every process takes what the first one found
+            if not path.exists():
+                with replacing(path) as file:
+                    file.write(save({name: value.contiguous() for name, value in find().items()}))
+        return load(path.read_bytes())
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"{path}: cache cannot be written or read ({error}); delete it or set cache_dir") from error
 
 
 class FeatureCache:

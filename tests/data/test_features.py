@@ -177,3 +177,49 @@ def test_a_resumed_run_finds_the_features_of_its_own_weights(tmp_path):
     cfg.backbone.pretrained = None  # a checkpoint is enough
     train(cfg, tmp_path / "run")
     assert set((tmp_path / "cache").glob("*.npy")) == features
+
+
+def test_components_are_found_once_and_travel_in_the_checkpoint(tmp_path):
+    pytest.importorskip("timm")
+    from fastcap.backbone.timm_encoder import create_net
+
+    torch.manual_seed(7)
+    torch.save(create_net("test_resnet").state_dict(), tmp_path / "net.pth")
+    settings = [f"backbone.pretrained={tmp_path}/net.pth", "backbone.components=8", "trainer.max_epochs=1"]
+    train(frozen_config(tmp_path, *settings), tmp_path / "run")
+    (features,) = (tmp_path / "cache").glob("*features*.npy")
+    (found,) = (tmp_path / "cache").glob("*components*.safetensors")
+    stored = np.load(features).astype(np.float32)
+    assert stored.shape[-1] == 8
+    assert stored[0].std((0, 1, 2)).mean() == pytest.approx(1, abs=0.05)  # as a whole, over the first view
+    state = read_checkpoint(tmp_path / "run/checkpoints/last.ckpt")["state_dict"]
+    assert state["model.backbone.components.fitted"]
+    # Another run takes what was found; one that starts from a checkpoint has it already.
+    train(frozen_config(tmp_path, *settings), tmp_path / "again")
+    found.unlink()
+    start = f"init.captioner={tmp_path}/run/checkpoints/last.ckpt"
+    train(frozen_config(tmp_path, *settings, start), tmp_path / "from")
+    assert not found.exists() and list((tmp_path / "cache").glob("*features*.npy")) == [features]
+    third = read_checkpoint(tmp_path / "from/checkpoints/last.ckpt")["state_dict"]
+    for name in ("weight", "bias"):
+        key = f"model.backbone.components.project.{name}"
+        torch.testing.assert_close(third[key], state[key], rtol=0, atol=0)
+
+
+def test_components_need_no_cache_and_no_caption(data):
+    """Without a folder they are found anew; what they are found from is pixels alone."""
+    seen = []
+
+    def fit(batches):
+        seen.extend(batches)
+        return {"weight": torch.cat(seen).mean((0, 1, 2))}
+
+    module = data(cache_dir=None)
+    found = module.find_components(encode, fit, "key")
+    assert sum(len(batch) for batch in seen) == 9
+    whole = module._dataset("train", training=True).view(0, np.arange(9))
+    torch.testing.assert_close(found["weight"], encode(whole).mean((0, 1, 2)))
+    kept, again = data(), data()
+    first = kept.find_components(encode, fit, "key")
+    same = again.find_components(encode, lambda batches: pytest.fail("found before"), "key")
+    torch.testing.assert_close(same["weight"], first["weight"], rtol=0, atol=0)

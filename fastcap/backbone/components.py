@@ -1,0 +1,71 @@
+"""Principal components of a frozen encoder's features: fewer channels, found without a caption."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+
+class PrincipalComponents(nn.Module):
+    """Project features onto the directions in which they vary most (Pearson 1901; Hotelling 1933).
+
+    Channels are standardised first (levels and encoders differ in scale). Nothing here is trained, and no caption is
+    looked at: a projection learnt behind it has fewer weights to learn a small set of images by heart with than one
+    from all channels. Components are left in proportion, about one in standard deviation as a whole. Until ``fit`` the
+    directions are drawn by chance.
+
+    Args:
+        feature_dim: Channels C of the features.
+        num_components: Channels D kept.
+
+    Raises:
+        ValueError: If more are to be kept than there are.
+    """
+
+    fitted: Tensor
+
+    def __init__(self, feature_dim: int, num_components: int) -> None:
+        super().__init__()
+        if not 0 < num_components <= feature_dim:
+            raise ValueError(f"backbone.components = {num_components} must lie between 1 and {feature_dim}")
+        self.project = nn.Linear(feature_dim, num_components).requires_grad_(False)
+        self.register_buffer("fitted", torch.tensor(False))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Project features. (..., C) -> (..., D)."""
+        return self.project(features)
+
+    @torch.no_grad()
+    def fit(self, batches: Iterable[Tensor]) -> None:
+        """Find the components of some images' features.
+
+        Args:
+            batches: Features of a few images each. (B, h, w, C)
+        """
+        weight = self.project.weight
+        total = products = near = torch.zeros(())
+        count = 0
+        for batch in batches:
+            rows = batch.flatten(0, -2).float().cpu()
+            if not count:  # sums of squares around a point near the mean keep their precision
+                near, total = rows.mean(0), torch.zeros(rows.shape[1])
+                products = torch.zeros(rows.shape[1], rows.shape[1])
+            rows = rows - near
+            total += rows.sum(0)
+            products.addmm_(rows.T, rows)
+            count += len(rows)
+        mean = total / count
+        covariance = products.div_(count).sub_(torch.outer(mean, mean))
+        mean = near + mean
+        deviation = covariance.diagonal().clamp(min=0).sqrt()
+        deviation = torch.where(deviation > 1e-6, deviation, 1.0)  # a channel that never changes
+        variances, directions = torch.linalg.eigh(covariance / torch.outer(deviation, deviation))
+        kept = range(-1, -len(weight) - 1, -1)  # eigh sorts upwards
+        variances, directions = variances[list(kept)].clamp(min=0), directions[:, list(kept)]
+        largest = directions.gather(0, directions.abs().argmax(0, keepdim=True))
+        basis = (directions * largest.sign()).T / deviation / variances.sqrt().mean().clamp(min=1e-6)
+        weight.copy_(basis)
+        self.project.bias.copy_(-basis @ mean)
+        self.fitted.fill_(True)
