@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Collection
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fastcap.backbone.fold import prepare_for_inference
+from fastcap.backbone.fold import fold_projection, prepare_for_inference
 from fastcap.model import FastCap
 from fastcap.packing import PACKABLE, PackedLinear, pack_layers, packs
 
@@ -17,7 +18,7 @@ _TOLERANCE = 1e-4  # of what is compared: packing rounds differently, no more
 
 @torch.inference_mode(False)
 def prepare_model(model: FastCap, image_size: int, pack: Collection[type[nn.Module]] = PACKABLE) -> None:
-    """Fold batch norms and lay weights out for this CPU, in place; captions stay what they are but for rounding.
+    """Fold what can be folded and lay weights out for this CPU, in place; captions stay the same but for rounding.
 
     The model cannot be trained afterwards, and its state no longer fits a checkpoint.
 
@@ -27,6 +28,8 @@ def prepare_model(model: FastCap, image_size: int, pack: Collection[type[nn.Modu
         pack: Kinds of layers whose weights are laid out. ``torch.compile`` takes packed convolutions but no packed
             linear layers, an export neither.
     """
+    alignment: Any = model.alignment
+    alignment.projection = fold_projection(model.backbone, alignment.projection)
     model.backbone = prepare_for_inference(model.backbone, image_size, pack)
     if nn.Linear in pack and packs(model.decoder.head_bias):
         _pack_decoding(model, image_size)
