@@ -114,7 +114,7 @@ def test_components_and_the_projection_behind_them_become_one_layer(position):
     torch.manual_seed(0)
     encoder = TimmEncoder("resnet10t", frozen=True, position=position, components=24).eval()
     images = torch.randn(3, 3, 64, 96)
-    encoder.components.fit([encoder.full_map(images)])
+    encoder.components.fit([encoder.full_map(torch.randn(16, 3, 64, 96))])  # 96 patches
     projection = nn.Linear(24, 10)
     with torch.inference_mode():
         expected = projection(encoder(images))
@@ -122,13 +122,13 @@ def test_components_and_the_projection_behind_them_become_one_layer(position):
     assert isinstance(kept, nn.Identity) and encoder.feature_dim == 10
     assert encoder.components.project.weight.shape == (10, 512)
     with torch.inference_mode():
-        torch.testing.assert_close(encoder(images), expected, rtol=1e-4, atol=1e-4)
+        assert (encoder(images) - expected).norm() < 1e-4 * expected.norm()
         other = torch.randn(1, 3, 96, 64)
         assert encoder(other).shape == (1, 6, 10)
     prepared = prepare_for_inference(encoder, 64)
     assert prepared is not encoder
     with torch.inference_mode():
-        torch.testing.assert_close(prepared(images), expected, rtol=1e-3, atol=1e-3)
+        assert (prepared(images) - expected).norm() < 1e-3 * expected.norm()
 
 
 def test_a_projection_stays_where_there_is_nothing_to_fold_it_into():
