@@ -80,7 +80,7 @@ def test_the_experiment_follows_its_recipe_and_takes_edits(tmp_path):
         told = _commands(cfg.recipe, ["experiment=flickr8k", *edits], tmp_path)
         assert "decoder=autoregressive_mini" in told["teacher"] and "steps_8" not in told
         trained = [name for name, command in told.items() if command[0] == "train"]
-        assert trained == ["teacher", "taught", "reinforced"]
+        assert trained == ["sight", "teacher", "taught", "reinforced"]
         for command in told.values():
             if command[0] == "train":
                 stage = compose("train", overrides=command[1:-1])
