@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -61,7 +62,9 @@ class PrincipalComponents(nn.Module):
         mean = near + mean
         deviation = covariance.diagonal().clamp(min=0).sqrt()
         deviation = torch.where(deviation > 1e-6, deviation, 1.0)  # a channel that never changes
-        variances, directions = torch.linalg.eigh(covariance / torch.outer(deviation, deviation))
+        correlation = (covariance / torch.outer(deviation, deviation)).double().numpy()
+        # NumPy's: torch's does not always converge where channels are constant or images few.
+        variances, directions = (torch.from_numpy(found).float() for found in np.linalg.eigh(correlation))
         kept = range(-1, -len(weight) - 1, -1)  # eigh sorts upwards
         variances, directions = variances[list(kept)].clamp(min=0), directions[:, list(kept)]
         largest = directions.gather(0, directions.abs().argmax(0, keepdim=True))
