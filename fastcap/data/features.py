@@ -24,6 +24,12 @@ _VERSION = 1  # raise when what is stored changes: caches are then rebuilt
 _BATCH = 32  # images encoded at once
 
 
+def _path(cache_dir: str | os.PathLike[str], name: str, suffix: str, *key: object) -> Path:
+    """Name a file by the plain data that decides what is in it."""
+    digest = hashlib.sha256(json.dumps([_VERSION, *key]).encode()).hexdigest()[:24]
+    return Path(cache_dir) / f"{name}-{digest}{suffix}"
+
+
 def cached_tensors(
     cache_dir: str | os.PathLike[str], name: str, key: object, find: Callable[[], dict[str, Tensor]]
 ) -> dict[str, Tensor]:
@@ -38,8 +44,7 @@ def cached_tensors(
     Raises:
         DataError: When the file cannot be written or read.
     """
-    content = json.dumps([_VERSION, key]).encode()
-    path = Path(cache_dir) / f"{name}-{hashlib.sha256(content).hexdigest()[:24]}.safetensors"
+    path = _path(cache_dir, name, ".safetensors", key)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with locked(path.with_suffix(".lock")):  # every process takes what the first one found
@@ -84,8 +89,7 @@ class FeatureCache:
         Raises:
             DataError: When the file cannot be written; too little space is noticed after the first images.
         """
-        content = json.dumps([_VERSION, key, num_views, num_images]).encode()
-        self.path = Path(cache_dir) / f"{name}-{hashlib.sha256(content).hexdigest()[:24]}.npy"
+        self.path = _path(cache_dir, name, ".npy", key, num_views, num_images)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with locked(self.path.with_suffix(".lock")):  # a second run waits for the first

@@ -82,6 +82,19 @@ def test_an_encoder_gives_the_components_of_all_its_channels(make):
     torch.testing.assert_close(fresh(IMAGES), after)
 
 
+def test_components_of_another_size_are_not_taken_for_fitted():
+    """A start from a checkpoint takes what fits: the flag has every model's shape, the components have not."""
+    features, fitted, wider = _features(), PrincipalComponents(12, 3), PrincipalComponents(12, 4)
+    fitted.fit([features])
+    fitting = {k: v for k, v in fitted.state_dict().items() if wider.state_dict()[k].shape == v.shape}
+    assert "fitted" in fitting
+    wider.load_state_dict(fitting, strict=False)
+    assert not wider.fitted
+    same = PrincipalComponents(12, 3)
+    same.load_state_dict(fitted.state_dict())
+    assert same.fitted
+
+
 def test_settings_that_make_no_sense_are_refused():
     with pytest.raises(ValueError, match=r"backbone\.components = 13 must lie between 1 and 12"):
         PrincipalComponents(12, 13)
