@@ -21,6 +21,7 @@ from torch import nn
 import fastcap
 from fastcap.backbone.weights import load_backbone
 from fastcap.callbacks import RunInfo, quiet
+from fastcap.checkpoints import FORMAT_VERSION, RUNS_DIR, read_checkpoint, start_from
 from fastcap.data import CaptionTokenizer, DataError
 from fastcap.data.datamodule import CaptionDataModule
 from fastcap.metrics import CiderReward
@@ -40,8 +41,6 @@ from fastcap.trust import untrusted
 log = logging.getLogger(__name__)
 
 CONFIG_DIR = str(Path(fastcap.__file__).parents[1] / "conf")
-FORMAT_VERSION = 2  # raised when the same configuration comes to mean another network
-RUNS_DIR = Path("runs")
 
 OmegaConf.register_new_resolver("fastcap.run_id", lambda: uuid.uuid4().hex[:6], use_cache=True, replace=True)
 
@@ -97,7 +96,8 @@ def construct(node: DictConfig, **facts: Any) -> Any:
 
 def build_datamodule(cfg: DictConfig, tokenizer: CaptionTokenizer | None = None) -> CaptionDataModule:
     """Build the data module; without a ready tokenizer it trains one on the training captions."""
-    return construct(cfg.data, tokenizer=tokenizer or instantiate(cfg.tokenizer), seed=cfg.seed)
+    seed = cfg.data.get("seed", cfg.seed)  # older checkpoints' configurations lack it
+    return construct(cfg.data, tokenizer=tokenizer or instantiate(cfg.tokenizer), seed=seed)
 
 
 def build_backbone(cfg: DictConfig, fresh: bool = True) -> nn.Module:
@@ -165,28 +165,6 @@ def build_model(
     if fresh and start:
         start_from(model, start, tokenizer)
     return model
-
-
-def start_from(model: FastCap, path: Path | str, tokenizer: CaptionTokenizer) -> None:
-    """Fill a new model with all that fits of another captioner's checkpoint, of the same vocabulary.
-
-    The autoregressive twin is a start for ``MoEDecoder`` and the other way round: what a decoder has for itself alone
-    (the code of the distance from the caption's end) stays as initialised.
-
-    Raises:
-        CheckpointError: If the checkpoint is unusable or of another vocabulary.
-    """
-    checkpoint = read_checkpoint(path)
-    if CaptionTokenizer.from_json(checkpoint["fastcap"]["tokenizer"]).fingerprint != tokenizer.fingerprint:
-        raise CheckpointError(
-            f"init.captioner: {path}: field `fastcap.tokenizer` is another vocabulary than this run's"
-        )
-    own = model.state_dict()
-    theirs = {k.removeprefix("model."): v for k, v in checkpoint["state_dict"].items()}
-    fitting = {k: v for k, v in theirs.items() if k in own and own[k].shape == v.shape}
-    model.load_state_dict(fitting, strict=False)
-    others = sorted(own.keys() - fitting.keys())
-    log.info("started from %s: %d of %d tensors; new: %s", path, len(fitting), len(own), ", ".join(others) or "none")
 
 
 def build_module(cfg: DictConfig, datamodule: CaptionDataModule, model: FastCap | None = None) -> CaptioningModule:
@@ -281,52 +259,6 @@ def settle_resume(cfg: DictConfig, run_dir: Path) -> DictConfig:
     return OmegaConf.merge(cfg, {"resume": found})  # type: ignore[return-value]
 
 
-def find_checkpoint(name: str | Path | None, runs: Path = RUNS_DIR) -> Path | str:
-    """Find the checkpoint meant: a path; ``last``, the newest run's last good one; None, the newest run's best.
-
-    Raises:
-        CheckpointError: If there is none.
-    """
-    if name is None:
-        return newest_checkpoint(runs)
-    if str(name) != "last":
-        return name
-    for folder in sorted(runs.glob("**/checkpoints"), key=lambda path: path.stat().st_mtime, reverse=True):
-        if found := last_good(folder):
-            return Path(found)
-    raise CheckpointError(f"no checkpoint under {runs}/: train first (make train) or name one")
-
-
-def newest_checkpoint(runs: Path = RUNS_DIR) -> Path:
-    """Find the best checkpoint of the newest run.
-
-    Raises:
-        CheckpointError: If there is none.
-    """
-    found = sorted(runs.glob("**/checkpoints/best.ckpt"), key=lambda path: path.stat().st_mtime)
-    if not found:
-        raise CheckpointError(f"no checkpoint under {runs}/: train first (make train) or name one")
-    return found[-1]
-
-
-def read_checkpoint(path: Path | str) -> dict[str, Any]:
-    """Read a captioner's checkpoint without unpickling code.
-
-    Raises:
-        CheckpointError: If the file is missing, unreadable, or not FastCap's.
-    """
-    checkpoint = open_checkpoint(path)
-    artifacts = checkpoint.get("fastcap") if isinstance(checkpoint, dict) else None
-    if not isinstance(artifacts, dict) or not {"config", "tokenizer", "format_version"} <= artifacts.keys():
-        raise CheckpointError(f"{path}: not a FastCap checkpoint (its field `fastcap` is missing or incomplete)")
-    if artifacts["format_version"] != FORMAT_VERSION:
-        raise CheckpointError(
-            f"{path}: field `fastcap.format_version` is {artifacts['format_version']}, this version reads "
-            f"{FORMAT_VERSION}"
-        )
-    return checkpoint
-
-
 def load_checkpoint(path: Path | str, overrides: Mapping[str, Any] | None = None) -> LoadedCheckpoint:
     """Rebuild the model of a checkpoint; the checkpoint alone is enough.
 
@@ -381,18 +313,3 @@ def override_config(config: DictConfig, key: str, value: Any) -> None:
     if leaf not in known:
         raise ConfigError(f"unknown key {key!r}; keys there: {', '.join(known) or 'none'}")
     OmegaConf.update(config, key, value, merge=False, force_add=True)
-
-
-def check_resume(path: Path | str, tokenizer: CaptionTokenizer) -> None:
-    """Make sure a checkpoint can be trained on with this vocabulary.
-
-    Raises:
-        CheckpointError: If it is unreadable or of another vocabulary.
-    """
-    checkpoint = read_checkpoint(path)
-    theirs = CaptionTokenizer.from_json(checkpoint["fastcap"]["tokenizer"])
-    if theirs.fingerprint != tokenizer.fingerprint:
-        raise CheckpointError(
-            f"{path}: field `fastcap.tokenizer` is another vocabulary ({theirs.vocab_size} words, this run "
-            f"{tokenizer.vocab_size}): resume with the data and tokenizer it was trained with"
-        )

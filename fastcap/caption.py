@@ -206,7 +206,7 @@ def open_model(arguments: argparse.Namespace) -> Captioner:
 
     path = arguments.model
     if path is None or str(path) == "last":
-        from fastcap.build import find_checkpoint
+        from fastcap.checkpoints import find_checkpoint
 
         path = find_checkpoint(path)
     chosen = {"num_steps": arguments.num_steps, "num_lengths": arguments.num_lengths}

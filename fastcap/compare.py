@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from fastcap.build import RUNS_DIR
+from fastcap.checkpoints import RUNS_DIR
 from fastcap.cli import UserError, one_clear_error
 from fastcap.report import find_runs, write_runs_page
 

@@ -54,7 +54,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 def find_newest() -> Path:
     """Find the newest run's best checkpoint."""
-    from fastcap.build import newest_checkpoint
+    from fastcap.checkpoints import newest_checkpoint
 
     return newest_checkpoint()
 

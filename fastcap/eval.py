@@ -24,10 +24,10 @@ from fastcap.build import (
     build_datamodule,
     build_module,
     build_trainer,
-    find_checkpoint,
     load_checkpoint,
 )
 from fastcap.callbacks import close_loggers
+from fastcap.checkpoints import find_checkpoint
 from fastcap.cli import UserError, one_clear_error, print_table
 from fastcap.data.pixels import decode_thumbnail
 from fastcap.data.results import write_results

@@ -72,7 +72,7 @@ def main(arguments: list[str] | None = None) -> None:
         if value is not None and value < 1:
             raise UserError(f"--{name} {value} must be at least 1")
 
-    from fastcap.build import find_checkpoint
+    from fastcap.checkpoints import find_checkpoint
     from fastcap.exporting.readme import COLUMNS, table
     from fastcap.exporting.run import ExportOptions, export
 

@@ -9,7 +9,8 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from fastcap.build import ConfigError, read_checkpoint
+from fastcap.build import ConfigError
+from fastcap.checkpoints import read_checkpoint
 from fastcap.data.datamodule import CaptionDataModule
 from fastcap.model import FastCap
 

@@ -23,11 +23,10 @@ from fastcap.build import (
     build_datamodule,
     build_module,
     build_trainer,
-    check_resume,
-    read_checkpoint,
     settle_resume,
 )
 from fastcap.callbacks import close_loggers
+from fastcap.checkpoints import check_resume, read_checkpoint
 from fastcap.cli import UserError, one_clear_error, print_table
 from fastcap.module import CaptioningModule
 from fastcap.prepare import prepare_backbone

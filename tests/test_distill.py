@@ -16,7 +16,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from fastcap.backbone.weights import load_backbone, save_backbone
-from fastcap.build import CONFIG_DIR, CheckpointError, ConfigError, build_backbone, build_model, build_trainer
+from fastcap.build import CONFIG_DIR, ConfigError, build_backbone, build_model, build_trainer
+from fastcap.checkpoints import CheckpointError
 from fastcap.data import DataError
 from fastcap.data.image_files import ClassFolders, FolderImages
 from fastcap.data.images import ImageDataModule

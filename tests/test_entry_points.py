@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 
 from fastcap import caption as caption_command
-from fastcap.build import CheckpointError, ConfigError, load_checkpoint, newest_checkpoint
+from fastcap.build import ConfigError, load_checkpoint
+from fastcap.checkpoints import CheckpointError, newest_checkpoint
 from fastcap.cli import UserError
 from fastcap.eval import checkpoint_overrides
 from fastcap.train import train

@@ -9,7 +9,8 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from fastcap.build import CheckpointError, ConfigError, build_datamodule, build_module, build_trainer, load_checkpoint
+from fastcap.build import ConfigError, build_datamodule, build_module, build_trainer, load_checkpoint
+from fastcap.checkpoints import CheckpointError
 from fastcap.decoder.bigrams import Bigrams
 from fastcap.eval import evaluate
 from fastcap.train import train

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastcap.build import CheckpointError, load_checkpoint
+from fastcap.build import load_checkpoint
+from fastcap.checkpoints import CheckpointError
 from fastcap.trust import untrusted
 
 NAMED = sorted(

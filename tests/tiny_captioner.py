@@ -4,7 +4,8 @@ import numpy as np
 import torch
 from omegaconf import OmegaConf
 
-from fastcap.build import FORMAT_VERSION, build_datamodule, build_model
+from fastcap.build import build_datamodule, build_model
+from fastcap.checkpoints import FORMAT_VERSION
 from tests.tiny import tiny_config
 
 

@@ -13,7 +13,8 @@ from torch import nn
 
 import fastcap
 from fastcap.benchmark.systems import RANDOM_NAME
-from fastcap.build import CONFIG_DIR, FORMAT_VERSION, CheckpointError, build_model, read_checkpoint
+from fastcap.build import CONFIG_DIR, build_model
+from fastcap.checkpoints import FORMAT_VERSION, CheckpointError, read_checkpoint
 from fastcap.data import CaptionTokenizer
 from fastcap.data.tokenizer import train_word_tokenizer
 from fastcap.model import FastCap

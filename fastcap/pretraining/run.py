@@ -12,8 +12,9 @@ import lightning as L
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from fastcap.build import CheckpointError, build_backbone, build_trainer, construct, open_checkpoint
+from fastcap.build import build_backbone, build_trainer, construct, open_checkpoint
 from fastcap.callbacks import close_loggers
+from fastcap.checkpoints import CheckpointError
 from fastcap.cli import print_table
 from fastcap.data.images import ImageDataModule
 from fastcap.pretraining.base import BackbonePretraining

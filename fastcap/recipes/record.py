@@ -10,7 +10,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from fastcap.build import RUNS_DIR
+from fastcap.checkpoints import RUNS_DIR
 from fastcap.recipes.plan import RecipeError, Stage, read_plan
 from fastcap.sweeping.jobs import write_json
 

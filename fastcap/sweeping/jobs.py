@@ -12,7 +12,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from fastcap.build import CheckpointError, ConfigError
+from fastcap.build import ConfigError
+from fastcap.checkpoints import CheckpointError
 from fastcap.sweeping.folders import differences
 from fastcap.trainer import last_good
 

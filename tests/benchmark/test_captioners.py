@@ -16,8 +16,9 @@ from fastcap.benchmark.footprint import peak_mb
 from fastcap.benchmark.headline import COLUMNS, MORE_COLUMNS, references
 from fastcap.benchmark.random_weights import write_random, write_twin
 from fastcap.benchmark.systems import Spec, build, our_specs
-from fastcap.build import CheckpointError, load_checkpoint
+from fastcap.build import load_checkpoint
 from fastcap.captioner import Captioner
+from fastcap.checkpoints import CheckpointError
 from fastcap.generation.dlag import top_lengths
 from tests.benchmark.shrunk import SHRUNK
 from tests.tiny import TINY

@@ -8,7 +8,8 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from fastcap.build import CONFIG_DIR, ConfigError, build_datamodule, build_module, read_checkpoint
+from fastcap.build import CONFIG_DIR, ConfigError, build_datamodule, build_module
+from fastcap.checkpoints import read_checkpoint
 from fastcap.data import DataError
 from fastcap.data.datamodule import CaptionDataModule
 from fastcap.data.tokenizer import train_word_tokenizer

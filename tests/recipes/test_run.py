@@ -13,7 +13,8 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from fastcap.build import CONFIG_DIR, newest_checkpoint
+from fastcap.build import CONFIG_DIR
+from fastcap.checkpoints import newest_checkpoint
 from fastcap.data.scenes import Scenes, write_coco
 from fastcap.recipes import RecipeError, run_recipe
 from fastcap.recipes.run import run_process

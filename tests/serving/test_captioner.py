@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 
 from fastcap import caption as caption_command
-from fastcap.build import CheckpointError
 from fastcap.captioner import Captioner
+from fastcap.checkpoints import CheckpointError
 from fastcap.data.errors import DataError
 from fastcap.serving.chain import BigramTable
 from fastcap.serving.folder import ExportError

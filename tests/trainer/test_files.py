@@ -7,8 +7,9 @@ import fsspec
 import pytest
 import torch
 
-from fastcap.build import CheckpointError, find_checkpoint, run_folder, settle_resume
+from fastcap.build import run_folder, settle_resume
 from fastcap.callbacks.rows import RowWriter, read_rows
+from fastcap.checkpoints import CheckpointError, find_checkpoint
 from fastcap.trainer import (
     AtomicCheckpointIO,
     CheckpointWriteError,
