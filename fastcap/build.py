@@ -160,6 +160,11 @@ def build_model(
             f"decoder {type(decoder).__name__} is not driven by {type(refinement).__name__}: "
             f"choose refinement={fitting}"
         )
+    if fresh and refinement.rank_weights.naming > 0 and cfg.objective.concept_weight == 0:
+        raise ConfigError(
+            f"refinement.naming_weight = {refinement.rank_weights.naming} asks for the image's concepts, which "
+            "objective.concept_weight=0 does not train"
+        )
     model = FastCap(backbone, alignment, decoder, length, refinement)
     start = OmegaConf.select(cfg, "init.captioner")
     if fresh and start:

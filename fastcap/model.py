@@ -62,8 +62,8 @@ class FastCap(nn.Module):
 
     def describe(self, memory: Tensor, record_steps: bool = False) -> Refinement:
         """Caption images already encoded. memory: (B, N, D)."""
-        fits = partial(self.alignment.similarity, memory)
-        return self.refinement.generate(self.decoder, memory, self.length(memory), record_steps, fits)
+        judges = partial(self.alignment.similarity, memory), partial(self.alignment.naming, memory)
+        return self.refinement.generate(self.decoder, memory, self.length(memory), record_steps, *judges)
 
     def forward(self, images: Tensor) -> Refinement:
         """Caption images. images: uint8 (B, 3, H, W)."""

@@ -64,8 +64,10 @@ def test_a_setting_newer_than_the_checkpoint_may_be_given(tiny_checkpoint, tmp_p
     checkpoint = torch.load(tiny_checkpoint, weights_only=True)
     del checkpoint["fastcap"]["config"]["refinement"]["similarity_weight"]
     torch.save(checkpoint, tmp_path / "old.ckpt")
-    assert load_checkpoint(tmp_path / "old.ckpt").model.refinement.similarity_weight == 0
+    assert load_checkpoint(tmp_path / "old.ckpt").model.refinement.rank_weights.similarity == 0
     assert (
-        load_checkpoint(tmp_path / "old.ckpt", {"refinement.similarity_weight": 0.2}).model.refinement.similarity_weight
+        load_checkpoint(
+            tmp_path / "old.ckpt", {"refinement.similarity_weight": 0.2}
+        ).model.refinement.rank_weights.similarity
         == 0.2
     )

@@ -3,7 +3,7 @@
 Two losses pull: a contrastive one between whole images and whole captions (CLIP, arXiv 2103.00020), and one that lets
 the image name its captions' words (visual concepts, Fang et al. 2015, arXiv 1411.4952).
 Only ``project`` is on the way to the decoder, and it sees the image alone: no caption can leak into what is decoded.
-What the contrastive loss taught also tells which of several finished captions fits the image best.
+What both losses taught also tells which of several finished captions fits the image best.
 """
 
 from __future__ import annotations
@@ -122,6 +122,27 @@ class CrossModalFeatureAlignment(nn.Module):
         """Return the learned scale of similarities, at most 100 as in CLIP: (1,)."""
         return self.log_scale.clamp(max=math.log(100.0)).exp()
 
+    def naming(self, memory: Tensor, tokens: Tensor, lengths: Tensor) -> Tensor:
+        """Tell how many of the concepts that captions name are expected to be people's too, by the image alone.
+
+        Args:
+            memory: Image memory. (B, N, D)
+            tokens: Caption ids. (B, K, L)
+            lengths: Content tokens of each caption. (B, K)
+
+        Returns:
+            Sum of the probabilities of each caption's concepts, each counted once. (B, K)
+        """
+        probability = F.pad(self.concept_logits(memory).float().sigmoid(), (1, 0))  # in front: words without a concept
+        inside = torch.arange(tokens.shape[2], device=tokens.device) < lengths.unsqueeze(-1)
+        concepts = (self.word_concepts[tokens] + 1) * inside
+        named = probability.new_zeros(*tokens.shape[:2], probability.shape[1]).scatter_(2, concepts, 1.0)
+        return (named * probability.unsqueeze(1)).sum(2)
+
+    def concept_logits(self, memory: Tensor) -> Tensor:
+        """Score each concept from the mean and the maximum over patches. (B, N, D) -> (B, C)."""
+        return self.concept_head(torch.cat([memory.mean(1), memory.amax(1)], dim=-1))
+
     def name_concepts(self, memory: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Score which concepts the image's captions name (training only).
 
@@ -132,7 +153,7 @@ class CrossModalFeatureAlignment(nn.Module):
         Returns:
             Logits, from the mean and the maximum over patches, and the truth, both (B, C) for C concepts.
         """
-        logits = self.concept_head(torch.cat([memory.mean(1), memory.amax(1)], dim=-1))
+        logits = self.concept_logits(memory)
         named = self.word_concepts[tokens.flatten(1)]
         truth = torch.zeros(len(logits), logits.shape[1] + 1, device=logits.device)
         return logits, truth.scatter_(1, named + 1, 1.0)[:, 1:]

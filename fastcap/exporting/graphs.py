@@ -35,19 +35,25 @@ class Encoder(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Encode images.
 
         Args:
             images: uint8, RGB. (B, H, W, 3)
 
         Returns:
-            Memory (B, N, D), length logits (B, max_length), expert weights (B, E), and the image's place beside
-            captions (B, embed_dim).
+            Memory (B, N, D), length logits (B, max_length), expert weights (B, E), the image's place beside captions
+            (B, embed_dim), and the concepts' logits (B, C).
         """
         memory = self.model.encode(images.permute(0, 3, 1, 2))
-        place = self.model.alignment.embed_image(memory)
-        return memory, self.model.length(memory), self.model.decoder.gate(memory).weights, place
+        alignment, weights = self.model.alignment, self.model.decoder.gate(memory).weights
+        return (
+            memory,
+            self.model.length(memory),
+            weights,
+            alignment.embed_image(memory),
+            alignment.concept_logits(memory),
+        )
 
 
 class Fit(nn.Module):
@@ -165,10 +171,12 @@ def graph_sources(model: FastCap, image_size: int) -> Iterator[tuple[str, GraphS
     images = torch.randint(0, 256, (2, image_size, image_size, 3), dtype=torch.uint8)
     with torch.no_grad():
         encoder = Encoder(model)
-        memory, _, weights, place = encoder(images)
+        memory, _, weights, place, _ = encoder(images)
         yield (
             "encoder",
-            GraphSource(encoder, (images,), ["images"], ["memory", "lengths", "experts", "image"], ({0: batch},)),
+            GraphSource(
+                encoder, (images,), ["images"], ["memory", "lengths", "experts", "image", "concepts"], ({0: batch},)
+            ),
         )
         tokens = torch.full((2, 3, min(5, decoder.max_length)), model.refinement.special.mask)
         lengths = torch.full((2, 3), tokens.shape[2])

@@ -63,9 +63,9 @@ def record_feeds(network: ExportedNetwork, images: Iterable[np.ndarray], num_gro
         for group in range(num_groups):
             if f"step_{group}" not in recorder.feeds:
                 for pixels in seen:
-                    memory, length_logits, weights, place = graphs["encoder"]({"images": pixels})
-                    forced = network.prepare(group, np.zeros(1, np.int64), memory, length_logits, weights, place)
-                    network.decode((weights, [forced]), None, False)
+                    outputs = graphs["encoder"]({"images": pixels})
+                    forced = network.prepare(group, np.zeros(1, np.int64), outputs)
+                    network.decode((outputs[2], [forced]), None, False)
     finally:
         network.graphs = graphs
     return recorder.feeds

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fastcap.generation.choose import at_random
-from fastcap.generation.rerank import check_weight, rank
+from fastcap.generation.rerank import Weights, rank
 from fastcap.types import CausalDecoder, Past, Refinement, Sampled, Similarity, SpecialTokens
 
 
@@ -20,6 +20,8 @@ class AutoregressiveGenerator:
         special: The special token ids.
         num_beams: Candidates kept at each word.
         similarity_weight: Weight of the image's similarity with a beam in the end, added to its mean log-probability.
+        naming_weight: Weight of the concepts that a beam is expected to name rightly, less ``naming_cost`` a word.
+        naming_cost: What each word costs, in rightly named concepts.
 
     Raises:
         ValueError: If num_beams is below one or the weight negative.
@@ -27,12 +29,19 @@ class AutoregressiveGenerator:
 
     causal = True
 
-    def __init__(self, special: SpecialTokens, num_beams: int = 1, similarity_weight: float = 0.0) -> None:
+    def __init__(
+        self,
+        special: SpecialTokens,
+        num_beams: int = 1,
+        similarity_weight: float = 0.0,
+        naming_weight: float = 0.0,
+        naming_cost: float = 0.4,
+    ) -> None:
         if num_beams < 1:
             raise ValueError(f"refinement.num_beams = {num_beams} must be at least 1")
         self.special = special
         self.num_beams = num_beams
-        self.similarity_weight = check_weight("similarity_weight", similarity_weight)
+        self.rank_weights = Weights(similarity_weight, naming_weight, naming_cost)
 
     @torch.no_grad()
     def generate(
@@ -42,6 +51,7 @@ class AutoregressiveGenerator:
         length_logits: Tensor,
         record_steps: bool = False,
         similarity: Similarity | None = None,
+        naming: Similarity | None = None,
     ) -> Refinement:
         """Caption a batch of images.
 
@@ -51,12 +61,13 @@ class AutoregressiveGenerator:
             length_logits: Of no use here: [EOS] ends a caption. (B, max_length)
             record_steps: Of no use here: a word is never changed.
             similarity: As in ``ICMRDecoder.generate``.
+            naming: Likewise.
 
         Returns:
             The best candidate of each image.
 
         Raises:
-            ValueError: If a similarity is to be weighed and there is none.
+            ValueError: If a similarity or naming is to be weighed and there is none.
         """
         images, beams, device = memory.shape[0], self.num_beams, memory.device
         cache = decoder.prepare(memory)
@@ -90,7 +101,7 @@ class AutoregressiveGenerator:
         lengths = ((words != self.special.pad) & (words != self.special.eos)).sum(2)
         means = total / (lengths + 1)
         words = words[:, :, :longest].masked_fill(words[:, :, :longest] == self.special.eos, self.special.pad)
-        best = rank(means, words, lengths, self.similarity_weight, similarity)
+        best = rank(means, words, lengths, self.rank_weights, similarity, naming)
         chosen, at = words[rows.squeeze(1), best], lengths.gather(1, best.unsqueeze(1)).squeeze(1)
         experts = getattr(cache, "expert_weights", None)
         return Refinement(chosen, at, means.gather(1, best.unsqueeze(1)).squeeze(1), passes, at, [], experts)

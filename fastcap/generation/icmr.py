@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from fastcap.generation.choose import Choose, Draft, Together, at_random, likeliest
 from fastcap.generation.dlag import top_lengths
-from fastcap.generation.rerank import check_weight, rank
+from fastcap.generation.rerank import Weights, check_weight, rank
 from fastcap.generation.schedule import SCHEDULES, lowest, num_to_remask
 from fastcap.types import Denoiser, Refinement, RefinementStep, Sampled, Similarity, SpecialTokens
 
@@ -31,6 +31,9 @@ class ICMRDecoder:
         bigram_weight: Weight of what neighbours are worth together, as the decoder has counted them (its ``bigrams``):
             the words of a step are then chosen together, and candidates judged by it too. Zero chooses each by itself.
         num_choices: Words considered at each position where they are chosen together.
+        naming_weight: Weight of the concepts that a candidate is expected to name rightly, less ``naming_cost`` a word,
+            added to its mean log-probability.
+        naming_cost: What each word costs, in rightly named concepts.
         collapse_repeats: In the end write a token that follows itself once (Lee et al. 2018, arXiv 1802.06901): the
             typical fault of words chosen in parallel.
 
@@ -50,6 +53,8 @@ class ICMRDecoder:
         similarity_weight: float = 0.0,
         bigram_weight: float = 0.0,
         num_choices: int = 4,
+        naming_weight: float = 0.0,
+        naming_cost: float = 0.4,
     ) -> None:
         for name, value in (("num_steps", num_steps), ("num_lengths", num_lengths), ("num_choices", num_choices)):
             if value < 1:
@@ -61,7 +66,7 @@ class ICMRDecoder:
         self.schedule = SCHEDULES[schedule]
         self.num_lengths = num_lengths
         self.collapse_repeats = collapse_repeats
-        self.similarity_weight = check_weight("similarity_weight", similarity_weight)
+        self.rank_weights = Weights(similarity_weight, naming_weight, naming_cost)
         self.bigram_weight = check_weight("bigram_weight", bigram_weight)
         self.num_choices = num_choices
 
@@ -73,6 +78,7 @@ class ICMRDecoder:
         length_logits: Tensor,
         record_steps: bool = False,
         similarity: Similarity | None = None,
+        naming: Similarity | None = None,
     ) -> Refinement:
         """Caption a batch of images.
 
@@ -82,12 +88,13 @@ class ICMRDecoder:
             length_logits: Scores of the lengths 1..max_length. (B, max_length)
             record_steps: Keep every step of the chosen candidates.
             similarity: Asked how well each candidate fits its image, where ``similarity_weight`` is above zero.
+            naming: Asked how many concepts each candidate is expected to name rightly, where ``naming_weight`` is.
 
         Returns:
             The best candidate of each image.
 
         Raises:
-            ValueError: If a similarity is to be weighed and there is none.
+            ValueError: If a similarity or naming is to be weighed and there is none.
         """
         # 1. The likeliest lengths, K an image, in consecutive rows.
         candidates = top_lengths(length_logits, self.num_lengths)
@@ -96,14 +103,15 @@ class ICMRDecoder:
         choose = self._choose(denoiser, temperature=None)
         tokens, confidence, steps, num_passes = self._refine(denoiser, cache, lengths, choose, record_steps)
 
-        # 5. The candidate whose words are likeliest on average, go together, and fit the image.
+        # 5. The candidate whose words are likeliest on average, go together, fit the image and name what is there.
         scores, drafted = confidence.sum(1) / lengths, lengths
         total = scores
         if self.bigram_weight > 0 and self.num_lengths > 1:
             total = scores + self.bigram_weight * denoiser.bigrams.score(tokens, lengths) / lengths
         tokens, lengths = self._collapse(tokens) if self.collapse_repeats else (tokens, lengths)
         shape = candidates.shape
-        best = rank(total.view(shape), tokens.view(*shape, -1), lengths.view(shape), self.similarity_weight, similarity)
+        finished = total.view(shape), tokens.view(*shape, -1), lengths.view(shape)
+        best = rank(*finished, self.rank_weights, similarity, naming)
         best = best + torch.arange(shape[0], device=memory.device) * shape[1]
         chosen = [RefinementStep(s.tokens[best], s.confidence[best], s.remasked[best]) for s in steps]
         experts = getattr(cache, "expert_weights", None)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from torch import Tensor
 
 from fastcap.types import Similarity
@@ -18,8 +20,39 @@ def check_weight(name: str, weight: float) -> float:
     return float(weight)
 
 
+@dataclass(frozen=True)
+class Weights:
+    """What counts beside the words' probabilities where one of several candidates is chosen.
+
+    Attributes:
+        similarity: Weight of the image's similarity with a candidate.
+        naming: Weight of the concepts that a candidate is expected to name rightly, less what its words cost.
+        cost: What each word of a candidate costs, in rightly named concepts.
+
+    Raises:
+        ValueError: If one is negative or no number.
+    """
+
+    similarity: float = 0.0
+    naming: float = 0.0
+    cost: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, value in (
+            ("similarity_weight", self.similarity),
+            ("naming_weight", self.naming),
+            ("naming_cost", self.cost),
+        ):
+            check_weight(name, value)
+
+
 def rank(
-    log_probability: Tensor, tokens: Tensor, lengths: Tensor, weight: float, similarity: Similarity | None
+    log_probability: Tensor,
+    tokens: Tensor,
+    lengths: Tensor,
+    weights: Weights,
+    similarity: Similarity | None,
+    naming: Similarity | None = None,
 ) -> Tensor:
     """Pick the best candidate of each image.
 
@@ -27,22 +60,35 @@ def rank(
     others, what is true of this one. The sum is noisy-channel reranking's (Yee et al. 2019, arXiv 1908.05731), with a
     contrastive model (CLIP, arXiv 2103.00020) as the channel.
 
+    The mean log-probability also prefers what is short and safe. People's captions reward what is named rightly and
+    punish what is not, so the expected number of rightly named concepts counts (visual concepts, Fang et al. 2015,
+    arXiv 1411.4952, whose captions are ranked by such scores too), and every word has its price.
+
     Args:
         log_probability: Mean log-probability of each candidate's words. (B, K)
         tokens: The candidates as they would be shown. (B, K, L)
         lengths: Content tokens of each. (B, K)
-        weight: Weight of the similarity; zero leaves it out.
+        weights: What counts beside it; zeros leave it out.
         similarity: What judges how well a caption fits its image.
+        naming: How many concepts of each candidate are expected to be named rightly.
 
     Returns:
         Index of the best candidate. (B,)
 
     Raises:
-        ValueError: If a similarity is to be weighed and there is none.
+        ValueError: If a similarity or naming is to be weighed and there is none.
     """
-    if weight > 0 and log_probability.shape[1] > 1:
+    total = log_probability
+    if log_probability.shape[1] == 1:
+        return total.argmax(1)
+    if weights.similarity > 0:
         if similarity is None:
-            raise ValueError(f"refinement.similarity_weight = {weight} needs a similarity of images and captions")
-        total = log_probability + weight * similarity(tokens, lengths).to(log_probability.dtype)
-        log_probability = total.where(log_probability.isfinite(), log_probability)  # a beam without words has no place
-    return log_probability.argmax(1)
+            raise ValueError(
+                f"refinement.similarity_weight = {weights.similarity} needs a similarity of images and captions"
+            )
+        total = total + weights.similarity * similarity(tokens, lengths).to(total.dtype)
+    if weights.naming > 0:
+        if naming is None:
+            raise ValueError(f"refinement.naming_weight = {weights.naming} needs the image's concepts")
+        total = total + weights.naming * (naming(tokens, lengths).to(total.dtype) - weights.cost * lengths)
+    return total.where(log_probability.isfinite(), log_probability).argmax(1)  # a beam without words has no place

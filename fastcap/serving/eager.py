@@ -55,8 +55,9 @@ class EagerNetwork:
         if num_steps is not None:
             generator = copy.copy(generator)  # another thread may want another number of steps
             generator.num_steps = num_steps
-        fits = functools.partial(self.model.alignment.similarity, encoded[0])
-        result = generator.generate(self.model.decoder, *encoded, record_steps, fits)
+        alignment = self.model.alignment
+        judges = (functools.partial(judge, encoded[0]) for judge in (alignment.similarity, alignment.naming))
+        result = generator.generate(self.model.decoder, *encoded, record_steps, *judges)
         weights = result.expert_weights
         return Decoded(
             tokens=result.tokens.numpy(),
@@ -98,6 +99,8 @@ def open_eager(
 def count_parameters(model: FastCap) -> int:
     """Count the parameters that captioning reads: what only training's losses use is left out."""
     parts: list[nn.Module] = [model.backbone, model.alignment.projection, model.decoder, model.length]
-    if model.refinement.similarity_weight > 0:
+    if model.refinement.rank_weights.similarity > 0:
         parts += [model.alignment.image_head, model.alignment.text_encoder]
+    if model.refinement.rank_weights.naming > 0:
+        parts.append(model.alignment.concept_head)
     return sum(p.numel() for part in parts for p in part.parameters())

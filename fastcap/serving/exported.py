@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,7 +22,7 @@ from fastcap.serving.folder import (
     variant_folder,
 )
 from fastcap.serving.network import Decoded
-from fastcap.serving.refine import join, refine
+from fastcap.serving.refine import expected_names, join, refine
 from fastcap.serving.runtimes import Graph, LazyGraphs
 
 
@@ -42,6 +42,7 @@ class EncodedGroup:
         rows: Its images in the batch. (B',)
         length_logits: Scores of the lengths 1..max_length. (B', max_length)
         image: Embeddings that captions are compared with. (B', embed_dim)
+        concepts: Probability of each concept. (B', C)
         cache: Inputs of its step graph that depend on the image alone.
     """
 
@@ -49,6 +50,7 @@ class EncodedGroup:
     rows: np.ndarray
     length_logits: np.ndarray
     image: np.ndarray
+    concepts: np.ndarray
     cache: dict[str, np.ndarray]
 
 
@@ -91,6 +93,9 @@ class ExportedNetwork:
         self.image_size = facts.image_size
         self.num_steps: int | None = self.settings.num_steps
         self.tokenizer = tokenizer
+        self.word_concepts = (
+            np.array(tokenizer.concepts(), np.int64) if self.settings.naming_weight > 0 else np.empty(0)
+        )
         self.num_experts = sum(map(len, facts.groups))
         self._group_of = np.empty(self.num_experts, np.int64)
         for group, experts in enumerate(facts.groups):
@@ -105,29 +110,23 @@ class ExportedNetwork:
 
     def encode(self, pixels: np.ndarray) -> tuple[np.ndarray, list[EncodedGroup]]:
         """Return expert weights (B, E) and the groups. pixels: uint8, RGB (B, H, W, 3)."""
-        memory, length_logits, weights, image = self.graphs["encoder"]({"images": pixels})
+        outputs = self.graphs["encoder"]({"images": pixels})
+        weights = outputs[2]
         of_image = self._group_of[weights.argmax(1)]
         groups = []
         for group in np.unique(of_image).tolist():
-            rows = np.flatnonzero(of_image == group)
-            groups.append(self.prepare(group, rows, memory, length_logits, weights, image))
+            groups.append(self.prepare(group, np.flatnonzero(of_image == group), outputs))
         return weights, groups
 
-    def prepare(
-        self,
-        group: int,
-        rows: np.ndarray,
-        memory: np.ndarray,
-        length_logits: np.ndarray,
-        weights: np.ndarray,
-        image: np.ndarray,
-    ) -> EncodedGroup:
-        """Compute what one group's graphs keep of some images of a batch."""
-        if len(rows) < len(memory):
-            memory, length_logits, weights, image = (a[rows] for a in (memory, length_logits, weights, image))
-        outputs = self.graphs[f"prepare_{group}"]({"memory": memory, "expert_weights": weights})
-        cache = {f"cache_{number}": value for number, value in enumerate(outputs)}
-        return EncodedGroup(group, rows, length_logits, image, cache)
+    def prepare(self, group: int, rows: np.ndarray, outputs: Sequence[np.ndarray]) -> EncodedGroup:
+        """Compute what one group's graphs keep of some images of a batch, from the encoder's outputs."""
+        if len(rows) < len(outputs[0]):
+            outputs = [output[rows] for output in outputs]
+        memory, length_logits, weights, image, concepts = outputs
+        kept = self.graphs[f"prepare_{group}"]({"memory": memory, "expert_weights": weights})
+        cache = {f"cache_{number}": value for number, value in enumerate(kept)}
+        probability = 1.0 / (1.0 + np.exp(-concepts.astype(np.float32)))
+        return EncodedGroup(group, rows, length_logits, image, probability, cache)
 
     def decode(
         self, encoded: tuple[np.ndarray, list[EncodedGroup]], num_steps: int | None, record_steps: bool
@@ -148,7 +147,11 @@ class ExportedNetwork:
             def fit(tokens: np.ndarray, lengths: np.ndarray, image: np.ndarray = group.image) -> np.ndarray:
                 return self.graphs["fit"]({"tokens": tokens, "lengths": lengths, "image": image})[0]
 
-            part = refine(predict, group.length_logits, self.special, settings, record_steps, fit, self.bigrams)
+            def naming(tokens: np.ndarray, lengths: np.ndarray, concepts: np.ndarray = group.concepts) -> np.ndarray:
+                return expected_names(concepts, self.word_concepts, tokens, lengths)
+
+            judges = fit, self.bigrams, naming
+            part = refine(predict, group.length_logits, self.special, settings, record_steps, *judges)
             parts.append((group.rows, part))
         decoded = join(parts, self.special.pad)
         decoded.expert_weights = weights

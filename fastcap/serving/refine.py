@@ -45,6 +45,8 @@ class RefinementSettings:
     similarity_weight: float = 0.0
     bigram_weight: float = 0.0
     num_choices: int = 4
+    naming_weight: float = 0.0
+    naming_cost: float = 0.4
 
     def __post_init__(self) -> None:
         for name in ("num_steps", "num_lengths", "num_choices"):
@@ -55,7 +57,7 @@ class RefinementSettings:
             raise ValueError(f"refinement.schedule = {self.schedule!r} must be one of {', '.join(SCHEDULES)}")
         if not isinstance(self.collapse_repeats, bool):
             raise ValueError(f"refinement.collapse_repeats = {self.collapse_repeats!r} must be true or false")
-        for name in ("similarity_weight", "bigram_weight"):
+        for name in ("similarity_weight", "bigram_weight", "naming_weight", "naming_cost"):
             weight = getattr(self, name)
             if isinstance(weight, bool) or not isinstance(weight, int | float) or not weight >= 0:
                 raise ValueError(f"refinement.{name} = {weight!r} must be a number, not negative")
@@ -81,6 +83,7 @@ def refine(
     record_steps: bool = False,
     fit: Fit | None = None,
     bigrams: BigramTable | None = None,
+    naming: Fit | None = None,
 ) -> Decoded:
     """Caption a batch of images; the numbers are those of ``ICMRDecoder.generate``.
 
@@ -92,9 +95,10 @@ def refine(
         record_steps: Keep every step of the chosen candidates.
         fit: Asked how well each candidate fits its image, where ``similarity_weight`` is above zero.
         bigrams: What neighbours are worth, where ``bigram_weight`` is above zero.
+        naming: Asked how many concepts each candidate is expected to name rightly, where ``naming_weight`` is.
 
     Raises:
-        ValueError: If a fit or neighbours are to be weighed and there is nothing to tell them.
+        ValueError: If a fit, neighbours or naming are to be weighed and there is nothing to tell them.
     """
     if settings.bigram_weight == 0:
         bigrams = None
@@ -130,7 +134,7 @@ def refine(
             break
         tokens = np.where(remasked, special.mask, tokens)
 
-    # 5. The candidate whose words are likeliest on average, go together, and fit the image.
+    # 5. The candidate whose words are likeliest on average, go together, fit the image and name what is there.
     scores = np.where(pad, 0.0, confidence).sum(2, dtype=np.float32) / lengths.astype(np.float32)
     shown, final = collapse(tokens, special.pad) if settings.collapse_repeats else (tokens, lengths)
     total = scores
@@ -141,6 +145,11 @@ def refine(
         if fit is None:
             raise ValueError(f"refinement.similarity_weight = {settings.similarity_weight} needs a fit")
         total = total + np.float32(settings.similarity_weight) * fit(shown, final)
+    if settings.naming_weight > 0 and lengths.shape[1] > 1:
+        if naming is None:
+            raise ValueError(f"refinement.naming_weight = {settings.naming_weight} needs the image's concepts")
+        cost = np.float32(settings.naming_cost) * final.astype(np.float32)
+        total = total + np.float32(settings.naming_weight) * (naming(shown, final) - cost)
     rows = np.arange(len(lengths))
     best = total.argmax(1)
     chosen = [Draft(s.tokens[rows, best], s.confidence[rows, best], s.remasked[rows, best]) for s in steps]
@@ -169,6 +178,27 @@ def collapse(tokens: np.ndarray, pad_id: int) -> tuple[np.ndarray, np.ndarray]:
     lengths = kept.sum(-1)
     beyond = np.arange(tokens.shape[-1]) >= lengths[..., None]
     return np.where(beyond, pad_id, np.take_along_axis(tokens, order, -1)), lengths
+
+
+def expected_names(
+    probability: np.ndarray, concepts: np.ndarray, tokens: np.ndarray, lengths: np.ndarray
+) -> np.ndarray:
+    """Sum the probabilities of each caption's concepts, as ``CrossModalFeatureAlignment.naming`` does.
+
+    Args:
+        probability: Of each concept. (B, C)
+        concepts: The concept behind each word, -1 for a word without one. (V,)
+        tokens: Caption ids. (B, K, L)
+        lengths: Content tokens of each caption. (B, K)
+
+    Returns:
+        Each concept of a caption counted once. (B, K)
+    """
+    inside = np.arange(tokens.shape[2]) < lengths[..., None]
+    found = np.where(inside, concepts[tokens], -1)
+    named = np.zeros((*tokens.shape[:2], probability.shape[1] + 1), np.float32)
+    np.put_along_axis(named, found, 1.0, axis=2)  # -1 is the last place
+    return (named[..., :-1] * probability[:, None]).sum(2, dtype=np.float32)
 
 
 def join(parts: list[tuple[np.ndarray, Decoded]], pad_id: int) -> Decoded:

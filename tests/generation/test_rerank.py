@@ -7,7 +7,7 @@ from fastcap.decoder.autoregressive import AutoregressiveDecoder
 from fastcap.decoder.moe_decoder import MoEDecoder
 from fastcap.generation.autoregressive import AutoregressiveGenerator
 from fastcap.generation.icmr import ICMRDecoder
-from fastcap.generation.rerank import rank
+from fastcap.generation.rerank import Weights, rank
 from fastcap.types import SpecialTokens
 
 SPECIAL = SpecialTokens(pad=0, mask=1, unk=2, bos=3, eos=4)
@@ -22,14 +22,15 @@ def caption(request):
     options = {"dim": 16, "num_layers": 2, "num_experts": 3, "top_k": 2}
     if request.param == "beams":
         decoder = AutoregressiveDecoder(VOCAB, LONGEST, pad_id=0, **options).eval()
-        return lambda weight, similarity: AutoregressiveGenerator(SPECIAL, 4, weight).generate(
-            decoder, MEMORY, torch.zeros(6, LONGEST), similarity=similarity
-        )
+        return lambda weight, similarity, naming=None: AutoregressiveGenerator(
+            SPECIAL, 4, weight, naming_weight=1e6 * bool(naming)
+        ).generate(decoder, MEMORY, torch.zeros(6, LONGEST), similarity=similarity, naming=naming)
     decoder = MoEDecoder(VOCAB, LONGEST, pad_id=0, **options).eval()
     torch.nn.init.normal_(decoder.word.weight, std=1.0)
-    return lambda weight, similarity: ICMRDecoder(SPECIAL, 2, num_lengths=4, similarity_weight=weight).generate(
-        decoder, MEMORY, torch.randn(6, LONGEST, generator=torch.Generator().manual_seed(2)), similarity=similarity
-    )
+    logits = torch.randn(6, LONGEST, generator=torch.Generator().manual_seed(2))
+    return lambda weight, similarity, naming=None: ICMRDecoder(
+        SPECIAL, 2, num_lengths=4, similarity_weight=weight, naming_weight=1e6 * bool(naming)
+    ).generate(decoder, MEMORY, logits, similarity=similarity, naming=naming)
 
 
 def test_a_heavy_similarity_decides_and_scores_stay_those_of_the_words(caption):
@@ -60,12 +61,40 @@ def test_the_sum_decides():
     log_probability = torch.tensor([[-1.0, -1.3], [-1.0, -1.3]])
     tokens, lengths = torch.full((2, 2, 3), 7), torch.tensor([[3, 3], [3, 3]])
     fit = torch.tensor([[1.0, 5.0], [1.0, 3.0]])
-    assert rank(log_probability, tokens, lengths, 0.1, lambda t, n: fit).tolist() == [1, 0]
+    assert rank(log_probability, tokens, lengths, Weights(0.1), lambda t, n: fit).tolist() == [1, 0]
     # One candidate is no choice.
-    assert rank(log_probability[:, :1], tokens[:, :1], lengths[:, :1], 0.1, None).tolist() == [0, 0]
+    assert rank(log_probability[:, :1], tokens[:, :1], lengths[:, :1], Weights(0.1, 0.1), None).tolist() == [0, 0]
+
+
+def test_names_count_and_words_cost():
+    log_probability, tokens = torch.tensor([[-1.0, -1.2, -1.1]]), torch.full((1, 3, 4), 7)
+    lengths, named = torch.tensor([[2, 4, 4]]), torch.tensor([[0.5, 1.5, 1.2]])
+
+    def chosen(weight, cost):
+        return rank(log_probability, tokens, lengths, Weights(0.0, weight, cost), None, lambda t, n: named).item()
+
+    assert chosen(0.0, 0.4) == 0
+    assert chosen(1.0, 0.0) == 1  # -0.5, 0.3, 0.1
+    assert chosen(1.0, 0.45) == 0  # -1.4, -1.5, -1.7
+    assert chosen(1.0, 0.35) == 1  # -1.2, -1.1, -1.3
+    assert chosen(0.3, 0.1) == 2  # -0.91, -0.87, -0.86
+
+
+def test_both_judges_are_heard(caption):
+    plain, named = caption(0.0, None), caption(0.0, None, naming=lambda tokens, lengths: torch.arange(4.0).expand(6, 4))
+    assert plain.tokens.tolist() != named.tokens.tolist()
+    assert (named.scores <= plain.scores).all()
+
+
+def test_naming_that_is_asked_for_must_be_there():
+    tokens, lengths = torch.full((1, 2, 3), 7), torch.tensor([[3, 3]])
+    with pytest.raises(ValueError, match=r"naming_weight = 0\.5 needs the image's concepts"):
+        rank(torch.zeros(1, 2), tokens, lengths, Weights(0.0, 0.5), None)
 
 
 def test_a_beam_without_words_is_never_chosen():
     log_probability = torch.tensor([[-1.0, -torch.inf]])
     fit = torch.tensor([[0.0, torch.nan]])
-    assert rank(log_probability, torch.zeros(1, 2, 3), torch.tensor([[3, 0]]), 0.1, lambda t, n: fit).tolist() == [0]
+    assert rank(
+        log_probability, torch.zeros(1, 2, 3), torch.tensor([[3, 0]]), Weights(0.1), lambda t, n: fit
+    ).tolist() == [0]

@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 import torch
 
+from fastcap.alignment.cmfa import CrossModalFeatureAlignment
 from fastcap.data.tokenizer import CaptionTokenizer
 from fastcap.decoder.bigrams import Bigrams
 from fastcap.generation.icmr import ICMRDecoder
 from fastcap.serving.chain import BigramTable
-from fastcap.serving.refine import RefinementSettings, join, refine
+from fastcap.serving.refine import RefinementSettings, expected_names, join, refine
 
 SPECIAL = CaptionTokenizer.special
 WORDS, LONGEST = 12, 9
@@ -62,21 +63,22 @@ class Fitness:
 
 
 @pytest.mark.parametrize(("together", "choices"), [(0.0, 4), (0.4, 1), (0.4, 3), (2.0, 4)])
-@pytest.mark.parametrize("weight", [0.0, 0.1, 3.0])
+@pytest.mark.parametrize(("weight", "naming"), [(0.0, 0.0), (0.1, 0.0), (3.0, 0.0), (0.0, 0.7), (0.1, 2.0)])
 @pytest.mark.parametrize("collapse", [False, True])
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
 @pytest.mark.parametrize("num_steps", [1, 2, 3, 4, 7, 10])
 @pytest.mark.parametrize("num_lengths", [1, 3])
-def test_numpy_refines_as_icmr_does(num_steps, schedule, num_lengths, collapse, weight, together, choices):
+def test_numpy_refines_as_icmr_does(num_steps, schedule, num_lengths, collapse, weight, naming, together, choices):
     scorer = Scorer(num_images=5, seed=num_steps)
     logits = torch.randn(5, LONGEST, generator=torch.Generator().manual_seed(num_lengths))
-    decoder = ICMRDecoder(SPECIAL, num_steps, schedule, num_lengths, collapse, weight, together, choices)
-    fitness = Fitness()
-    expected = decoder.generate(scorer, torch.zeros(5, 1, 1), logits, True, fitness)
-    settings = RefinementSettings(num_steps, schedule, num_lengths, collapse, weight, together, choices)
-    found = refine(scorer.predict, logits.numpy(), SPECIAL, settings, True, fitness.numpy, scorer.table())
+    options = num_steps, schedule, num_lengths, collapse, weight, together, choices, naming, 0.3
+    fitness, names = Fitness(), Fitness()
+    expected = ICMRDecoder(SPECIAL, *options).generate(scorer, torch.zeros(5, 1, 1), logits, True, fitness, names)
+    judges = fitness.numpy, scorer.table(), names.numpy
+    found = refine(scorer.predict, logits.numpy(), SPECIAL, RefinementSettings(*options), True, *judges)
     # Both have finished captions judged, and only where there is a choice.
     assert len(fitness.judged) == (2 if weight and num_lengths > 1 else 0)
+    assert len(names.judged) == (2 if naming and num_lengths > 1 else 0)
     for one, other in zip(*fitness.judged, strict=True) if fitness.judged else ():
         np.testing.assert_array_equal(one, other)
     for name in ("tokens", "lengths", "drafted_lengths"):
@@ -163,3 +165,19 @@ def test_another_file_is_no_table(tmp_path, arrays):
         np.savez(path, **arrays)
     with pytest.raises(ValueError, match="not a table of neighbours"):
         BigramTable.read(path)
+
+
+def test_names_are_expected_as_in_torch():
+    draw = torch.Generator().manual_seed(0)
+    concepts = [-1] * 5 + [0, 1, 1, 2, -1, 3, 3]
+    alignment = CrossModalFeatureAlignment(6, 8, concepts)
+    memory = torch.randn(3, 4, 8, generator=draw)
+    tokens, lengths = torch.randint(5, WORDS, (3, 2, 7), generator=draw), torch.tensor([[7, 3], [1, 5], [6, 6]])
+    with torch.no_grad():
+        expected = alignment.naming(memory, tokens, lengths)
+        probability = alignment.concept_logits(memory).sigmoid().numpy()
+    found = expected_names(probability, np.array(concepts), tokens.numpy(), lengths.numpy())
+    np.testing.assert_allclose(found, expected.numpy(), rtol=1e-5)
+    for image, row in np.ndindex(3, 2):  # each concept once, none twice, nothing beyond the end
+        named = {concepts[word] for word in tokens[image, row, : lengths[image, row]].tolist()} - {-1}
+        assert found[image, row] == pytest.approx(sum(probability[image, concept] for concept in named), rel=1e-5)
