@@ -160,11 +160,16 @@ def build_model(
             f"decoder {type(decoder).__name__} is not driven by {type(refinement).__name__}: "
             f"choose refinement={fitting}"
         )
-    if fresh and refinement.rank_weights.naming > 0 and cfg.objective.concept_weight == 0:
-        raise ConfigError(
-            f"refinement.naming_weight = {refinement.rank_weights.naming} asks for the image's concepts, which "
-            "objective.concept_weight=0 does not train"
-        )
+    asked = {
+        "naming_weight": refinement.rank_weights.naming,
+        "concept_weight": getattr(refinement, "concept_weight", 0),
+    }
+    for name, weight in asked.items():
+        if fresh and weight > 0 and cfg.objective.concept_weight == 0:
+            raise ConfigError(
+                f"refinement.{name} = {weight} asks for the image's concepts, which objective.concept_weight=0 "
+                "does not train"
+            )
     model = FastCap(backbone, alignment, decoder, length, refinement)
     start = OmegaConf.select(cfg, "init.captioner")
     if fresh and start:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import torch
@@ -62,8 +61,9 @@ class FastCap(nn.Module):
 
     def describe(self, memory: Tensor, record_steps: bool = False) -> Refinement:
         """Caption images already encoded. memory: (B, N, D)."""
-        judges = partial(self.alignment.similarity, memory), partial(self.alignment.naming, memory)
-        return self.refinement.generate(self.decoder, memory, self.length(memory), record_steps, *judges)
+        return self.refinement.generate(
+            self.decoder, memory, self.length(memory), record_steps, *self.alignment.judges(memory)
+        )
 
     def forward(self, images: Tensor) -> Refinement:
         """Caption images. images: uint8 (B, 3, H, W)."""

@@ -162,6 +162,10 @@ Past: TypeAlias = "tuple[Tensor, Tensor]"
 Similarity: TypeAlias = "Callable[[Tensor, Tensor], Tensor]"
 
 
+# Gives the probability that the image's people name each word's concept, (B, V).
+Likely: TypeAlias = "Callable[[], Tensor]"
+
+
 class CausalDecoder(Protocol):
     """What writing word after word asks of a decoder."""
 

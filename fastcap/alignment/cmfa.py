@@ -10,10 +10,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from fastcap.types import Likely, Similarity
 
 
 class TextEncoder(nn.Module):
@@ -122,6 +125,11 @@ class CrossModalFeatureAlignment(nn.Module):
         """Return the learned scale of similarities, at most 100 as in CLIP: (1,)."""
         return self.log_scale.clamp(max=math.log(100.0)).exp()
 
+    def judges(self, memory: Tensor) -> tuple[Similarity, Similarity, Likely]:
+        """What generation may ask about images: ``similarity``, ``naming`` and ``word_probability`` of these."""
+        asked = (self.similarity, self.naming, self.word_probability)
+        return tuple(partial(question, memory) for question in asked)  # type: ignore[return-value]
+
     def naming(self, memory: Tensor, tokens: Tensor, lengths: Tensor) -> Tensor:
         """Tell how many of the concepts that captions name are expected to be people's too, by the image alone.
 
@@ -138,6 +146,14 @@ class CrossModalFeatureAlignment(nn.Module):
         concepts = (self.word_concepts[tokens] + 1) * inside
         named = probability.new_zeros(*tokens.shape[:2], probability.shape[1]).scatter_(2, concepts, 1.0)
         return (named * probability.unsqueeze(1)).sum(2)
+
+    def word_probability(self, memory: Tensor) -> Tensor:
+        """Tell how probable it is that people name each word's concept, zero for words without one.
+
+        (B, N, D) -> (B, V)
+        """
+        probability = F.pad(self.concept_logits(memory).float().sigmoid(), (1, 0))
+        return probability[:, self.word_concepts + 1]
 
     def concept_logits(self, memory: Tensor) -> Tensor:
         """Score each concept from the mean and the maximum over patches. (B, N, D) -> (B, C)."""

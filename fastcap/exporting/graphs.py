@@ -109,12 +109,15 @@ class Step(nn.Module):
         ban[list(special.ids)] = BANNED
         self.register_buffer("ban", ban, persistent=False)
 
-    def forward(self, tokens: Tensor, lengths: Tensor, cache: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, tokens: Tensor, lengths: Tensor, gain: Tensor, cache: tuple[Tensor, ...]
+    ) -> tuple[Tensor, Tensor]:
         """Pick words.
 
         Args:
             tokens: Caption ids, some of them [MASK], K captions an image. (B, K, L)
             lengths: Content tokens of each caption. (B, K)
+            gain: What the words' scores gain from the image's concepts. (B, V)
             cache: From ``Prepare`` on the B images.
 
         Returns:
@@ -133,10 +136,9 @@ class Step(nn.Module):
         logits = self.decoder.denoise(
             tokens.flatten(0, 1), pad.flatten(0, 1), DecoderCache(Routing(weights), context, layers)
         )
-        logits = logits + self.ban
+        logits = logits.unflatten(0, tokens.shape[:2]) + (self.ban + gain)[:, None, None]
         value, words = logits.topk(self.num_choices, dim=-1)
-        value = value - logits.logsumexp(-1, keepdim=True)
-        return words.unflatten(0, tokens.shape[:2]), value.unflatten(0, tokens.shape[:2])
+        return words, value - logits.logsumexp(-1, keepdim=True)
 
 
 @dataclass
@@ -195,11 +197,16 @@ def graph_sources(model: FastCap, image_size: int) -> Iterator[tuple[str, GraphS
             )
             per_expert = (len(cache) - 2) // (len(decoder.layers) * len(experts))
             step = Step(decoder, experts, model.refinement.special, model.refinement.num_choices, per_expert)
-            shapes = (*candidate_shapes, (rows,) * len(cache))
+            shapes = (*candidate_shapes, rows, (rows,) * len(cache))
+            gain = torch.zeros(2, decoder.vocab_size)
             yield (
                 f"step_{group}",
                 GraphSource(
-                    step, (tokens, lengths, cache), ["tokens", "lengths", *names], ["words", "log_probability"], shapes
+                    step,
+                    (tokens, lengths, gain, cache),
+                    ["tokens", "lengths", "gain", *names],
+                    ["words", "log_probability"],
+                    shapes,
                 ),
             )
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fastcap.generation.choose import at_random
 from fastcap.generation.rerank import Weights, rank
-from fastcap.types import CausalDecoder, Past, Refinement, Sampled, Similarity, SpecialTokens
+from fastcap.types import CausalDecoder, Likely, Past, Refinement, Sampled, Similarity, SpecialTokens
 
 
 class AutoregressiveGenerator:
@@ -52,6 +52,7 @@ class AutoregressiveGenerator:
         record_steps: bool = False,
         similarity: Similarity | None = None,
         naming: Similarity | None = None,
+        likely: Likely | None = None,
     ) -> Refinement:
         """Caption a batch of images.
 
@@ -62,6 +63,7 @@ class AutoregressiveGenerator:
             record_steps: Of no use here: a word is never changed.
             similarity: As in ``ICMRDecoder.generate``.
             naming: Likewise.
+            likely: Of no use here: what is likely was said while the words before were written.
 
         Returns:
             The best candidate of each image.
@@ -107,7 +109,13 @@ class AutoregressiveGenerator:
         return Refinement(chosen, at, means.gather(1, best.unsqueeze(1)).squeeze(1), passes, at, [], experts)
 
     def sample(
-        self, decoder: CausalDecoder, memory: Tensor, length_logits: Tensor, num_samples: int, temperature: float = 1.0
+        self,
+        decoder: CausalDecoder,
+        memory: Tensor,
+        length_logits: Tensor,
+        num_samples: int,
+        temperature: float = 1.0,
+        likely: Likely | None = None,
     ) -> Sampled:
         """Draw captions word by word, for training on rewards (self-critical, arXiv 1612.00563).
 

@@ -13,7 +13,7 @@ from fastcap.generation.choose import Choose, Draft, Together, at_random, likeli
 from fastcap.generation.dlag import top_lengths
 from fastcap.generation.rerank import Weights, check_weight, rank
 from fastcap.generation.schedule import SCHEDULES, lowest, num_to_remask
-from fastcap.types import Denoiser, Refinement, RefinementStep, Sampled, Similarity, SpecialTokens
+from fastcap.types import Denoiser, Likely, Refinement, RefinementStep, Sampled, Similarity, SpecialTokens
 
 
 class ICMRDecoder:
@@ -34,6 +34,8 @@ class ICMRDecoder:
         naming_weight: Weight of the concepts that a candidate is expected to name rightly, less ``naming_cost`` a word,
             added to its mean log-probability.
         naming_cost: What each word costs, in rightly named concepts.
+        concept_weight: What a word's score gains while words are chosen, times the probability that the image's people
+            name its concept.
         collapse_repeats: In the end write a token that follows itself once (Lee et al. 2018, arXiv 1802.06901): the
             typical fault of words chosen in parallel.
 
@@ -55,6 +57,7 @@ class ICMRDecoder:
         num_choices: int = 4,
         naming_weight: float = 0.0,
         naming_cost: float = 0.4,
+        concept_weight: float = 0.0,
     ) -> None:
         for name, value in (("num_steps", num_steps), ("num_lengths", num_lengths), ("num_choices", num_choices)):
             if value < 1:
@@ -69,6 +72,7 @@ class ICMRDecoder:
         self.rank_weights = Weights(similarity_weight, naming_weight, naming_cost)
         self.bigram_weight = check_weight("bigram_weight", bigram_weight)
         self.num_choices = num_choices
+        self.concept_weight = check_weight("concept_weight", concept_weight)
 
     @torch.no_grad()
     def generate(
@@ -79,6 +83,7 @@ class ICMRDecoder:
         record_steps: bool = False,
         similarity: Similarity | None = None,
         naming: Similarity | None = None,
+        likely: Likely | None = None,
     ) -> Refinement:
         """Caption a batch of images.
 
@@ -89,19 +94,21 @@ class ICMRDecoder:
             record_steps: Keep every step of the chosen candidates.
             similarity: Asked how well each candidate fits its image, where ``similarity_weight`` is above zero.
             naming: Asked how many concepts each candidate is expected to name rightly, where ``naming_weight`` is.
+            likely: Asked which words' concepts are likely, where ``concept_weight`` is.
 
         Returns:
             The best candidate of each image.
 
         Raises:
-            ValueError: If a similarity or naming is to be weighed and there is none.
+            ValueError: If a similarity, naming or likely words are to be weighed and there are none.
         """
         # 1. The likeliest lengths, K an image, in consecutive rows.
         candidates = top_lengths(length_logits, self.num_lengths)
         lengths = candidates.flatten()
         cache = denoiser.prepare(memory)
         choose = self._choose(denoiser, temperature=None)
-        tokens, confidence, steps, num_passes = self._refine(denoiser, cache, lengths, choose, record_steps)
+        gain = self._gain(likely, shape := candidates.shape)
+        tokens, confidence, steps, num_passes = self._refine(denoiser, cache, lengths, choose, record_steps, gain)
 
         # 5. The candidate whose words are likeliest on average, go together, fit the image and name what is there.
         scores, drafted = confidence.sum(1) / lengths, lengths
@@ -109,7 +116,6 @@ class ICMRDecoder:
         if self.bigram_weight > 0 and self.num_lengths > 1:
             total = scores + self.bigram_weight * denoiser.bigrams.score(tokens, lengths) / lengths
         tokens, lengths = self._collapse(tokens) if self.collapse_repeats else (tokens, lengths)
-        shape = candidates.shape
         finished = total.view(shape), tokens.view(*shape, -1), lengths.view(shape)
         best = rank(*finished, self.rank_weights, similarity, naming)
         best = best + torch.arange(shape[0], device=memory.device) * shape[1]
@@ -118,7 +124,13 @@ class ICMRDecoder:
         return Refinement(tokens[best], lengths[best], scores[best], num_passes, drafted[best], chosen, experts)
 
     def sample(
-        self, denoiser: Denoiser, memory: Tensor, length_logits: Tensor, num_samples: int, temperature: float = 1.0
+        self,
+        denoiser: Denoiser,
+        memory: Tensor,
+        length_logits: Tensor,
+        num_samples: int,
+        temperature: float = 1.0,
+        likely: Likely | None = None,
     ) -> Sampled:
         """Draw captions by the same refinement, for training on rewards: lengths and words by chance, all else alike.
 
@@ -130,6 +142,7 @@ class ICMRDecoder:
             length_logits: Scores of the lengths 1..max_length. (B, max_length)
             num_samples: Captions an image.
             temperature: Of the words' distribution.
+            likely: As in ``generate``; nothing is learnt through it.
 
         Returns:
             Captions, with gradients in the log-probability of each word at the step it was last written and in that of
@@ -139,7 +152,8 @@ class ICMRDecoder:
         drawn = torch.multinomial(distribution.exp(), num_samples, replacement=True)
         lengths = drawn.flatten() + 1
         draw = self._choose(denoiser, temperature)
-        tokens, confidence, _, _ = self._refine(denoiser, denoiser.prepare(memory), lengths, draw, False)
+        gain = self._gain(likely, drawn.shape)
+        tokens, confidence, _, _ = self._refine(denoiser, denoiser.prepare(memory), lengths, draw, False, gain)
         words = tokens != self.special.pad
         if self.collapse_repeats:
             shown, shown_lengths = self._collapse(tokens)
@@ -153,8 +167,23 @@ class ICMRDecoder:
             return Together(denoiser.bigrams, self.bigram_weight, self.num_choices, temperature)
         return likeliest if temperature is None else partial(at_random, temperature=temperature)
 
+    def _gain(self, likely: Likely | None, shape: torch.Size) -> Tensor | None:
+        """What the words' scores gain in each row, from the image's concepts. shape: (B, K); (B * K, 1, V) or None."""
+        if self.concept_weight == 0:
+            return None
+        if likely is None:
+            raise ValueError(f"refinement.concept_weight = {self.concept_weight} needs the image's concepts")
+        with torch.no_grad():
+            return self.concept_weight * likely().repeat_interleave(shape[1], dim=0).unsqueeze(1)
+
     def _refine(
-        self, denoiser: Denoiser, cache: Any, lengths: Tensor, choose: Choose, record_steps: bool
+        self,
+        denoiser: Denoiser,
+        cache: Any,
+        lengths: Tensor,
+        choose: Choose,
+        record_steps: bool,
+        gain: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, list[RefinementStep], int]:
         """Refine captions of given lengths; returns tokens, their choices' log-probabilities, steps, passes."""
         # 2. Start from nothing but [MASK].
@@ -167,6 +196,8 @@ class ICMRDecoder:
             # 3. Predict all, write where masked.
             logits = denoiser.denoise(tokens, pad, cache)
             logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+            if gain is not None:
+                logits = logits + gain.to(logits.dtype)
             logits[..., list(self.special.ids)] = -torch.inf
             masked = tokens == self.special.mask
             written, certainty, chance = choose(logits, Draft(tokens, masked, pad))

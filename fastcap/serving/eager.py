@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -55,8 +54,7 @@ class EagerNetwork:
         if num_steps is not None:
             generator = copy.copy(generator)  # another thread may want another number of steps
             generator.num_steps = num_steps
-        alignment = self.model.alignment
-        judges = (functools.partial(judge, encoded[0]) for judge in (alignment.similarity, alignment.naming))
+        judges = self.model.alignment.judges(encoded[0])
         result = generator.generate(self.model.decoder, *encoded, record_steps, *judges)
         weights = result.expert_weights
         return Decoded(
@@ -101,6 +99,6 @@ def count_parameters(model: FastCap) -> int:
     parts: list[nn.Module] = [model.backbone, model.alignment.projection, model.decoder, model.length]
     if model.refinement.rank_weights.similarity > 0:
         parts += [model.alignment.image_head, model.alignment.text_encoder]
-    if model.refinement.rank_weights.naming > 0:
+    if model.refinement.rank_weights.naming > 0 or getattr(model.refinement, "concept_weight", 0) > 0:
         parts.append(model.alignment.concept_head)
     return sum(p.numel() for part in parts for p in part.parameters())

@@ -93,9 +93,7 @@ class ExportedNetwork:
         self.image_size = facts.image_size
         self.num_steps: int | None = self.settings.num_steps
         self.tokenizer = tokenizer
-        self.word_concepts = (
-            np.array(tokenizer.concepts(), np.int64) if self.settings.naming_weight > 0 else np.empty(0)
-        )
+        self.word_concepts = np.array(tokenizer.concepts(), np.int64)
         self.num_experts = sum(map(len, facts.groups))
         self._group_of = np.empty(self.num_experts, np.int64)
         for group, experts in enumerate(facts.groups):
@@ -138,10 +136,13 @@ class ExportedNetwork:
         for group in groups:
             step = self.graphs[f"step_{group.group}"]
 
+            of_words = np.pad(group.concepts, ((0, 0), (1, 0)))[:, self.word_concepts + 1]
+            known = {"gain": np.float32(settings.concept_weight) * of_words, **group.cache}
+
             def predict(
-                tokens: np.ndarray, lengths: np.ndarray, step: Graph = step, cache: dict[str, np.ndarray] = group.cache
+                tokens: np.ndarray, lengths: np.ndarray, step: Graph = step, known: dict[str, np.ndarray] = known
             ) -> tuple[np.ndarray, np.ndarray]:
-                words, log_probability = step({"tokens": tokens, "lengths": lengths, **cache})
+                words, log_probability = step({"tokens": tokens, "lengths": lengths, **known})
                 return words, log_probability
 
             def fit(tokens: np.ndarray, lengths: np.ndarray, image: np.ndarray = group.image) -> np.ndarray:

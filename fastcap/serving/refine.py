@@ -47,6 +47,7 @@ class RefinementSettings:
     num_choices: int = 4
     naming_weight: float = 0.0
     naming_cost: float = 0.4
+    concept_weight: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("num_steps", "num_lengths", "num_choices"):
@@ -57,7 +58,7 @@ class RefinementSettings:
             raise ValueError(f"refinement.schedule = {self.schedule!r} must be one of {', '.join(SCHEDULES)}")
         if not isinstance(self.collapse_repeats, bool):
             raise ValueError(f"refinement.collapse_repeats = {self.collapse_repeats!r} must be true or false")
-        for name in ("similarity_weight", "bigram_weight", "naming_weight", "naming_cost"):
+        for name in ("similarity_weight", "bigram_weight", "naming_weight", "naming_cost", "concept_weight"):
             weight = getattr(self, name)
             if isinstance(weight, bool) or not isinstance(weight, int | float) or not weight >= 0:
                 raise ValueError(f"refinement.{name} = {weight!r} must be a number, not negative")

@@ -215,3 +215,23 @@ def test_candidates_are_judged_by_their_neighbours_too():
 def test_bad_settings_of_neighbours_are_refused(name, value):
     with pytest.raises(ValueError, match=f"refinement.{name} = "):
         ICMRDecoder(SPECIAL, **{name: value})
+
+
+def test_likely_concepts_raise_their_words(decoder, memory):
+    table = torch.zeros(len(LENGTHS), VOCAB, dtype=torch.float64)
+    table[torch.arange(len(LENGTHS)), 5 + torch.arange(len(LENGTHS))] = 1.0
+    logits = length_logits(*LENGTHS)
+    heavy = ICMRDecoder(SPECIAL, 1, num_lengths=1, concept_weight=1e4)
+    found = heavy.generate(decoder, memory, logits, likely=lambda: table)
+    for image, length in enumerate(found.lengths.tolist()):
+        assert found.tokens[image, :length].tolist() == [5 + image] * length
+    sampled = heavy.sample(decoder, memory, logits, 3, likely=lambda: table)
+    words = sampled.tokens.view(len(LENGTHS), 3, -1)[..., 0]
+    assert words.tolist() == [[5 + image] * 3 for image in range(len(LENGTHS))]
+    plain = ICMRDecoder(SPECIAL, 1, num_lengths=1)
+    light = ICMRDecoder(SPECIAL, 1, num_lengths=1, concept_weight=1e-9).generate(
+        decoder, memory, logits, likely=lambda: table
+    )
+    assert light.tokens.tolist() == plain.generate(decoder, memory, logits).tokens.tolist()
+    with pytest.raises(ValueError, match=r"concept_weight = 10000\.0 needs the image's concepts"):
+        heavy.generate(decoder, memory, logits)

@@ -159,6 +159,14 @@ def test_the_command_itself_twice(broken, tmp_path):
         assert done.returncode == 0, done.stderr[-3000:]
         outputs.append(done.stdout + done.stderr)
     assert outputs[0].count("fastcap train") == 4 and "fastcap train" not in outputs[1]
-    assert outputs[1].count("finished before") == 16 and len(list(tmp_path.glob("runs/scenes/*"))) == 1
-    names = ["greedy", "beam", "beam_named", "draft", "draft_2", "lengths_4", *(f"steps_{steps}" for steps in (1, 2, 3, 4, 8))]
+    assert outputs[1].count("finished before") == 17 and len(list(tmp_path.glob("runs/scenes/*"))) == 1
+    names = [
+        "greedy",
+        "beam",
+        "beam_named",
+        "draft",
+        "draft_2",
+        "lengths_4",
+        *(f"steps_{steps}" for steps in (1, 2, 3, 4, 8)),
+    ]
     assert all(name in outputs[1] for name in names)

@@ -234,3 +234,14 @@ def test_command_takes_patterns_standard_input_and_exports(tiny_export, tmp_path
     with pytest.raises(SystemExit) as stop:
         caption_command.main([str(tmp_path / "*.tiff"), *model])
     assert stop.value.code == 2 and "no file matches" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("key", ["naming_weight", "concept_weight"])
+def test_the_images_concepts_count_in_every_runtime(key, tiny_checkpoint, tiny_export):
+    chosen = {}
+    for weight in (0.0, 4.0):
+        options = {"num_steps": 2, "num_lengths": 4, "naming_cost": 0.3, key: weight}
+        models = [Captioner.load(path, **options) for path in (tiny_checkpoint, tiny_export[0])]
+        chosen[weight], exported = ([model.caption(p).text for p in PIXELS] for model in models)
+        assert chosen[weight] == exported
+    assert chosen[0.0] != chosen[4.0], "the concepts changed no caption: nothing was said of them"
