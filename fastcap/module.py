@@ -234,8 +234,7 @@ class CaptioningModule(L.LightningModule):
         """
         model, number = self.model, self.objective.reinforce_samples
         temperature = self.objective.reinforce_temperature
-        *_, likely = model.alignment.judges(memory)
-        sampled = model.refinement.sample(model.decoder, memory, model.length(memory), number, temperature, likely)
+        sampled = model.refinement.sample(model.decoder, memory, model.length(memory), number, temperature)
         assert self.reward is not None, "reinforce_weight needs a reward"
         image_ids = batch.image_ids.repeat_interleave(number).tolist()
         pairs = zip(sampled.tokens.tolist(), sampled.lengths.tolist(), strict=True)

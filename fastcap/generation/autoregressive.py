@@ -115,7 +115,6 @@ class AutoregressiveGenerator:
         length_logits: Tensor,
         num_samples: int,
         temperature: float = 1.0,
-        likely: Likely | None = None,
     ) -> Sampled:
         """Draw captions word by word, for training on rewards (self-critical, arXiv 1612.00563).
 

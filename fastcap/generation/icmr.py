@@ -130,9 +130,11 @@ class ICMRDecoder:
         length_logits: Tensor,
         num_samples: int,
         temperature: float = 1.0,
-        likely: Likely | None = None,
     ) -> Sampled:
         """Draw captions by the same refinement, for training on rewards: lengths and words by chance, all else alike.
+
+        Likely concepts gain nothing here: rewarded beside them, the decoder comes to leave to them what it should say
+        itself (experiments/018-naming).
 
         Chance comes from torch's global generator.
 
@@ -142,7 +144,6 @@ class ICMRDecoder:
             length_logits: Scores of the lengths 1..max_length. (B, max_length)
             num_samples: Captions an image.
             temperature: Of the words' distribution.
-            likely: As in ``generate``; nothing is learnt through it.
 
         Returns:
             Captions, with gradients in the log-probability of each word at the step it was last written and in that of
@@ -152,8 +153,7 @@ class ICMRDecoder:
         drawn = torch.multinomial(distribution.exp(), num_samples, replacement=True)
         lengths = drawn.flatten() + 1
         draw = self._choose(denoiser, temperature)
-        gain = self._gain(likely, drawn.shape)
-        tokens, confidence, _, _ = self._refine(denoiser, denoiser.prepare(memory), lengths, draw, False, gain)
+        tokens, confidence, _, _ = self._refine(denoiser, denoiser.prepare(memory), lengths, draw, False)
         words = tokens != self.special.pad
         if self.collapse_repeats:
             shown, shown_lengths = self._collapse(tokens)

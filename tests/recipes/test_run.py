@@ -166,7 +166,7 @@ def test_the_command_itself_twice(broken, tmp_path):
         "beam_named",
         "draft",
         "draft_2",
-        "lengths_4",
+        "draft_3",
         *(f"steps_{steps}" for steps in (1, 2, 3, 4, 8)),
     ]
     assert all(name in outputs[1] for name in names)
