@@ -160,18 +160,15 @@ def build_model(
             f"decoder {type(decoder).__name__} is not driven by {type(refinement).__name__}: "
             f"choose refinement={fitting}"
         )
-    asked = {
-        "naming_weight": refinement.rank_weights.naming,
-        "concept_weight": getattr(refinement, "concept_weight", 0),
-    }
-    for name, weight in asked.items():
-        if fresh and weight > 0 and cfg.objective.concept_weight == 0:
-            raise ConfigError(
-                f"refinement.{name} = {weight} asks for the image's concepts, which objective.concept_weight=0 "
-                "does not train"
-            )
-    model = FastCap(backbone, alignment, decoder, length, refinement)
     start = OmegaConf.select(cfg, "init.captioner")
+    if OmegaConf.select(cfg, "objective.concept_weight") == 0 and not start:
+        for name in ("naming_weight", "concept_weight"):
+            if cfg.refinement.get(name):
+                raise ConfigError(
+                    f"refinement.{name} = {cfg.refinement[name]} asks for the image's concepts, which "
+                    "objective.concept_weight=0 does not train"
+                )
+    model = FastCap(backbone, alignment, decoder, length, refinement)
     if fresh and start:
         start_from(model, start, tokenizer)
     return model

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fastcap.build import build_datamodule, build_module
+from fastcap.build import ConfigError, build_datamodule, build_module, load_checkpoint
 from fastcap.checkpoints import CheckpointError, average
 from tests.tiny import tiny_config
 from tests.tiny_captioner import write_checkpoint
@@ -69,3 +69,13 @@ def test_a_vocabulary_of_its_own_is_refused_wherever_it_stands(tmp_path):
     other = write_checkpoint(tmp_path / "other.ckpt", "data.source.seed=5", "tokenizer.min_frequency=9")
     with pytest.raises(CheckpointError, match=r"other\.ckpt: field `fastcap\.tokenizer` is another vocabulary"):
         started_from(first, other)
+
+
+@pytest.mark.parametrize("name", ["naming_weight", "concept_weight"])
+def test_concepts_that_were_not_trained_have_no_say(name, tmp_path):
+    cfg = tiny_config("objective.concept_weight=0", f"refinement.{name}=2")
+    with pytest.raises(ConfigError, match=rf"refinement\.{name} = 2 asks for the image's concepts"):
+        build_module(cfg, build_datamodule(cfg))
+    path = write_checkpoint(tmp_path / "untrained.ckpt", "objective.concept_weight=0")
+    with pytest.raises(ConfigError, match=rf"refinement\.{name} = 1\.5 asks for the image's concepts"):
+        load_checkpoint(path, {f"refinement.{name}": 1.5})
