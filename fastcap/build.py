@@ -21,7 +21,7 @@ from torch import nn
 import fastcap
 from fastcap.backbone.weights import load_backbone
 from fastcap.callbacks import RunInfo, quiet
-from fastcap.checkpoints import FORMAT_VERSION, RUNS_DIR, read_checkpoint, start_from
+from fastcap.checkpoints import FORMAT_VERSION, RUNS_DIR, model_state, read_checkpoint, start_from
 from fastcap.data import CaptionTokenizer, DataError
 from fastcap.data.datamodule import CaptionDataModule
 from fastcap.metrics import CiderReward
@@ -287,7 +287,7 @@ def load_checkpoint(path: Path | str, overrides: Mapping[str, Any] | None = None
         override_config(config, key, value)
     tokenizer = CaptionTokenizer.from_json(checkpoint["fastcap"]["tokenizer"])
     model = build_model(config, tokenizer, fresh=False)
-    state = {k.removeprefix("model."): v for k, v in checkpoint["state_dict"].items() if k.startswith("model.")}
+    state = model_state(checkpoint)
     embedding = state.get("decoder.word.weight")
     if embedding is not None and embedding.shape[0] != tokenizer.vocab_size:
         raise CheckpointError(

@@ -142,4 +142,9 @@ def _model_state(path: Path | str, tokenizer: CaptionTokenizer) -> dict[str, Ten
         raise CheckpointError(
             f"init.captioner: {path}: field `fastcap.tokenizer` is another vocabulary than this run's"
         )
+    return model_state(checkpoint)
+
+
+def model_state(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Take the captioner's own tensors out of what ``read_checkpoint`` read, by their names in the model."""
     return {k.removeprefix("model."): v for k, v in checkpoint["state_dict"].items() if k.startswith("model.")}

@@ -9,9 +9,9 @@ from tests.tiny import tiny_config
 from tests.tiny_captioner import write_checkpoint
 
 
-def saved(path, **changed):
+def saved(path):
     checkpoint = torch.load(path, weights_only=True)
-    return {k.removeprefix("model."): v for k, v in checkpoint["state_dict"].items()} | changed
+    return {k.removeprefix("model."): v for k, v in checkpoint["state_dict"].items()}
 
 
 def shifted(path, new, by):

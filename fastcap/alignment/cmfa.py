@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import partial
+from functools import cache, partial
 
 import torch
 from torch import Tensor, nn
@@ -126,34 +126,43 @@ class CrossModalFeatureAlignment(nn.Module):
         return self.log_scale.clamp(max=math.log(100.0)).exp()
 
     def judges(self, memory: Tensor) -> tuple[Similarity, Similarity, Likely]:
-        """What generation may ask about images: ``similarity``, ``naming`` and ``word_probability`` of these."""
-        asked = (self.similarity, self.naming, self.word_probability)
-        return tuple(partial(question, memory) for question in asked)  # type: ignore[return-value]
+        """What generation may ask about images: ``similarity``, ``naming`` and ``word_probability`` of these.
 
-    def naming(self, memory: Tensor, tokens: Tensor, lengths: Tensor) -> Tensor:
+        Concepts are scored at the first question about them, and once.
+        """
+        probability = cache(partial(self.concept_probability, memory))
+        return (
+            partial(self.similarity, memory),
+            lambda tokens, lengths: self.naming(probability(), tokens, lengths),
+            lambda: self.word_probability(probability()),
+        )
+
+    def naming(self, probability: Tensor, tokens: Tensor, lengths: Tensor) -> Tensor:
         """Tell how many of the concepts that captions name are expected to be people's too, by the image alone.
 
         Args:
-            memory: Image memory. (B, N, D)
+            probability: From ``concept_probability``. (B, C + 1)
             tokens: Caption ids. (B, K, L)
             lengths: Content tokens of each caption. (B, K)
 
         Returns:
             Sum of the probabilities of each caption's concepts, each counted once. (B, K)
         """
-        probability = F.pad(self.concept_logits(memory).float().sigmoid(), (1, 0))  # in front: words without a concept
         inside = torch.arange(tokens.shape[2], device=tokens.device) < lengths.unsqueeze(-1)
         concepts = (self.word_concepts[tokens] + 1) * inside
         named = probability.new_zeros(*tokens.shape[:2], probability.shape[1]).scatter_(2, concepts, 1.0)
         return (named * probability.unsqueeze(1)).sum(2)
 
-    def word_probability(self, memory: Tensor) -> Tensor:
-        """Tell how probable it is that people name each word's concept, zero for words without one.
-
-        (B, N, D) -> (B, V)
-        """
-        probability = F.pad(self.concept_logits(memory).float().sigmoid(), (1, 0))
+    def word_probability(self, probability: Tensor) -> Tensor:
+        """Hand the concepts' probabilities (B, C + 1) to their words, zero to words without one: (B, V)."""
         return probability[:, self.word_concepts + 1]
+
+    def concept_probability(self, memory: Tensor) -> Tensor:
+        """Tell how probable it is that people name each concept, with a zero in front for words without one.
+
+        (B, N, D) -> (B, C + 1)
+        """
+        return F.pad(self.concept_logits(memory).float().sigmoid(), (1, 0))
 
     def concept_logits(self, memory: Tensor) -> Tensor:
         """Score each concept from the mean and the maximum over patches. (B, N, D) -> (B, C)."""

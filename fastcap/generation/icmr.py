@@ -107,7 +107,8 @@ class ICMRDecoder:
         lengths = candidates.flatten()
         cache = denoiser.prepare(memory)
         choose = self._choose(denoiser, temperature=None)
-        gain = self._gain(likely, shape := candidates.shape)
+        shape = candidates.shape
+        gain = self._gain(likely, shape[1])
         tokens, confidence, steps, num_passes = self._refine(denoiser, cache, lengths, choose, record_steps, gain)
 
         # 5. The candidate whose words are likeliest on average, go together, fit the image and name what is there.
@@ -167,14 +168,13 @@ class ICMRDecoder:
             return Together(denoiser.bigrams, self.bigram_weight, self.num_choices, temperature)
         return likeliest if temperature is None else partial(at_random, temperature=temperature)
 
-    def _gain(self, likely: Likely | None, shape: torch.Size) -> Tensor | None:
-        """What the words' scores gain in each row, from the image's concepts. shape: (B, K); (B * K, 1, V) or None."""
+    def _gain(self, likely: Likely | None, num_candidates: int) -> Tensor | None:
+        """What the words' scores gain from the concepts of each candidate's image, (B * K, 1, V), or None."""
         if self.concept_weight == 0:
             return None
         if likely is None:
             raise ValueError(f"refinement.concept_weight = {self.concept_weight} needs the image's concepts")
-        with torch.no_grad():
-            return self.concept_weight * likely().repeat_interleave(shape[1], dim=0).unsqueeze(1)
+        return self.concept_weight * likely().repeat_interleave(num_candidates, dim=0).unsqueeze(1)
 
     def _refine(
         self,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -93,7 +94,6 @@ class ExportedNetwork:
         self.image_size = facts.image_size
         self.num_steps: int | None = self.settings.num_steps
         self.tokenizer = tokenizer
-        self.word_concepts = np.array(tokenizer.concepts(), np.int64)
         self.num_experts = sum(map(len, facts.groups))
         self._group_of = np.empty(self.num_experts, np.int64)
         for group, experts in enumerate(facts.groups):
@@ -105,6 +105,11 @@ class ExportedNetwork:
             "file_bytes": file_bytes,
             "name": facts.name,
         }
+
+    @cached_property
+    def word_concepts(self) -> np.ndarray:
+        """Concept (V,) behind each word, -1 for a word without one; found when first asked for."""
+        return np.array(self.tokenizer.concepts(), np.int64)
 
     def encode(self, pixels: np.ndarray) -> tuple[np.ndarray, list[EncodedGroup]]:
         """Return expert weights (B, E) and the groups. pixels: uint8, RGB (B, H, W, 3)."""
@@ -136,8 +141,7 @@ class ExportedNetwork:
         for group in groups:
             step = self.graphs[f"step_{group.group}"]
 
-            of_words = np.pad(group.concepts, ((0, 0), (1, 0)))[:, self.word_concepts + 1]
-            known = {"gain": np.float32(settings.concept_weight) * of_words, **group.cache}
+            known = {"gain": self._gain(group.concepts), **group.cache}
 
             def predict(
                 tokens: np.ndarray, lengths: np.ndarray, step: Graph = step, known: dict[str, np.ndarray] = known
@@ -157,6 +161,13 @@ class ExportedNetwork:
         decoded = join(parts, self.special.pad)
         decoded.expert_weights = weights
         return decoded
+
+    def _gain(self, concepts: np.ndarray) -> np.ndarray:
+        """What the words' scores gain (B, V) from the probabilities of the image's concepts (B, C)."""
+        if self.settings.concept_weight == 0:
+            return np.zeros((len(concepts), self.tokenizer.vocab_size), np.float32)
+        of_words = np.pad(concepts, ((0, 0), (1, 0)))[:, self.word_concepts + 1]
+        return np.float32(self.settings.concept_weight) * of_words
 
     def text(self, tokens: list[int]) -> str:
         """Spell token ids out."""

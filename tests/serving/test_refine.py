@@ -174,7 +174,7 @@ def test_names_are_expected_as_in_torch():
     memory = torch.randn(3, 4, 8, generator=draw)
     tokens, lengths = torch.randint(5, WORDS, (3, 2, 7), generator=draw), torch.tensor([[7, 3], [1, 5], [6, 6]])
     with torch.no_grad():
-        expected = alignment.naming(memory, tokens, lengths)
+        expected = alignment.naming(alignment.concept_probability(memory), tokens, lengths)
         probability = alignment.concept_logits(memory).sigmoid().numpy()
     found = expected_names(probability, np.array(concepts), tokens.numpy(), lengths.numpy())
     np.testing.assert_allclose(found, expected.numpy(), rtol=1e-5)
