@@ -23,6 +23,7 @@ from fastcap.backbone.weights import load_backbone
 from fastcap.callbacks import RunInfo, quiet
 from fastcap.checkpoints import FORMAT_VERSION, RUNS_DIR, model_state, read_checkpoint, start_from
 from fastcap.data import CaptionTokenizer, DataError
+from fastcap.data.concepts import Phrases
 from fastcap.data.datamodule import CaptionDataModule
 from fastcap.metrics import CiderReward
 from fastcap.model import FastCap
@@ -136,9 +137,10 @@ def build_model(
     cfg: DictConfig,
     tokenizer: CaptionTokenizer,
     concept_weights: Sequence[float] | None = None,
+    phrases: Phrases | None = None,
     fresh: bool = True,
 ) -> FastCap:
-    """Build the model. Facts known only now (vocabulary, widths, concepts) are passed here and are no keys.
+    """Build the model. Facts known only now (vocabulary, widths, concepts, phrases) are passed here and are no keys.
 
     ``fresh`` is False when a checkpoint will fill in the weights.
     """
@@ -151,6 +153,7 @@ def build_model(
         dim=decoder.dim,
         concepts=tokenizer.concepts(),
         concept_weights=concept_weights,
+        **({"phrases": phrases.pairs, "phrase_weights": phrases.weights} if phrases else {}),
     )
     length = construct(cfg.length, dim=decoder.dim, max_length=max_length)
     refinement = construct(cfg.refinement, special=special)
@@ -161,13 +164,17 @@ def build_model(
             f"choose refinement={fitting}"
         )
     start = OmegaConf.select(cfg, "init.captioner")
-    if OmegaConf.select(cfg, "objective.concept_weight") == 0 and not start:
-        for name in ("naming_weight", "concept_weight"):
-            if cfg.refinement.get(name):
-                raise ConfigError(
-                    f"refinement.{name} = {cfg.refinement[name]} asks for the image's concepts, which "
-                    "objective.concept_weight=0 does not train"
-                )
+    for name, what in (("naming_weight", "concept"), ("concept_weight", "concept"), ("phrase_weight", "phrase")):
+        if cfg.refinement.get(name) and OmegaConf.select(cfg, f"objective.{what}_weight") == 0 and not start:
+            raise ConfigError(
+                f"refinement.{name} = {cfg.refinement[name]} asks for the image's {what}s, which "
+                f"objective.{what}_weight=0 does not train"
+            )
+    if cfg.refinement.get("phrase_weight") and fresh and not phrases:
+        raise ConfigError(
+            f"refinement.phrase_weight = {cfg.refinement.phrase_weight} asks for the image's phrases, of which "
+            "data.phrase_mentions=0 has none"
+        )
     model = FastCap(backbone, alignment, decoder, length, refinement)
     if fresh and start:
         start_from(model, start, tokenizer)
@@ -179,7 +186,8 @@ def build_module(cfg: DictConfig, datamodule: CaptionDataModule, model: FastCap 
     tokenizer = datamodule.tokenizer
     references = datamodule.reference_tokens() if model is None or cfg.objective.reinforce_weight > 0 else {}
     if model is None:
-        model = build_model(cfg, tokenizer, datamodule.concept_weights(), fresh=not cfg.get("resume"))
+        concepts = datamodule.concept_weights(), datamodule.phrases()
+        model = build_model(cfg, tokenizer, *concepts, fresh=not cfg.get("resume"))
         model.decoder.bigrams.count(itertools.chain.from_iterable(references.values()))
     return CaptioningModule(
         model=model,
@@ -301,6 +309,8 @@ def load_checkpoint(path: Path | str, overrides: Mapping[str, Any] | None = None
         raise CheckpointError(f"{path}: weights do not fit the configuration: {'; '.join(lines[:3])}") from error
     if getattr(model.refinement, "bigram_weight", 0) > 0 and not model.decoder.bigrams.counted:
         raise CheckpointError(f"{path}: holds no counts of neighbours: it needs refinement.bigram_weight=0")
+    if getattr(model.refinement, "phrase_weight", 0) > 0 and not model.alignment.phrases.numel():
+        raise CheckpointError(f"{path}: its images name no phrases: it needs refinement.phrase_weight=0")
     plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
     return LoadedCheckpoint(model.eval(), tokenizer, plain, Path(path))
 

@@ -62,7 +62,7 @@ class FastCap(nn.Module):
     def describe(self, memory: Tensor, record_steps: bool = False) -> Refinement:
         """Caption images already encoded. memory: (B, N, D)."""
         return self.refinement.generate(
-            self.decoder, memory, self.length(memory), record_steps, *self.alignment.judges(memory)
+            self.decoder, memory, self.length(memory), record_steps, self.alignment.judges(memory)
         )
 
     def forward(self, images: Tensor) -> Refinement:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +35,7 @@ class Objective:
         length_weight: Weight of the length loss.
         alignment_weight: Weight of the contrastive loss.
         concept_weight: Weight of the loss on the concepts that the image is to name.
+        phrase_weight: Likewise of the phrases, where there are any (``data.phrase_mentions``).
         label_smoothing: Of the token loss.
         full_mask_share: Share of captions masked whole, as refinement's first step sees them.
         decoded_captions: Captions of each image that are decoded and aligned; its lengths and concepts are learnt from
@@ -50,6 +51,7 @@ class Objective:
     length_weight: float = 0.1
     alignment_weight: float = 0.1
     concept_weight: float = 4.0
+    phrase_weight: float = 4.0
     label_smoothing: float = 0.05
     full_mask_share: float = 0.2
     decoded_captions: int = 5
@@ -208,11 +210,9 @@ class CaptioningModule(L.LightningModule):
         if objective.alignment_weight > 0:
             image, text, scale = self.model.alignment.embed(memory, decoded, decoded_lengths)
             losses["alignment"] = alignment_loss(gather_rows(image), gather_rows(text), scale)
-        if objective.concept_weight > 0:
-            alignment = self.model.alignment
-            logits, named = alignment.name_concepts(memory, batch.tokens)
-            losses["concept"] = concept_loss(logits, named, alignment.concept_weights)
-            counts["concept"] = (alignment.concept_weights * named).sum().clamp(min=1.0)
+        for name, logits, named, decided in self._named(memory, batch.tokens):
+            losses[name] = concept_loss(logits, named, decided)
+            counts[name] = (decided * named).sum().clamp(min=1.0)
         if objective.reinforce_weight > 0 and self.training:
             losses["reinforce"], counts["reinforce"] = self._reinforce(batch, memory)
         losses = weigh(losses, counts)
@@ -222,9 +222,24 @@ class CaptioningModule(L.LightningModule):
             "length": objective.length_weight,
             "alignment": objective.alignment_weight,
             "concept": objective.concept_weight,
+            "phrase": objective.phrase_weight,
         }
         losses["total"] = torch.stack([weights.get(name, 1.0) * loss for name, loss in losses.items()]).sum()
         return losses, output
+
+    def _named(self, memory: Tensor, tokens: Tensor) -> Iterator[tuple[str, Tensor, Tensor, Tensor]]:
+        """Score concepts and phrases, those with a loss: its name, logits, truth and weights, (B, n) twice and (n,)."""
+        objective, alignment = self.objective, self.model.alignment
+        first = alignment.num_concepts
+        parts = {
+            "concept": (objective.concept_weight, slice(first)),
+            "phrase": (objective.phrase_weight if alignment.phrases.numel() else 0.0, slice(first, None)),
+        }
+        if any(weight > 0 for weight, _ in parts.values()):
+            logits, named = alignment.name_concepts(memory, tokens)
+            for name, (weight, part) in parts.items():
+                if weight > 0:
+                    yield name, logits[:, part], named[:, part], alignment.concept_weights[part]
 
     def _reinforce(self, batch: CaptionBatch, memory: Tensor) -> tuple[Tensor, Tensor]:
         """Sample captions by the very refinement that is shipped, and prefer those that score above the others.
@@ -294,7 +309,7 @@ class CaptioningModule(L.LightningModule):
         encoded = time.perf_counter()
         with together():
             losses = averaged(self.losses(batch, ImageChance(self.seed, 0, batch.image_ids), memory)[0])
-        for name in ("total", "token", "length", "alignment", "concept"):
+        for name in ("total", "token", "length", "alignment", "concept", "phrase"):
             if name in losses:
                 key = f"{self.eval_split}/loss" + ("" if name == "total" else f"_{name}")
                 self.log(key, losses[name], batch_size=len(batch), sync_dist=True)

@@ -161,9 +161,29 @@ Past: TypeAlias = "tuple[Tensor, Tensor]"
 # Captions (B, K, L) and their lengths (B, K) to how well each fits its image, (B, K).
 Similarity: TypeAlias = "Callable[[Tensor, Tensor], Tensor]"
 
-
 # Gives the probability that the image's people name each word's concept, (B, V).
 Likely: TypeAlias = "Callable[[], Tensor]"
+
+# Neighbouring word ids of K captions an image, twice (B * K, ...), to the probability that the image's people write
+# them together, of the same shape.
+PhraseProbability: TypeAlias = "Callable[[Tensor, Tensor], Tensor]"
+
+
+@dataclass(frozen=True)
+class Judges:
+    """What images have to say of their captions, asked for where its weight is above zero.
+
+    Attributes:
+        similarity: How well each caption fits its image.
+        naming: How many concepts of each caption are expected to be named rightly.
+        likely: Which words' concepts people would name.
+        phrases: Which neighbouring words people would write together.
+    """
+
+    similarity: Similarity | None = None
+    naming: Similarity | None = None
+    likely: Likely | None = None
+    phrases: PhraseProbability | None = None
 
 
 class CausalDecoder(Protocol):

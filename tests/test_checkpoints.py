@@ -79,3 +79,31 @@ def test_concepts_that_were_not_trained_have_no_say(name, tmp_path):
     path = write_checkpoint(tmp_path / "untrained.ckpt", "objective.concept_weight=0")
     with pytest.raises(ConfigError, match=rf"refinement\.{name} = 1\.5 asks for the image's concepts"):
         load_checkpoint(path, {f"refinement.{name}": 1.5})
+
+
+def test_phrases_that_were_not_trained_have_no_say(tmp_path):
+    weighed = "refinement.phrase_weight=2"
+    for more, message in (
+        ([], r"phrases, of which data\.phrase_mentions=0 has none"),
+        (["data.phrase_mentions=2", "objective.phrase_weight=0"], r"which objective\.phrase_weight=0 does not train"),
+    ):
+        cfg = tiny_config(weighed, *more)
+        with pytest.raises(ConfigError, match=rf"refinement\.phrase_weight = 2 asks for the image's {message}"):
+            build_module(cfg, build_datamodule(cfg))
+    path = write_checkpoint(tmp_path / "without.ckpt")
+    with pytest.raises(CheckpointError, match=r"without\.ckpt: its images name no phrases"):
+        load_checkpoint(path, {"refinement.phrase_weight": 2})
+
+
+def test_checkpoints_bring_their_phrases_and_others_change_none(tmp_path):
+    with_phrases = write_checkpoint(tmp_path / "with.ckpt", "data.phrase_mentions=2")
+    without = write_checkpoint(tmp_path / "without.ckpt")
+    found = load_checkpoint(with_phrases).model.alignment
+    assert len(found.phrases) > 0 and not load_checkpoint(without).model.alignment.phrases.numel()
+    assert len(found.concept_weights) == found.num_concepts + len(found.phrases) == found.concept_head.out_features
+    cfg = tiny_config("data.phrase_mentions=2")
+    for start in (with_phrases, without):
+        cfg.init.captioner = str(start)
+        alignment = build_module(cfg, build_datamodule(cfg)).model.alignment
+        assert torch.equal(alignment.phrases, found.phrases)
+        assert torch.equal(alignment.concept_head.weight, found.concept_head.weight) == (start == with_phrases)

@@ -1,7 +1,8 @@
 """Cross-modal feature alignment: in training, images and captions are pulled to one place.
 
 Two losses pull: a contrastive one between whole images and whole captions (CLIP, arXiv 2103.00020), and one that lets
-the image name its captions' words (visual concepts, Fang et al. 2015, arXiv 1411.4952).
+the image name its captions' words (visual concepts, Fang et al. 2015, arXiv 1411.4952) and, where there are any, their
+phrases: pairs of neighbouring words (visual phrases, Sadeghi and Farhadi 2011), which say what goes with what.
 Only ``project`` is on the way to the decoder, and it sees the image alone: no caption can leak into what is decoded.
 What both losses taught also tells which of several finished captions fits the image best.
 """
@@ -11,12 +12,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import cache, partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastcap.types import Likely, Similarity
+from fastcap.types import Judges
+
+UNLEARNT = -30.0  # logit of a concept that no loss weighs: a probability of 1e-13, finite where it is weighed by zero
 
 
 class TextEncoder(nn.Module):
@@ -49,12 +53,15 @@ class CrossModalFeatureAlignment(nn.Module):
         embed_dim: Width of the space where images and captions meet.
         temperature: First temperature of the similarities; learned from there (CLIP, arXiv 2103.00020).
         concept_weights: How far images decide each concept; all ones if left out. (C,)
+        phrases: Word ids of the pairs that are phrases, ascending. (P, 2)
+        phrase_weights: How far images decide each phrase. (P,)
         feature_dropout: Share of the features' channels that an image loses in training, everywhere at once (spatial
             dropout, Tompson et al. 2015, arXiv 1411.4280): against learning a small set of images by heart.
     """
 
     word_concepts: Tensor
-    concept_weights: Tensor
+    concept_weights: Tensor  # of concepts and phrases (C + P,)
+    phrases: Tensor  # of words a and b, as a * V + b, ascending (P,)
 
     def __init__(
         self,
@@ -64,16 +71,21 @@ class CrossModalFeatureAlignment(nn.Module):
         embed_dim: int = 128,
         temperature: float = 0.07,
         concept_weights: Sequence[float] | None = None,
+        phrases: Sequence[tuple[int, int]] = (),
+        phrase_weights: Sequence[float] = (),
         feature_dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.feature_dropout = nn.Dropout1d(feature_dropout)
         self.projection = nn.Linear(feature_dim, dim)
         self.image_head = nn.Linear(dim, embed_dim)
-        self.concept_head = nn.Linear(2 * dim, max(concepts) + 1)
+        self.num_concepts, self.vocab_size = max(concepts) + 1, len(concepts)
+        self.concept_head = nn.Linear(2 * dim, self.num_concepts + len(phrases))
         self.register_buffer("word_concepts", torch.tensor(list(concepts)), persistent=False)
-        weights = torch.ones(max(concepts) + 1) if concept_weights is None else torch.tensor(list(concept_weights))
-        self.register_buffer("concept_weights", weights)
+        weights = torch.ones(self.num_concepts) if concept_weights is None else torch.tensor(list(concept_weights))
+        self.register_buffer("concept_weights", torch.cat([weights, torch.tensor(list(phrase_weights))]))
+        codes = [before * self.vocab_size + after for before, after in phrases]
+        self.register_buffer("phrases", torch.tensor(codes, dtype=torch.long))
         self.text_encoder = TextEncoder(len(concepts), embed_dim)
         self.log_scale = nn.Parameter(torch.tensor([-math.log(temperature)]))
 
@@ -125,23 +137,24 @@ class CrossModalFeatureAlignment(nn.Module):
         """Return the learned scale of similarities, at most 100 as in CLIP: (1,)."""
         return self.log_scale.clamp(max=math.log(100.0)).exp()
 
-    def judges(self, memory: Tensor) -> tuple[Similarity, Similarity, Likely]:
-        """What generation may ask about images: ``similarity``, ``naming`` and ``word_probability`` of these.
+    def judges(self, memory: Tensor) -> Judges:
+        """What generation may ask about images.
 
-        Concepts are scored at the first question about them, and once.
+        Concepts and phrases are scored at the first question about them, and once.
         """
         probability = cache(partial(self.concept_probability, memory))
-        return (
-            partial(self.similarity, memory),
-            lambda tokens, lengths: self.naming(probability(), tokens, lengths),
-            lambda: self.word_probability(probability()),
+        return Judges(
+            similarity=partial(self.similarity, memory),
+            naming=lambda tokens, lengths: self.naming(probability(), tokens, lengths),
+            likely=lambda: self.word_probability(probability()),
+            phrases=lambda before, after: self.phrase_probability(probability(), before, after),
         )
 
     def naming(self, probability: Tensor, tokens: Tensor, lengths: Tensor) -> Tensor:
         """Tell how many of the concepts that captions name are expected to be people's too, by the image alone.
 
         Args:
-            probability: From ``concept_probability``. (B, C + 1)
+            probability: From ``concept_probability``. (B, 1 + C + P)
             tokens: Caption ids. (B, K, L)
             lengths: Content tokens of each caption. (B, K)
 
@@ -154,31 +167,69 @@ class CrossModalFeatureAlignment(nn.Module):
         return (named * probability.unsqueeze(1)).sum(2)
 
     def word_probability(self, probability: Tensor) -> Tensor:
-        """Hand the concepts' probabilities (B, C + 1) to their words, zero to words without one: (B, V)."""
+        """Hand the concepts' probabilities (B, 1 + C + P) to their words, zero to words without one: (B, V)."""
         return probability[:, self.word_concepts + 1]
 
-    def concept_probability(self, memory: Tensor) -> Tensor:
-        """Tell how probable it is that people name each concept, with a zero in front for words without one.
+    def phrase_probability(self, probability: Tensor, before: Tensor, after: Tensor) -> Tensor:
+        """Tell how probable it is that people write neighbouring words of captions, by the image alone.
 
-        (B, N, D) -> (B, C + 1)
+        Args:
+            probability: From ``concept_probability``. (B, 1 + C + P)
+            before: Word ids of K captions an image; V, a caption's end, is part of no phrase. (B * K, ...)
+            after: Of the words that follow. (B * K, ...)
+
+        Returns:
+            Zero where two words are no phrase. (B * K, ...)
+        """
+        rows = torch.arange(len(before), device=before.device) // (len(before) // len(probability))
+        return probability[rows.view(-1, *[1] * (before.dim() - 1)), self._place(before, after)]
+
+    def _place(self, before: Tensor, after: Tensor) -> Tensor:
+        """Where phrases stand in ``concept_probability``; zero for what is none. Ids of one shape; returns that."""
+        if not self.phrases.numel():
+            return torch.zeros_like(before)
+        wanted = (before * self.vocab_size + after).where(after < self.vocab_size, -1)
+        at = torch.searchsorted(self.phrases, wanted).clamp_(max=self.phrases.numel() - 1)
+        return (at + self.num_concepts + 1) * (self.phrases[at] == wanted)
+
+    def concept_probability(self, memory: Tensor) -> Tensor:
+        """Tell how probable it is that people name each concept and phrase, with a zero in front for what is none.
+
+        (B, N, D) -> (B, 1 + C + P)
         """
         return F.pad(self.concept_logits(memory).float().sigmoid(), (1, 0))
 
     def concept_logits(self, memory: Tensor) -> Tensor:
-        """Score each concept from the mean and the maximum over patches. (B, N, D) -> (B, C)."""
-        return self.concept_head(torch.cat([memory.mean(1), memory.amax(1)], dim=-1))
+        """Score concepts, then phrases, from the mean and the maximum over patches. (B, N, D) -> (B, C + P).
+
+        Concepts without a weight were never learnt: an image has none of them.
+        """
+        logits = self.concept_head(torch.cat([memory.mean(1), memory.amax(1)], dim=-1))
+        return logits.masked_fill(self.concept_weights == 0, UNLEARNT)
 
     def name_concepts(self, memory: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Score which concepts the image's captions name (training only).
+        """Score which concepts and phrases the image's captions name (training only).
 
         Args:
             memory: Image memory. (B, N, D)
             tokens: Caption ids. (B, K, L)
 
         Returns:
-            Logits, from the mean and the maximum over patches, and the truth, both (B, C) for C concepts.
+            Logits, from the mean and the maximum over patches, and the truth, both (B, C + P).
         """
         logits = self.concept_logits(memory)
-        named = self.word_concepts[tokens.flatten(1)]
+        named = self.word_concepts[tokens.flatten(1)] + 1
+        if self.phrases.numel():
+            named = torch.cat([named, self._place(tokens[..., :-1], tokens[..., 1:]).flatten(1)], dim=1)
         truth = torch.zeros(len(logits), logits.shape[1] + 1, device=logits.device)
-        return logits, truth.scatter_(1, named + 1, 1.0)[:, 1:]
+        return logits, truth.scatter_(1, named, 1.0)[:, 1:]
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Take over any number of phrases; a checkpoint from before there were any changes nothing."""
+        found = state_dict.setdefault(prefix + "phrases", self.phrases)
+        if found.shape != self.phrases.shape:
+            self.phrases = torch.empty_like(found, device=self.phrases.device)
+            head, size = self.concept_head, self.num_concepts + len(found)
+            self.concept_head = nn.Linear(head.in_features, size, device=head.weight.device, dtype=head.weight.dtype)
+            self.concept_weights = self.concept_weights.new_ones(size)
+        super()._load_from_state_dict(state_dict, prefix, *args)

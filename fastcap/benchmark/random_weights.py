@@ -16,6 +16,7 @@ from fastcap.benchmark.systems import RANDOM_NAME
 from fastcap.build import CONFIG_DIR, build_model
 from fastcap.checkpoints import FORMAT_VERSION, CheckpointError, read_checkpoint
 from fastcap.data import CaptionTokenizer
+from fastcap.data.concepts import Phrases
 from fastcap.data.tokenizer import train_word_tokenizer
 from fastcap.model import FastCap
 
@@ -75,7 +76,12 @@ def _write(path: Path, config: DictConfig, tokenizer: CaptionTokenizer, num_toke
     if causal:
         config.data.max_length = num_tokens - 1
     torch.manual_seed(0)
-    model = build_model(config, tokenizer, fresh=False).eval()
+    phrases = None
+    if config.refinement.get("phrase_weight"):
+        first = len(tokenizer.special.ids)
+        pairs = [(word, word + 1) for word in range(first, tokenizer.vocab_size - 1)]
+        phrases = Phrases(pairs, [1.0] * len(pairs))
+    model = build_model(config, tokenizer, phrases=phrases, fresh=False).eval()
     _fix_length(model, tokenizer.special.eos, num_tokens)
     if not causal:
         words = torch.randint(len(tokenizer.special.ids), tokenizer.vocab_size, (4000, num_tokens))

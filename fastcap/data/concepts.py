@@ -1,14 +1,28 @@
-"""Which words an image decides: those that its captions agree on."""
+"""Which words and pairs of neighbouring words an image decides: those that its captions agree on."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from fastcap.data.tokenizer import CaptionTokenizer
 
 MIN_MENTIONS = 5
+MIN_PHRASE_WEIGHT = 0.002  # below it ("a man") an image hardly decides
+
+
+class Phrases(NamedTuple):
+    """Pairs of neighbouring words that an image decides ("tire swing"): visual phrases (Sadeghi and Farhadi 2011).
+
+    Attributes:
+        pairs: Ids of the two words, in ascending order. (P, 2)
+        weights: How far captions agree on each, in (0, 1]. (P,)
+    """
+
+    pairs: list[tuple[int, int]]
+    weights: list[float]
 
 
 def concept_agreement(captions: Sequence[Sequence[str]], tokenizer: CaptionTokenizer) -> list[float]:
@@ -27,19 +41,56 @@ def concept_agreement(captions: Sequence[Sequence[str]], tokenizer: CaptionToken
         A weight in [0, 1] for each concept; zero for those named fewer than MIN_MENTIONS times. (C,)
     """
     concept_of = np.array(tokenizer.concepts())
-    size = int(concept_of.max()) + 1
-    mentions, others, both, total = np.zeros(size), np.zeros(size), np.zeros(size), 0
+    found, mentions, agreement = _agreement(captions, tokenizer, lambda ids: concept_of[ids])
+    weight = np.zeros(int(concept_of.max()) + 1)
+    weight[found] = np.where(mentions >= MIN_MENTIONS, agreement, 0.0)
+    return [float(w) for w in weight]
+
+
+def agreed_phrases(captions: Sequence[Sequence[str]], tokenizer: CaptionTokenizer, min_mentions: int) -> Phrases:
+    """Find the pairs of neighbouring words that captions hold often and agree on, weighted as concepts are.
+
+    Args:
+        captions: Captions of each training image.
+        tokenizer: Knows the words.
+        min_mentions: Captions that hold a phrase, at the least.
+    """
+    size = tokenizer.vocab_size
+    special = np.array(tokenizer.special.ids)
+
+    def pairs(ids: np.ndarray) -> np.ndarray:
+        codes = ids[:-1] * size + ids[1:]
+        return np.where(np.isin(ids[:-1], special) | np.isin(ids[1:], special), -1, codes)
+
+    found, mentions, agreement = _agreement(captions, tokenizer, pairs)
+    kept = (mentions >= min_mentions) & (agreement > MIN_PHRASE_WEIGHT)
+    before, after = np.divmod(found[kept], size)
+    return Phrases(list(zip(before.tolist(), after.tolist(), strict=True)), agreement[kept].tolist())
+
+
+def _agreement(
+    captions: Sequence[Sequence[str]], tokenizer: CaptionTokenizer, units: Callable[[np.ndarray], np.ndarray]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Count what captions hold (``units`` of their ids; negative ones count nothing) and how far they agree on it.
+
+    Returns:
+        What was found, ascending, in how many captions, and r^2 of each.
+    """
     encoded = iter(tokenizer.encode_batch([text for texts in captions for text in texts]))
+    codes, counts, others = [], [], []
     for texts in captions:
-        counts = np.zeros(size)
-        for _ in texts:
-            named = np.unique(concept_of[next(encoded)])
-            counts[named[named >= 0]] += 1
-        mentions += counts
-        others += counts * (len(texts) - 1)
-        both += counts * (counts - 1)
-        total += len(texts)
-    agreement = both / np.maximum(others, 1)
-    chance = mentions / max(total, 1)
+        held = [np.unique(units(np.array(next(encoded), np.int64))) for _ in texts]
+        code, count = np.unique(np.concatenate([np.zeros(0, np.int64), *held]), return_counts=True)
+        codes.append(code[code >= 0])
+        counts.append(count[code >= 0])
+        others.append(np.full(len(codes[-1]), len(texts) - 1))
+    found, place = np.unique(np.concatenate([np.zeros(0, np.int64), *codes]), return_inverse=True)
+    held_by, beside = (np.concatenate([np.zeros(0, np.int64), *c]) for c in (counts, others))
+    mentions, chances, both = (
+        np.bincount(place, weights, minlength=len(found))
+        for weights in (held_by, held_by * beside, held_by * (held_by - 1))
+    )
+    agreement = both / np.maximum(chances, 1)
+    chance = mentions / max(sum(map(len, captions)), 1)
     weight = np.clip((agreement - chance) / np.maximum(1 - chance, 1e-6), 0.0, 1.0) ** 2
-    return [float(w) for w in np.where(mentions >= MIN_MENTIONS, weight, 0.0)]
+    return found, mentions, weight

@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
-from fastcap.data.concepts import concept_agreement
+from fastcap.data.concepts import Phrases, agreed_phrases, concept_agreement
 from fastcap.data.dataset import CaptionDataset, CaptionTokens
 from fastcap.data.errors import DataError
 from fastcap.data.features import FeatureCache, cached_tensors
@@ -62,6 +62,7 @@ class CaptionDataModule(LightningDataModule):
         feature_views: int = 0,
         taught: Sequence[str | os.PathLike[str]] = (),
         taught_share: float = 0.5,
+        phrase_mentions: int = 0,
         seed: int = 0,
     ) -> None:
         """Describe the data; nothing is read before ``setup``.
@@ -84,6 +85,8 @@ class CaptionDataModule(LightningDataModule):
             taught: A teacher's captions of training images, in COCO's result format (``fastcap eval split=train``
                 writes them): sequence-level distillation (Kim and Rush 2016, arXiv 1606.07947).
             taught_share: Probability that a caption in a training batch is a teacher's.
+            phrase_mentions: Pairs of neighbouring words that at least so many training captions hold, and that an image
+                decides, are phrases that images learn to name; 0 has none.
             seed: Seed of everything that chance decides, not negative.
 
         Raises:
@@ -106,11 +109,10 @@ class CaptionDataModule(LightningDataModule):
                 raise DataError(f"{name} must be positive, found {getattr(self, name)}")
         if not 0 < crop_scale <= 1:
             raise DataError(f"crop_scale must be in (0, 1], found {crop_scale}")
-        if seed < 0 or num_workers < 0 or feature_views < 0:
-            raise DataError(
-                f"seed, num_workers and feature_views must not be negative, found {seed}, {num_workers} and "
-                f"{feature_views}"
-            )
+        self.phrase_mentions = phrase_mentions
+        for name in ("seed", "num_workers", "feature_views", "phrase_mentions"):
+            if getattr(self, name) < 0:
+                raise DataError(f"{name} must not be negative, found {getattr(self, name)}")
         if not 0 <= taught_share <= 1:
             raise DataError(f"taught_share must be in [0, 1], found {taught_share}")
         self._tokenizer = tokenizer
@@ -152,6 +154,12 @@ class CaptionDataModule(LightningDataModule):
     def concept_weights(self) -> list[float]:
         """Return how far the training images decide each concept; see ``concept_agreement``."""
         return concept_agreement(self.records("train").captions, self.tokenizer)
+
+    def phrases(self) -> Phrases | None:
+        """Return the phrases that images learn to name; None where ``phrase_mentions`` is zero."""
+        if not self.phrase_mentions:
+            return None
+        return agreed_phrases(self.records("train").captions, self.tokenizer, self.phrase_mentions)
 
     def reference_tokens(self) -> dict[int, list[list[int]]]:
         """Token ids of each training image's captions, by image id: what sampled captions are rewarded by."""

@@ -43,7 +43,7 @@ class Encoder(nn.Module):
 
         Returns:
             Memory (B, N, D), length logits (B, max_length), expert weights (B, E), the image's place beside captions
-            (B, embed_dim), and the concepts' logits (B, C).
+            (B, embed_dim), and the logits of concepts and phrases (B, C + P).
         """
         memory = self.model.encode(images.permute(0, 3, 1, 2))
         alignment, weights = self.model.alignment, self.model.decoder.gate(memory).weights

@@ -94,7 +94,8 @@ def export(ckpt: Path, out: Path, options: ExportOptions, say: Callable[[str], N
     network = EagerNetwork(loaded, pack=())  # folds batch norms, so that the graphs have none
     facts = _facts(loaded, network)
     counts = loaded.model.decoder.bigrams
-    bigrams = BigramTable(*(t.numpy() for t in (counts.pairs, counts.worth, counts.unseen)))
+    phrases = loaded.model.alignment.phrases
+    bigrams = BigramTable(*(t.numpy() for t in (counts.pairs, counts.worth, counts.unseen, phrases)))
     temporary = out.with_name(f".{out.name}.{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)
     try:

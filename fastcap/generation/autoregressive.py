@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fastcap.generation.choose import at_random
 from fastcap.generation.rerank import Weights, rank
-from fastcap.types import CausalDecoder, Likely, Past, Refinement, Sampled, Similarity, SpecialTokens
+from fastcap.types import CausalDecoder, Judges, Past, Refinement, Sampled, SpecialTokens
 
 
 class AutoregressiveGenerator:
@@ -50,9 +50,7 @@ class AutoregressiveGenerator:
         memory: Tensor,
         length_logits: Tensor,
         record_steps: bool = False,
-        similarity: Similarity | None = None,
-        naming: Similarity | None = None,
-        likely: Likely | None = None,
+        judges: Judges | None = None,
     ) -> Refinement:
         """Caption a batch of images.
 
@@ -61,9 +59,8 @@ class AutoregressiveGenerator:
             memory: Image memory. (B, N, D)
             length_logits: Of no use here: [EOS] ends a caption. (B, max_length)
             record_steps: Of no use here: a word is never changed.
-            similarity: As in ``ICMRDecoder.generate``.
-            naming: Likewise.
-            likely: Of no use here: what is likely was said while the words before were written.
+            judges: Asked for similarity and naming where they are weighed, as in ``ICMRDecoder.generate``; likely words
+                and phrases are of no use here, as the words before were known when each was written.
 
         Returns:
             The best candidate of each image.
@@ -103,7 +100,7 @@ class AutoregressiveGenerator:
         lengths = ((words != self.special.pad) & (words != self.special.eos)).sum(2)
         means = total / (lengths + 1)
         words = words[:, :, :longest].masked_fill(words[:, :, :longest] == self.special.eos, self.special.pad)
-        best = rank(means, words, lengths, self.rank_weights, similarity, naming)
+        best = rank(means, words, lengths, self.rank_weights, judges or Judges())
         chosen, at = words[rows.squeeze(1), best], lengths.gather(1, best.unsqueeze(1)).squeeze(1)
         experts = getattr(cache, "expert_weights", None)
         return Refinement(chosen, at, means.gather(1, best.unsqueeze(1)).squeeze(1), passes, at, [], experts)

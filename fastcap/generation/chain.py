@@ -4,10 +4,12 @@ A parallel draft scores every position by itself, and taking each one's likelies
 in a linear-chain conditional random field (Lafferty et al. 2001; for parallel decoders NAT-CRF, Sun et al. 2019, arXiv
 1910.11555) a caption y is worth
 
-    sum_t log p_t(y_t)  +  w sum_t g(y_{t-1}, y_t)
+    sum_t log p_t(y_t)  +  sum_t ( w g(y_{t-1}, y_t) + v q(y_{t-1}, y_t) )
 
-with the decoder's p and what pairs of neighbours are worth, g, here counted (``fastcap.decoder.bigrams``) instead of
-learnt. The best one is found by dynamic programming (Viterbi 1967) over the k likeliest words of each position.
+with the decoder's p and what pairs of neighbours are worth: g, here counted (``fastcap.decoder.bigrams``) instead of
+learnt, says which words go together anywhere, and q, the probability that this image's people write the two together
+(``fastcap.alignment.cmfa``), which of them do here. The best caption is found by dynamic programming (Viterbi 1967)
+over the k likeliest words of each position.
 """
 
 from __future__ import annotations
@@ -18,7 +20,39 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastcap.types import Neighbours
+from fastcap.types import Neighbours, PhraseProbability
+
+
+@dataclass(frozen=True)
+class Links:
+    """What neighbours gain by being neighbours.
+
+    Attributes:
+        bigrams: What pairs are worth anywhere.
+        bigram_weight: Weight of that.
+        phrases: Which pairs are likely of the images of the captions at hand.
+        phrase_weight: Weight of that.
+    """
+
+    bigrams: Neighbours
+    bigram_weight: float
+    phrases: PhraseProbability | None = None
+    phrase_weight: float = 0.0
+
+    def __call__(self, before: Tensor, after: Tensor) -> Tensor:
+        """Look pairs up. Ids of B captions, ``bigrams.boundary`` for an end, twice (B, ...); returns that shape."""
+        gain = self.bigram_weight * self.bigrams(before, after)
+        if self.phrases is None:
+            return gain
+        return gain + self.phrase_weight * self.phrases(before, after)
+
+    def score(self, tokens: Tensor, lengths: Tensor) -> Tensor:
+        """Sum over the pairs of whole captions, both ends included. (B, L) and (B,) to (B,)."""
+        total = self.bigram_weight * self.bigrams.score(tokens, lengths)
+        if self.phrases is None or tokens.shape[1] < 2:
+            return total
+        inside = torch.arange(1, tokens.shape[1], device=tokens.device) < lengths.unsqueeze(1)
+        return total + self.phrase_weight * (self.phrases(tokens[:, :-1], tokens[:, 1:]) * inside).sum(1)
 
 
 @dataclass
@@ -36,9 +70,7 @@ class Choices:
     gains: Tensor
 
     @classmethod
-    def of(
-        cls, logits: Tensor, tokens: Tensor, hidden: Tensor, pad: Tensor, bigrams: Neighbours, weight: float, k: int
-    ) -> Choices:
+    def of(cls, logits: Tensor, tokens: Tensor, hidden: Tensor, pad: Tensor, links: Links, k: int) -> Choices:
         """Collect the choices of drafts.
 
         Args:
@@ -46,24 +78,23 @@ class Choices:
             tokens: What stands already. (B, L)
             hidden: True where a word is to be chosen. (B, L)
             pad: True beyond each caption's end. (B, L)
-            bigrams: What pairs are worth.
-            weight: Weight of that.
+            links: What neighbours gain.
             k: Choices of a position.
         """
         top, words = logits.topk(min(k, logits.shape[-1]), dim=-1)
         value = top - logits.logsumexp(-1, keepdim=True)
-        standing = tokens.masked_fill(pad, bigrams.boundary).unsqueeze(-1)
+        standing = tokens.masked_fill(pad, links.bigrams.boundary).unsqueeze(-1)
         only = torch.full_like(value[:1, :1], -torch.inf)
         only[..., 0] = 0.0
         words = torch.where(hidden.unsqueeze(-1), words, standing)
         value = torch.where(hidden.unsqueeze(-1), value, only)
         # One more position for the end, so that the longest captions have one too.
-        words = F.pad(words, (0, 0, 0, 1), value=bigrams.boundary)
+        words = F.pad(words, (0, 0, 0, 1), value=links.bigrams.boundary)
         value = torch.cat([value, only.expand(len(value), 1, -1)], dim=1)
-        before = F.pad(words, (0, 0, 1, 0), value=bigrams.boundary)[:, :-1]
+        before = F.pad(words, (0, 0, 1, 0), value=links.bigrams.boundary)[:, :-1]
         shape = (*words.shape, words.shape[-1])
-        links = bigrams(before.unsqueeze(-1).expand(shape), words.unsqueeze(-2).expand(shape))
-        return cls(words, value, weight * links + value.unsqueeze(-2))
+        gains = links(before.unsqueeze(-1).expand(shape), words.unsqueeze(-2).expand(shape))
+        return cls(words, value, gains + value.unsqueeze(-2))
 
     def taken(self, choice: Tensor) -> tuple[Tensor, Tensor]:
         """Words and log-probabilities of a choice at each position. choice: (B, L); returns (B, L) twice."""

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastcap.generation.chain import Choices, best_way, drawn_way
-from fastcap.types import Neighbours
+from fastcap.generation.chain import Choices, Links, best_way, drawn_way
 
 
 class Draft(NamedTuple):
@@ -50,18 +49,17 @@ class Together:
     """Choose words with their neighbours in view (``fastcap.generation.chain``).
 
     Args:
-        bigrams: What pairs of neighbours are worth.
-        weight: Weight of that.
+        links: What neighbours gain by being neighbours.
         num_choices: Words that are considered at each position.
         temperature: Draw captions at this temperature; None takes the best.
     """
 
-    def __init__(self, bigrams: Neighbours, weight: float, num_choices: int, temperature: float | None = None) -> None:
-        self.bigrams, self.weight, self.num_choices, self.temperature = bigrams, weight, num_choices, temperature
+    def __init__(self, links: Links, num_choices: int, temperature: float | None = None) -> None:
+        self.links, self.num_choices, self.temperature = links, num_choices, temperature
 
     def __call__(self, logits: Tensor, draft: Draft) -> tuple[Tensor, Tensor, Tensor]:
         """Choose, as ``Choose`` says."""
-        choices = Choices.of(logits, *draft, self.bigrams, self.weight, self.num_choices)
+        choices = Choices.of(logits, *draft, self.links, self.num_choices)
         if self.temperature is None:
             words, value = choices.taken(best_way(choices.gains))
             return words, value, value

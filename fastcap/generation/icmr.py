@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fastcap.generation.chain import Links
 from fastcap.generation.choose import Choose, Draft, Together, at_random, likeliest
 from fastcap.generation.dlag import top_lengths
 from fastcap.generation.rerank import Weights, check_weight, rank
 from fastcap.generation.schedule import SCHEDULES, lowest, num_to_remask
-from fastcap.types import Denoiser, Likely, Refinement, RefinementStep, Sampled, Similarity, SpecialTokens
+from fastcap.types import Denoiser, Judges, Refinement, RefinementStep, Sampled, SpecialTokens
 
 
 class ICMRDecoder:
@@ -36,6 +37,8 @@ class ICMRDecoder:
         naming_cost: What each word costs, in rightly named concepts.
         concept_weight: What a word's score gains while words are chosen, times the probability that the image's people
             name its concept.
+        phrase_weight: What neighbouring words gain together, times the probability that the image's people write the
+            two together; words are then chosen together, and candidates judged by it too.
         collapse_repeats: In the end write a token that follows itself once (Lee et al. 2018, arXiv 1802.06901): the
             typical fault of words chosen in parallel.
 
@@ -58,6 +61,7 @@ class ICMRDecoder:
         naming_weight: float = 0.0,
         naming_cost: float = 0.4,
         concept_weight: float = 0.0,
+        phrase_weight: float = 0.0,
     ) -> None:
         for name, value in (("num_steps", num_steps), ("num_lengths", num_lengths), ("num_choices", num_choices)):
             if value < 1:
@@ -73,6 +77,7 @@ class ICMRDecoder:
         self.bigram_weight = check_weight("bigram_weight", bigram_weight)
         self.num_choices = num_choices
         self.concept_weight = check_weight("concept_weight", concept_weight)
+        self.phrase_weight = check_weight("phrase_weight", phrase_weight)
 
     @torch.no_grad()
     def generate(
@@ -81,9 +86,7 @@ class ICMRDecoder:
         memory: Tensor,
         length_logits: Tensor,
         record_steps: bool = False,
-        similarity: Similarity | None = None,
-        naming: Similarity | None = None,
-        likely: Likely | None = None,
+        judges: Judges | None = None,
     ) -> Refinement:
         """Caption a batch of images.
 
@@ -92,33 +95,34 @@ class ICMRDecoder:
             memory: Image memory. (B, N, D)
             length_logits: Scores of the lengths 1..max_length. (B, max_length)
             record_steps: Keep every step of the chosen candidates.
-            similarity: Asked how well each candidate fits its image, where ``similarity_weight`` is above zero.
-            naming: Asked how many concepts each candidate is expected to name rightly, where ``naming_weight`` is.
-            likely: Asked which words' concepts are likely, where ``concept_weight`` is.
+            judges: What the images have to say, each asked where its weight is above zero: how well candidates fit
+                (``similarity_weight``), how many concepts each is expected to name rightly (``naming_weight``), which
+                words' concepts are likely (``concept_weight``) and which neighbours (``phrase_weight``).
 
         Returns:
             The best candidate of each image.
 
         Raises:
-            ValueError: If a similarity, naming or likely words are to be weighed and there are none.
+            ValueError: If something is to be weighed and there is no judge of it.
         """
         # 1. The likeliest lengths, K an image, in consecutive rows.
         candidates = top_lengths(length_logits, self.num_lengths)
         lengths = candidates.flatten()
         cache = denoiser.prepare(memory)
-        choose = self._choose(denoiser, temperature=None)
+        judges = judges or Judges()
+        links = self._links(denoiser, judges)
         shape = candidates.shape
-        gain = self._gain(likely, shape[1])
+        gain, choose = self._gain(judges, shape[1]), self._choose(links, temperature=None)
         tokens, confidence, steps, num_passes = self._refine(denoiser, cache, lengths, choose, record_steps, gain)
 
         # 5. The candidate whose words are likeliest on average, go together, fit the image and name what is there.
         scores, drafted = confidence.sum(1) / lengths, lengths
         total = scores
-        if self.bigram_weight > 0 and self.num_lengths > 1:
-            total = scores + self.bigram_weight * denoiser.bigrams.score(tokens, lengths) / lengths
+        if links is not None and self.num_lengths > 1:
+            total = scores + links.score(tokens, lengths) / lengths
         tokens, lengths = self._collapse(tokens) if self.collapse_repeats else (tokens, lengths)
         finished = total.view(shape), tokens.view(*shape, -1), lengths.view(shape)
-        best = rank(*finished, self.rank_weights, similarity, naming)
+        best = rank(*finished, self.rank_weights, judges)
         best = best + torch.arange(shape[0], device=memory.device) * shape[1]
         chosen = [RefinementStep(s.tokens[best], s.confidence[best], s.remasked[best]) for s in steps]
         experts = getattr(cache, "expert_weights", None)
@@ -134,8 +138,8 @@ class ICMRDecoder:
     ) -> Sampled:
         """Draw captions by the same refinement, for training on rewards: lengths and words by chance, all else alike.
 
-        Likely concepts gain nothing here: rewarded beside them, the decoder comes to leave to them what it should say
-        itself (experiments/018-naming).
+        Likely concepts and phrases gain nothing here: rewarded beside them, the decoder comes to leave to them what it
+        should say itself (experiments/018-naming).
 
         Chance comes from torch's global generator.
 
@@ -153,7 +157,8 @@ class ICMRDecoder:
         distribution = length_logits.float().log_softmax(-1)
         drawn = torch.multinomial(distribution.exp(), num_samples, replacement=True)
         lengths = drawn.flatten() + 1
-        draw = self._choose(denoiser, temperature)
+        links = Links(denoiser.bigrams, self.bigram_weight) if self.bigram_weight > 0 else None
+        draw = self._choose(links, temperature)
         tokens, confidence, _, _ = self._refine(denoiser, denoiser.prepare(memory), lengths, draw, False)
         words = tokens != self.special.pad
         if self.collapse_repeats:
@@ -162,19 +167,27 @@ class ICMRDecoder:
             shown, shown_lengths = tokens, lengths
         return Sampled(shown, shown_lengths, confidence, words, distribution.gather(1, drawn).flatten())
 
-    def _choose(self, denoiser: Denoiser, temperature: float | None) -> Choose:
+    def _links(self, denoiser: Denoiser, judges: Judges) -> Links | None:
+        """What neighbours gain by being neighbours; None where nothing of it is weighed."""
+        if self.phrase_weight == 0:
+            return Links(denoiser.bigrams, self.bigram_weight) if self.bigram_weight > 0 else None
+        if judges.phrases is None:
+            raise ValueError(f"refinement.phrase_weight = {self.phrase_weight} needs the image's phrases")
+        return Links(denoiser.bigrams, self.bigram_weight, judges.phrases, self.phrase_weight)
+
+    def _choose(self, links: Links | None, temperature: float | None) -> Choose:
         """How the words of a step are chosen; without a temperature the best, else drawn at it."""
-        if self.bigram_weight > 0:
-            return Together(denoiser.bigrams, self.bigram_weight, self.num_choices, temperature)
+        if links is not None:
+            return Together(links, self.num_choices, temperature)
         return likeliest if temperature is None else partial(at_random, temperature=temperature)
 
-    def _gain(self, likely: Likely | None, num_candidates: int) -> Tensor | None:
+    def _gain(self, judges: Judges, num_candidates: int) -> Tensor | None:
         """What the words' scores gain from the concepts of each candidate's image, (B * K, 1, V), or None."""
         if self.concept_weight == 0:
             return None
-        if likely is None:
+        if judges.likely is None:
             raise ValueError(f"refinement.concept_weight = {self.concept_weight} needs the image's concepts")
-        return self.concept_weight * likely().repeat_interleave(num_candidates, dim=0).unsqueeze(1)
+        return self.concept_weight * judges.likely().repeat_interleave(num_candidates, dim=0).unsqueeze(1)
 
     def _refine(
         self,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from fastcap.types import Similarity
+from fastcap.types import Judges
 
 
 def check_weight(name: str, weight: float) -> float:
@@ -51,8 +51,7 @@ def rank(
     tokens: Tensor,
     lengths: Tensor,
     weights: Weights,
-    similarity: Similarity | None,
-    naming: Similarity | None = None,
+    judges: Judges,
 ) -> Tensor:
     """Pick the best candidate of each image.
 
@@ -69,8 +68,7 @@ def rank(
         tokens: The candidates as they would be shown. (B, K, L)
         lengths: Content tokens of each. (B, K)
         weights: What counts beside it; zeros leave it out.
-        similarity: What judges how well a caption fits its image.
-        naming: How many concepts of each candidate are expected to be named rightly.
+        judges: Asked for the similarity, and how many concepts are expected to be named rightly.
 
     Returns:
         Index of the best candidate. (B,)
@@ -82,13 +80,14 @@ def rank(
     if log_probability.shape[1] == 1:
         return total.argmax(1)
     if weights.similarity > 0:
-        if similarity is None:
+        if judges.similarity is None:
             raise ValueError(
                 f"refinement.similarity_weight = {weights.similarity} needs a similarity of images and captions"
             )
-        total = total + weights.similarity * similarity(tokens, lengths).to(total.dtype)
+        total = total + weights.similarity * judges.similarity(tokens, lengths).to(total.dtype)
     if weights.naming > 0:
-        if naming is None:
+        if judges.naming is None:
             raise ValueError(f"refinement.naming_weight = {weights.naming} needs the image's concepts")
-        total = total + weights.naming * (naming(tokens, lengths).to(total.dtype) - weights.cost * lengths)
+        named = judges.naming(tokens, lengths).to(total.dtype)
+        total = total + weights.naming * (named - weights.cost * lengths)
     return total.where(log_probability.isfinite(), log_probability).argmax(1)  # a beam without words has no place

@@ -55,7 +55,7 @@ class EagerNetwork:
             generator = copy.copy(generator)  # another thread may want another number of steps
             generator.num_steps = num_steps
         judges = self.model.alignment.judges(encoded[0])
-        result = generator.generate(self.model.decoder, *encoded, record_steps, *judges)
+        result = generator.generate(self.model.decoder, *encoded, record_steps, judges)
         weights = result.expert_weights
         return Decoded(
             tokens=result.tokens.numpy(),

@@ -12,7 +12,7 @@ import numpy as np
 
 from fastcap.data.errors import DataError
 from fastcap.data.tokenizer import CaptionTokenizer
-from fastcap.serving.chain import BigramTable
+from fastcap.serving.chain import BigramTable, Links
 from fastcap.serving.folder import (
     BIGRAMS,
     TOKENIZER,
@@ -44,6 +44,7 @@ class EncodedGroup:
         length_logits: Scores of the lengths 1..max_length. (B', max_length)
         image: Embeddings that captions are compared with. (B', embed_dim)
         concepts: Probability of each concept. (B', C)
+        phrases: Probability of each phrase. (B', P)
         cache: Inputs of its step graph that depend on the image alone.
     """
 
@@ -52,6 +53,7 @@ class EncodedGroup:
     length_logits: np.ndarray
     image: np.ndarray
     concepts: np.ndarray
+    phrases: np.ndarray
     cache: dict[str, np.ndarray]
 
 
@@ -64,7 +66,7 @@ class ExportedNetwork:
         facts: What the graphs are.
         graphs: The graphs by name.
         tokenizer: The tokenizer.
-        bigrams: What neighbouring words are worth.
+        bigrams: What neighbouring words are worth, and which are phrases.
         refinement: Other values for keys of the refinement settings.
         file_bytes: Size on disk.
 
@@ -89,6 +91,8 @@ class ExportedNetwork:
             )
         if self.settings.bigram_weight > 0 and not bigrams.counted:
             raise ValueError("refinement.bigram_weight must be 0: this export holds no counts of neighbours")
+        if self.settings.phrase_weight > 0 and not len(bigrams.phrases):
+            raise ValueError("refinement.phrase_weight must be 0: this export holds no phrases")
         self.bigrams = bigrams
         self.special = facts.special_tokens
         self.image_size = facts.image_size
@@ -129,7 +133,8 @@ class ExportedNetwork:
         kept = self.graphs[f"prepare_{group}"]({"memory": memory, "expert_weights": weights})
         cache = {f"cache_{number}": value for number, value in enumerate(kept)}
         probability = 1.0 / (1.0 + np.exp(-concepts.astype(np.float32)))
-        return EncodedGroup(group, rows, length_logits, image, probability, cache)
+        first = probability.shape[1] - len(self.bigrams.phrases)  # phrases come after all concepts
+        return EncodedGroup(group, rows, length_logits, image, probability[:, :first], probability[:, first:], cache)
 
     def decode(
         self, encoded: tuple[np.ndarray, list[EncodedGroup]], num_steps: int | None, record_steps: bool
@@ -155,7 +160,8 @@ class ExportedNetwork:
             def naming(tokens: np.ndarray, lengths: np.ndarray, concepts: np.ndarray = group.concepts) -> np.ndarray:
                 return expected_names(concepts, self.word_concepts, tokens, lengths)
 
-            judges = fit, self.bigrams, naming
+            links = Links(self.bigrams, settings.bigram_weight, settings.phrase_weight, group.phrases)
+            judges = fit, links, naming
             part = refine(predict, group.length_logits, self.special, settings, record_steps, *judges)
             parts.append((group.rows, part))
         decoded = join(parts, self.special.pad)

@@ -23,7 +23,7 @@ from typing import Any
 from fastcap.serving.refine import RefinementSettings
 from fastcap.types import SpecialTokens
 
-FORMAT_VERSION = 4  # raised when a folder comes to mean something else
+FORMAT_VERSION = 5  # raised when a folder comes to mean something else
 INDEX, MODEL, TOKENIZER, WEIGHTS = "export.json", "model.json", "tokenizer.json", "weights.bin"
 BIGRAMS = "bigrams.npz"
 SUFFIXES = {"onnx": ".onnx", "openvino": ".xml"}

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from fastcap.serving.chain import BigramTable, choose_together
+from fastcap.serving.chain import Links, choose_together
 from fastcap.serving.network import Decoded, Draft
 from fastcap.types import SpecialTokens
 
@@ -48,6 +48,7 @@ class RefinementSettings:
     naming_weight: float = 0.0
     naming_cost: float = 0.4
     concept_weight: float = 0.0
+    phrase_weight: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("num_steps", "num_lengths", "num_choices"):
@@ -58,8 +59,10 @@ class RefinementSettings:
             raise ValueError(f"refinement.schedule = {self.schedule!r} must be one of {', '.join(SCHEDULES)}")
         if not isinstance(self.collapse_repeats, bool):
             raise ValueError(f"refinement.collapse_repeats = {self.collapse_repeats!r} must be true or false")
-        for name in ("similarity_weight", "bigram_weight", "naming_weight", "naming_cost", "concept_weight"):
-            weight = getattr(self, name)
+        for item in fields(self):
+            name, weight = item.name, getattr(self, item.name)
+            if not name.endswith(("_weight", "_cost")):
+                continue
             if isinstance(weight, bool) or not isinstance(weight, int | float) or not weight >= 0:
                 raise ValueError(f"refinement.{name} = {weight!r} must be a number, not negative")
 
@@ -83,7 +86,7 @@ def refine(
     settings: RefinementSettings,
     record_steps: bool = False,
     fit: Fit | None = None,
-    bigrams: BigramTable | None = None,
+    links: Links | None = None,
     naming: Fit | None = None,
 ) -> Decoded:
     """Caption a batch of images; the numbers are those of ``ICMRDecoder.generate``.
@@ -95,16 +98,17 @@ def refine(
         settings: How to refine.
         record_steps: Keep every step of the chosen candidates.
         fit: Asked how well each candidate fits its image, where ``similarity_weight`` is above zero.
-        bigrams: What neighbours are worth, where ``bigram_weight`` is above zero.
+        links: What neighbours gain, where ``bigram_weight`` or ``phrase_weight`` is above zero.
         naming: Asked how many concepts each candidate is expected to name rightly, where ``naming_weight`` is.
 
     Raises:
         ValueError: If a fit, neighbours or naming are to be weighed and there is nothing to tell them.
     """
-    if settings.bigram_weight == 0:
-        bigrams = None
-    elif bigrams is None:
-        raise ValueError(f"refinement.bigram_weight = {settings.bigram_weight} needs counts of neighbours")
+    if settings.bigram_weight == settings.phrase_weight == 0:
+        links = None
+    elif links is None:
+        name = "bigram_weight" if settings.bigram_weight else "phrase_weight"
+        raise ValueError(f"refinement.{name} = {getattr(settings, name)} needs a table of neighbours")
 
     # 1. The likeliest lengths, K an image.
     lengths = np.argsort(-length_logits, axis=1, kind="stable")[:, : settings.num_lengths] + 1
@@ -119,9 +123,9 @@ def refine(
         # 3. Predict all, write where masked.
         words, chances = predict(tokens, lengths)
         masked = tokens == special.mask
-        if bigrams is not None:
+        if links is not None:
             choices = words[..., : settings.num_choices], chances[..., : settings.num_choices]
-            predicted, log_probability = choose_together(*choices, tokens, masked, pad, bigrams, settings.bigram_weight)
+            predicted, log_probability = choose_together(*choices, tokens, masked, pad, links)
         else:
             predicted, log_probability = words[..., 0], chances[..., 0]
         tokens = np.where(masked, predicted, tokens)
@@ -139,9 +143,8 @@ def refine(
     scores = np.where(pad, 0.0, confidence).sum(2, dtype=np.float32) / lengths.astype(np.float32)
     shown, final = collapse(tokens, special.pad) if settings.collapse_repeats else (tokens, lengths)
     total = scores
-    if bigrams is not None and lengths.shape[1] > 1:
-        worth = bigrams.score(tokens, lengths) / lengths.astype(np.float32)
-        total = scores + np.float32(settings.bigram_weight) * worth
+    if links is not None and lengths.shape[1] > 1:
+        total = scores + links.score(tokens, lengths) / lengths.astype(np.float32)
     if settings.similarity_weight > 0 and lengths.shape[1] > 1:
         if fit is None:
             raise ValueError(f"refinement.similarity_weight = {settings.similarity_weight} needs a fit")

@@ -4,6 +4,7 @@ import torch
 
 from fastcap.alignment.cmfa import CrossModalFeatureAlignment, TextEncoder
 from fastcap.data.tokenizer import train_word_tokenizer
+from fastcap.losses import concept_loss
 
 
 def _alignment(concepts=(-1, 0, 1, 1, 2)):
@@ -65,6 +66,51 @@ def test_named_concepts_are_those_of_the_captions():
     logits, named = _alignment().name_concepts(torch.randn(2, 6, 16), tokens)
     assert logits.shape == named.shape == (2, 3)
     assert named.tolist() == [[1.0, 1.0, 0.0], [0.0, 1.0, 1.0]]
+
+
+def test_concepts_without_a_weight_are_never_named():
+    torch.manual_seed(0)
+    alignment = CrossModalFeatureAlignment(12, 16, (-1, 0, 1, 1, 2), concept_weights=[0.5, 0.0, 0.1])
+    memory, tokens = torch.randn(2, 6, 16), torch.tensor([[[1, 2, 4], [2, 3, 0]]]).repeat(2, 1, 1)
+    probability = alignment.concept_probability(memory)
+    assert (probability[:, [0, 2]] < 1e-9).all() and (probability[:, [1, 3]] > 0.1).all()
+    assert (alignment.word_probability(probability)[:, [0, 2, 3]] < 1e-9).all()
+    assert (alignment.naming(probability, tokens, torch.tensor([[3, 2]] * 2))[:, 1] < 1e-9).all()
+    logits, named = alignment.name_concepts(memory, tokens)
+    loss = concept_loss(logits, named, alignment.concept_weights)
+    loss.backward()
+    assert loss.isfinite() and not alignment.concept_head.weight.grad[1].any()
+
+
+def _with_phrases():
+    torch.manual_seed(0)
+    phrases = {"phrases": [(1, 2), (2, 4), (4, 1)], "phrase_weights": [0.5, 0.2, 0.1]}
+    return CrossModalFeatureAlignment(12, 16, (-1, 0, 1, 1, 2), **phrases)
+
+
+def test_named_phrases_are_neighbours_of_the_captions():
+    alignment = _with_phrases()
+    tokens = torch.tensor([[[1, 2, 0], [3, 4, 1]], [[2, 1, 4], [0, 0, 0]], [[4, 1, 2], [2, 4, 0]]])
+    logits, named = alignment.name_concepts(torch.randn(3, 6, 16), tokens)
+    assert logits.shape == named.shape == (3, 6) and alignment.num_concepts == 3
+    assert named[:, 3:].tolist() == [[1.0, 0.0, 1.0], [0.0, 0.0, 0.0], [1.0, 1.0, 1.0]]
+    assert named[:, :3].tolist() == [[1.0, 1.0, 1.0]] * 3
+
+
+def test_phrases_are_looked_up_for_each_images_captions():
+    alignment = _with_phrases()
+    probability = torch.rand(2, 7, generator=torch.Generator().manual_seed(1))
+    before = torch.tensor([[1, 2], [2, 5], [4, 1], [1, 4]])  # two captions an image; 5 is the boundary
+    after = torch.tensor([[2, 4], [4, 1], [1, 2], [5, 1]])
+    found = alignment.phrase_probability(probability, before, after)
+    of = probability.tolist()
+    assert found.tolist() == [[of[0][4], of[0][5]], [of[0][5], 0.0], [of[1][6], of[1][4]], [0.0, of[1][6]]]
+    # Names are counted as if there were no phrases.
+    tokens, lengths = torch.tensor([[[1, 2, 4]], [[2, 3, 0]]]), torch.tensor([[3], [2]])
+    probability[:, 0] = 0.0
+    named = alignment.naming(probability, tokens, lengths).flatten()
+    torch.testing.assert_close(named, torch.stack([probability[0, 1:4].sum(), probability[1, 2]]))
+    assert _alignment().phrase_probability(torch.rand(2, 4), before, after).tolist() == [[0.0, 0.0]] * 4
 
 
 def test_words_of_one_stem_are_one_concept():

@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from fastcap.generation.chain import Choices, best_way, drawn_way
+from fastcap.generation.chain import Choices, Links, best_way, drawn_way
 from fastcap.generation.choose import Draft, Together, likeliest
 
 V, LONGEST, PAD, MASK = 6, 4, 0, 1
@@ -54,7 +54,7 @@ def ways(logits, draft, table, weight, row, k=V):
 @pytest.mark.parametrize("weight", [0.0, 0.5, 5.0])
 def test_the_best_way_is_the_best_of_all(weight, k):
     (logits, draft), table = drafts(), Table()
-    words, value, chance = Together(table, weight, k)(logits, draft)
+    words, value, chance = Together(Links(table, weight), k)(logits, draft)
     for row, length in enumerate((4, 1, 3)):
         found = ways(logits, draft, table, weight, row, min(k, V))
         assert tuple(words[row, :length].tolist()) == max(found, key=found.__getitem__)
@@ -67,7 +67,7 @@ def test_the_best_way_is_the_best_of_all(weight, k):
 
 def test_without_weight_words_are_those_chosen_alone():
     logits, draft = drafts()
-    together, alone = Together(Table(), 0.0, 3)(logits, draft), likeliest(logits, draft)
+    together, alone = Together(Links(Table(), 0.0), 3)(logits, draft), likeliest(logits, draft)
     for one, other in zip(together, alone, strict=True):
         torch.testing.assert_close(one[draft.hidden], other[draft.hidden])
 
@@ -79,7 +79,7 @@ def test_ways_are_drawn_by_their_probability_and_say_it(temperature):
     number = 4000
     many = Draft(*(t.repeat_interleave(number, 0) for t in draft))
     logits.requires_grad_()
-    words, _, chance = Together(table, 0.7, V, temperature)(logits.repeat_interleave(number, 0), many)
+    words, _, chance = Together(Links(table, 0.7), V, temperature)(logits.repeat_interleave(number, 0), many)
     assert (chance[~many.hidden] == 0).all()
     for row, length in enumerate((4, 1, 3)):
         found = ways(logits.detach(), draft, table, 0.7, row)
@@ -102,7 +102,7 @@ def test_the_gradient_of_a_ways_log_probability_is_true():
 
     def log_probability(logits):
         torch.manual_seed(3)
-        return Together(table, 0.7, V, 1.0)(logits, draft)[2].sum()
+        return Together(Links(table, 0.7), V, 1.0)(logits, draft)[2].sum()
 
     step = 1e-5 * torch.randn(logits.shape, generator=torch.Generator().manual_seed(2), dtype=torch.double)
     leaf = logits.clone().requires_grad_()
@@ -122,6 +122,6 @@ def test_ways_of_one_position_and_of_equal_gains():
 def test_special_tokens_are_no_choice_while_enough_words_are():
     logits, draft = drafts()
     logits[..., :2] = -torch.inf
-    choices = Choices.of(logits, *draft, Table(), 1.0, 4)
+    choices = Choices.of(logits, *draft, Links(Table(), 1.0), 4)
     chosen = choices.words[:, :-1][draft.hidden]
     assert (chosen >= 2).all()

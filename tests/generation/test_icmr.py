@@ -7,7 +7,7 @@ from fastcap.decoder.bigrams import Bigrams
 from fastcap.decoder.moe_decoder import MoEDecoder
 from fastcap.generation.dlag import DynamicLengthPredictor, top_lengths
 from fastcap.generation.icmr import ICMRDecoder
-from fastcap.types import SpecialTokens
+from fastcap.types import Judges, SpecialTokens
 
 SPECIAL = SpecialTokens(pad=0, mask=1, unk=2, bos=3, eos=4)
 MAX_LENGTH, VOCAB = 12, 25
@@ -210,7 +210,8 @@ def test_candidates_are_judged_by_their_neighbours_too():
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("bigram_weight", -0.1), ("bigram_weight", float("nan")), ("num_choices", 0)]
+    ("name", "value"),
+    [("bigram_weight", -0.1), ("bigram_weight", float("nan")), ("num_choices", 0), ("phrase_weight", -1.0)],
 )
 def test_bad_settings_of_neighbours_are_refused(name, value):
     with pytest.raises(ValueError, match=f"refinement.{name} = "):
@@ -222,7 +223,7 @@ def test_likely_concepts_raise_their_words(decoder, memory):
     table[torch.arange(len(LENGTHS)), 5 + torch.arange(len(LENGTHS))] = 1.0
     logits = length_logits(*LENGTHS)
     heavy = ICMRDecoder(SPECIAL, 1, num_lengths=1, concept_weight=1e4)
-    found = heavy.generate(decoder, memory, logits, likely=lambda: table)
+    found = heavy.generate(decoder, memory, logits, judges=Judges(likely=lambda: table))
     for image, length in enumerate(found.lengths.tolist()):
         assert found.tokens[image, :length].tolist() == [5 + image] * length
     torch.manual_seed(1)
@@ -234,8 +235,44 @@ def test_likely_concepts_raise_their_words(decoder, memory):
     )
     plain = ICMRDecoder(SPECIAL, 1, num_lengths=1)
     light = ICMRDecoder(SPECIAL, 1, num_lengths=1, concept_weight=1e-9).generate(
-        decoder, memory, logits, likely=lambda: table
+        decoder, memory, logits, judges=Judges(likely=lambda: table)
     )
     assert light.tokens.tolist() == plain.generate(decoder, memory, logits).tokens.tolist()
     with pytest.raises(ValueError, match=r"concept_weight = 10000\.0 needs the image's concepts"):
         heavy.generate(decoder, memory, logits)
+
+
+def test_phrases_of_the_image_tie_its_words_together(decoder, memory):
+    logits = length_logits(*LENGTHS)
+    images = len(LENGTHS)
+
+    def own(before, after):  # image i's people write nothing but word 5 + i after itself or another word
+        rows = torch.arange(len(before)) // (len(before) // images)
+        return (after == (5 + rows).view(-1, *[1] * (before.dim() - 1))).double() * (before < VOCAB)
+
+    options = {"num_steps": 1, "num_choices": VOCAB}
+    heavy = ICMRDecoder(SPECIAL, num_lengths=2, phrase_weight=1e4, **options)
+    found = heavy.generate(decoder, memory, logits, judges=Judges(phrases=own))
+    for image, length in enumerate(found.lengths.tolist()):
+        assert set(found.tokens[image, 1:length].tolist()) <= {5 + image}  # nothing decides the first word
+    torch.manual_seed(1)
+    sampled = heavy.sample(decoder, memory, logits, 3)  # rewards are for the decoder's own words
+    torch.manual_seed(1)
+    plain = ICMRDecoder(SPECIAL, num_lengths=2, **options)
+    assert sampled.tokens.tolist() == plain.sample(decoder, memory, logits, 3).tokens.tolist()
+    light = ICMRDecoder(SPECIAL, num_lengths=2, phrase_weight=1e-9, **options)
+    expected = plain.generate(decoder, memory, logits).tokens.tolist()
+    assert light.generate(decoder, memory, logits, judges=Judges(phrases=own)).tokens.tolist() == expected
+    with pytest.raises(ValueError, match=r"phrase_weight = 10000\.0 needs the image's phrases"):
+        heavy.generate(decoder, memory, logits)
+
+
+def test_phrases_choose_among_lengths():
+    decoder, scores = TwoWays(counted=False), torch.zeros(1, 2)
+    scores[0, 0] = 0.1
+    one_word = ICMRDecoder(SPECIAL, 1, num_lengths=2).generate(decoder, torch.zeros(1, 1, 1), scores)
+    assert one_word.lengths.tolist() == [1]
+    judges = Judges(phrases=lambda before, after: ((before == TwoWays.A) & (after == TwoWays.DOG)).double())
+    together = ICMRDecoder(SPECIAL, 1, num_lengths=2, phrase_weight=5.0)
+    found = together.generate(decoder, torch.zeros(1, 1, 1), scores, judges=judges)
+    assert found.tokens.tolist() == [[TwoWays.A, TwoWays.DOG]]

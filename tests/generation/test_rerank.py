@@ -8,7 +8,7 @@ from fastcap.decoder.moe_decoder import MoEDecoder
 from fastcap.generation.autoregressive import AutoregressiveGenerator
 from fastcap.generation.icmr import ICMRDecoder
 from fastcap.generation.rerank import Weights, rank
-from fastcap.types import SpecialTokens
+from fastcap.types import Judges, SpecialTokens
 
 SPECIAL = SpecialTokens(pad=0, mask=1, unk=2, bos=3, eos=4)
 VOCAB, LONGEST = 25, 8
@@ -24,13 +24,13 @@ def caption(request):
         decoder = AutoregressiveDecoder(VOCAB, LONGEST, pad_id=0, **options).eval()
         return lambda weight, similarity, naming=None: AutoregressiveGenerator(
             SPECIAL, 4, weight, naming_weight=1e6 * bool(naming)
-        ).generate(decoder, MEMORY, torch.zeros(6, LONGEST), similarity=similarity, naming=naming)
+        ).generate(decoder, MEMORY, torch.zeros(6, LONGEST), judges=Judges(similarity, naming))
     decoder = MoEDecoder(VOCAB, LONGEST, pad_id=0, **options).eval()
     torch.nn.init.normal_(decoder.word.weight, std=1.0)
     logits = torch.randn(6, LONGEST, generator=torch.Generator().manual_seed(2))
     return lambda weight, similarity, naming=None: ICMRDecoder(
         SPECIAL, 2, num_lengths=4, similarity_weight=weight, naming_weight=1e6 * bool(naming)
-    ).generate(decoder, MEMORY, logits, similarity=similarity, naming=naming)
+    ).generate(decoder, MEMORY, logits, judges=Judges(similarity, naming))
 
 
 def test_a_heavy_similarity_decides_and_scores_stay_those_of_the_words(caption):
@@ -61,9 +61,9 @@ def test_the_sum_decides():
     log_probability = torch.tensor([[-1.0, -1.3], [-1.0, -1.3]])
     tokens, lengths = torch.full((2, 2, 3), 7), torch.tensor([[3, 3], [3, 3]])
     fit = torch.tensor([[1.0, 5.0], [1.0, 3.0]])
-    assert rank(log_probability, tokens, lengths, Weights(0.1), lambda t, n: fit).tolist() == [1, 0]
+    assert rank(log_probability, tokens, lengths, Weights(0.1), Judges(lambda t, n: fit)).tolist() == [1, 0]
     # One candidate is no choice.
-    assert rank(log_probability[:, :1], tokens[:, :1], lengths[:, :1], Weights(0.1, 0.1), None).tolist() == [0, 0]
+    assert rank(log_probability[:, :1], tokens[:, :1], lengths[:, :1], Weights(0.1, 0.1), Judges()).tolist() == [0, 0]
 
 
 def test_names_count_and_words_cost():
@@ -71,7 +71,8 @@ def test_names_count_and_words_cost():
     lengths, named = torch.tensor([[2, 4, 4]]), torch.tensor([[0.5, 1.5, 1.2]])
 
     def chosen(weight, cost):
-        return rank(log_probability, tokens, lengths, Weights(0.0, weight, cost), None, lambda t, n: named).item()
+        judges = Judges(naming=lambda t, n: named)
+        return rank(log_probability, tokens, lengths, Weights(0.0, weight, cost), judges).item()
 
     assert chosen(0.0, 0.4) == 0
     assert chosen(1.0, 0.0) == 1  # -0.5, 0.3, 0.1
@@ -89,12 +90,12 @@ def test_both_judges_are_heard(caption):
 def test_naming_that_is_asked_for_must_be_there():
     tokens, lengths = torch.full((1, 2, 3), 7), torch.tensor([[3, 3]])
     with pytest.raises(ValueError, match=r"naming_weight = 0\.5 needs the image's concepts"):
-        rank(torch.zeros(1, 2), tokens, lengths, Weights(0.0, 0.5), None)
+        rank(torch.zeros(1, 2), tokens, lengths, Weights(0.0, 0.5), Judges())
 
 
 def test_a_beam_without_words_is_never_chosen():
     log_probability = torch.tensor([[-1.0, -torch.inf]])
     fit = torch.tensor([[0.0, torch.nan]])
-    assert rank(
-        log_probability, torch.zeros(1, 2, 3), torch.tensor([[3, 0]]), Weights(0.1), lambda t, n: fit
-    ).tolist() == [0]
+    judges = Judges(lambda t, n: fit)
+    lengths = torch.tensor([[3, 0]])
+    assert rank(log_probability, torch.zeros(1, 2, 3), lengths, Weights(0.1), judges).tolist() == [0]

@@ -236,7 +236,7 @@ def test_command_takes_patterns_standard_input_and_exports(tiny_export, tmp_path
     assert stop.value.code == 2 and "no file matches" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("key", ["naming_weight", "concept_weight"])
+@pytest.mark.parametrize("key", ["naming_weight", "concept_weight", "phrase_weight"])
 def test_the_images_concepts_count_in_every_runtime(key, tiny_checkpoint, tiny_export):
     chosen = {}
     for weight in (0.0, 4.0):

@@ -8,8 +8,9 @@ from fastcap.alignment.cmfa import CrossModalFeatureAlignment
 from fastcap.data.tokenizer import CaptionTokenizer
 from fastcap.decoder.bigrams import Bigrams
 from fastcap.generation.icmr import ICMRDecoder
-from fastcap.serving.chain import BigramTable
+from fastcap.serving.chain import BigramTable, Links
 from fastcap.serving.refine import RefinementSettings, expected_names, join, refine
+from fastcap.types import Judges
 
 SPECIAL = CaptionTokenizer.special
 WORDS, LONGEST = 12, 9
@@ -24,9 +25,21 @@ class Scorer:
         self.word = torch.randn(WORDS, WORDS, generator=draw)
         self.bigrams = Bigrams(WORDS)
         self.bigrams.count(torch.randint(5, WORDS, (40, 6), generator=draw).tolist())
+        pairs = sorted({(a, b) for a, b in torch.randint(5, WORDS, (20, 2), generator=draw).tolist()})
+        self.alignment = CrossModalFeatureAlignment(
+            6, 8, [-1] * 5 + [0] * (WORDS - 5), phrases=pairs, phrase_weights=[1.0] * len(pairs)
+        )
+        self.named = torch.rand(num_images, 2 + len(pairs), generator=draw)
 
     def table(self):
-        return BigramTable(*(t.numpy() for t in (self.bigrams.pairs, self.bigrams.worth, self.bigrams.unseen)))
+        tables = self.bigrams.pairs, self.bigrams.worth, self.bigrams.unseen, self.alignment.phrases
+        return BigramTable(*(t.numpy() for t in tables))
+
+    def phrases(self, before, after):
+        return self.alignment.phrase_probability(self.named, before, after)
+
+    def links(self, bigram_weight, phrase_weight):
+        return Links(self.table(), bigram_weight, phrase_weight, self.named[:, 2:].numpy())
 
     def prepare(self, memory):
         return memory.shape[0]
@@ -62,19 +75,25 @@ class Fitness:
         return self(tokens, lengths).numpy()
 
 
-@pytest.mark.parametrize(("together", "choices"), [(0.0, 4), (0.4, 1), (0.4, 3), (2.0, 4)])
+@pytest.mark.parametrize(
+    ("together", "phrases", "choices"),
+    [(0.0, 0.0, 4), (0.4, 0.0, 1), (0.4, 0.0, 3), (2.0, 0.0, 4), (0.0, 1.5, 3), (0.4, 0.5, 4)],
+)
 @pytest.mark.parametrize(("weight", "naming"), [(0.0, 0.0), (0.1, 0.0), (3.0, 0.0), (0.0, 0.7), (0.1, 2.0)])
 @pytest.mark.parametrize("collapse", [False, True])
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
 @pytest.mark.parametrize("num_steps", [1, 2, 3, 4, 7, 10])
 @pytest.mark.parametrize("num_lengths", [1, 3])
-def test_numpy_refines_as_icmr_does(num_steps, schedule, num_lengths, collapse, weight, naming, together, choices):
+def test_numpy_refines_as_icmr_does(
+    num_steps, schedule, num_lengths, collapse, weight, naming, together, phrases, choices
+):
     scorer = Scorer(num_images=5, seed=num_steps)
     logits = torch.randn(5, LONGEST, generator=torch.Generator().manual_seed(num_lengths))
-    options = num_steps, schedule, num_lengths, collapse, weight, together, choices, naming, 0.3
+    options = num_steps, schedule, num_lengths, collapse, weight, together, choices, naming, 0.3, 0.0, phrases
     fitness, names = Fitness(), Fitness()
-    expected = ICMRDecoder(SPECIAL, *options).generate(scorer, torch.zeros(5, 1, 1), logits, True, fitness, names)
-    judges = fitness.numpy, scorer.table(), names.numpy
+    asked = Judges(fitness, names, phrases=scorer.phrases)
+    expected = ICMRDecoder(SPECIAL, *options).generate(scorer, torch.zeros(5, 1, 1), logits, True, asked)
+    judges = fitness.numpy, scorer.links(together, phrases), names.numpy
     found = refine(scorer.predict, logits.numpy(), SPECIAL, RefinementSettings(*options), True, *judges)
     # Both have finished captions judged, and only where there is a choice.
     assert len(fitness.judged) == (2 if weight and num_lengths > 1 else 0)
@@ -121,6 +140,7 @@ def test_parts_of_a_batch_join_in_order():
         ({"similarity_weight": -0.1}, r"similarity_weight = -0\.1"),
         ({"similarity_weight": "much"}, "similarity_weight = 'much'"),
         ({"bigram_weight": True}, "bigram_weight = True"),
+        ({"phrase_weight": float("nan")}, "phrase_weight = nan"),
         ({"num_choices": 0}, "num_choices = 0"),
         ({"schedule": "slow"}, "'slow' must be one of linear, cosine"),
         ({"collapse_repeats": 1}, "collapse_repeats = 1"),
@@ -134,8 +154,10 @@ def test_refused_settings_are_named(values, message):
 
 def test_neighbours_that_are_to_be_weighed_must_be_there():
     scorer = Scorer(num_images=1, seed=0)
-    with pytest.raises(ValueError, match=r"bigram_weight = 0\.3 needs counts"):
-        refine(scorer.predict, np.zeros((1, LONGEST), np.float32), SPECIAL, RefinementSettings(bigram_weight=0.3))
+    for name in ("bigram_weight", "phrase_weight"):
+        settings = RefinementSettings(**{name: 0.3})
+        with pytest.raises(ValueError, match=rf"{name} = 0\.3 needs a table of neighbours"):
+            refine(scorer.predict, np.zeros((1, LONGEST), np.float32), SPECIAL, settings)
 
 
 def test_a_table_of_neighbours_is_written_and_read_whole(tmp_path):
@@ -145,15 +167,17 @@ def test_a_table_of_neighbours_is_written_and_read_whole(tmp_path):
     every = np.arange(WORDS + 1)
     expected = scorer.bigrams(*(torch.from_numpy(t) for t in np.broadcast_arrays(every[:, None], every)))
     np.testing.assert_array_equal(table(every[:, None], every), expected.numpy())
+    np.testing.assert_array_equal(table.phrases, scorer.alignment.phrases.numpy())
     assert table.counted and not BigramTable(table.pairs[:0], table.worth[:0], table.unseen).counted
 
 
 @pytest.mark.parametrize(
     "arrays",
     [
-        {"pairs": np.arange(3), "worth": np.zeros(3)},
-        {"pairs": np.arange(3), "worth": np.zeros(2), "unseen": np.zeros(4)},
-        {"pairs": np.array([{}]), "worth": np.zeros(1), "unseen": np.zeros(4)},
+        {"pairs": np.arange(3), "worth": np.zeros(3), "unseen": np.zeros(4)},
+        {"pairs": np.arange(3), "worth": np.zeros(2), "unseen": np.zeros(4), "phrases": np.arange(2)},
+        {"pairs": np.arange(3), "worth": np.zeros(3), "unseen": np.zeros(4), "phrases": np.zeros((2, 2), np.int64)},
+        {"pairs": np.array([{}]), "worth": np.zeros(1), "unseen": np.zeros(4), "phrases": np.arange(2)},
         None,
     ],
 )
