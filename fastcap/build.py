@@ -170,7 +170,7 @@ def build_model(
                 f"refinement.{name} = {cfg.refinement[name]} asks for the image's {what}s, which "
                 f"objective.{what}_weight=0 does not train"
             )
-    if cfg.refinement.get("phrase_weight") and fresh and not phrases:
+    if cfg.refinement.get("phrase_weight") and not OmegaConf.select(cfg, "data.phrase_mentions"):
         raise ConfigError(
             f"refinement.phrase_weight = {cfg.refinement.phrase_weight} asks for the image's phrases, of which "
             "data.phrase_mentions=0 has none"
@@ -309,8 +309,6 @@ def load_checkpoint(path: Path | str, overrides: Mapping[str, Any] | None = None
         raise CheckpointError(f"{path}: weights do not fit the configuration: {'; '.join(lines[:3])}") from error
     if getattr(model.refinement, "bigram_weight", 0) > 0 and not model.decoder.bigrams.counted:
         raise CheckpointError(f"{path}: holds no counts of neighbours: it needs refinement.bigram_weight=0")
-    if getattr(model.refinement, "phrase_weight", 0) > 0 and not model.alignment.phrases.numel():
-        raise CheckpointError(f"{path}: its images name no phrases: it needs refinement.phrase_weight=0")
     plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
     return LoadedCheckpoint(model.eval(), tokenizer, plain, Path(path))
 

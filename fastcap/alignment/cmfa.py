@@ -151,7 +151,7 @@ class CrossModalFeatureAlignment(nn.Module):
         )
 
     def naming(self, probability: Tensor, tokens: Tensor, lengths: Tensor) -> Tensor:
-        """Tell how many of the concepts that captions name are expected to be people's too, by the image alone.
+        """Tell how many of the concepts and phrases of captions are expected to be people's too, by the image alone.
 
         Args:
             probability: From ``concept_probability``. (B, 1 + C + P)
@@ -159,11 +159,14 @@ class CrossModalFeatureAlignment(nn.Module):
             lengths: Content tokens of each caption. (B, K)
 
         Returns:
-            Sum of the probabilities of each caption's concepts, each counted once. (B, K)
+            Sum of the probabilities of each caption's concepts and phrases, each counted once. (B, K)
         """
         inside = torch.arange(tokens.shape[2], device=tokens.device) < lengths.unsqueeze(-1)
-        concepts = (self.word_concepts[tokens] + 1) * inside
-        named = probability.new_zeros(*tokens.shape[:2], probability.shape[1]).scatter_(2, concepts, 1.0)
+        places = (self.word_concepts[tokens] + 1) * inside
+        if self.phrases.numel():
+            phrases = self._place(tokens[..., :-1], tokens[..., 1:]) * inside[..., 1:]
+            places = torch.cat([places, phrases], dim=2)
+        named = probability.new_zeros(*tokens.shape[:2], probability.shape[1]).scatter_(2, places, 1.0)
         return (named * probability.unsqueeze(1)).sum(2)
 
     def word_probability(self, probability: Tensor) -> Tensor:

@@ -10,7 +10,6 @@ import numpy as np
 from fastcap.data.tokenizer import CaptionTokenizer
 
 MIN_MENTIONS = 5
-MIN_PHRASE_WEIGHT = 0.002  # below it ("a man") an image hardly decides
 
 
 class Phrases(NamedTuple):
@@ -48,7 +47,7 @@ def concept_agreement(captions: Sequence[Sequence[str]], tokenizer: CaptionToken
 
 
 def agreed_phrases(captions: Sequence[Sequence[str]], tokenizer: CaptionTokenizer, min_mentions: int) -> Phrases:
-    """Find the pairs of neighbouring words that captions hold often and agree on, weighted as concepts are.
+    """Find the pairs of neighbouring words that captions hold often and agree on, however little; weighted as concepts.
 
     Args:
         captions: Captions of each training image.
@@ -63,7 +62,7 @@ def agreed_phrases(captions: Sequence[Sequence[str]], tokenizer: CaptionTokenize
         return np.where(np.isin(ids[:-1], special) | np.isin(ids[1:], special), -1, codes)
 
     found, mentions, agreement = _agreement(captions, tokenizer, pairs)
-    kept = (mentions >= min_mentions) & (agreement > MIN_PHRASE_WEIGHT)
+    kept = (mentions >= min_mentions) & (agreement > 0)
     before, after = np.divmod(found[kept], size)
     return Phrases(list(zip(before.tolist(), after.tolist(), strict=True)), agreement[kept].tolist())
 

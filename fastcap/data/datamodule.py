@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fastcap.data.concepts import Phrases, agreed_phrases, concept_agreement
 from fastcap.data.dataset import CaptionDataset, CaptionTokens
-from fastcap.data.errors import DataError
+from fastcap.data.errors import DataError, log_once
 from fastcap.data.features import FeatureCache, cached_tensors
 from fastcap.data.pixels import PixelCache
 from fastcap.data.sampler import EpochSampler, ResumableLoader, ShardSampler
@@ -159,7 +159,9 @@ class CaptionDataModule(LightningDataModule):
         """Return the phrases that images learn to name; None where ``phrase_mentions`` is zero."""
         if not self.phrase_mentions:
             return None
-        return agreed_phrases(self.records("train").captions, self.tokenizer, self.phrase_mentions)
+        found = agreed_phrases(self.records("train").captions, self.tokenizer, self.phrase_mentions)
+        log_once(f"phrases that images learn to name: {len(found.pairs)}")
+        return found
 
     def reference_tokens(self) -> dict[int, list[list[int]]]:
         """Token ids of each training image's captions, by image id: what sampled captions are rewarded by."""

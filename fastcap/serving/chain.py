@@ -43,12 +43,17 @@ class BigramTable:
             before: Word ids, the boundary for an end. (B, ...)
             after: Of the words that follow; both broadcast together. (B, ...)
         """
-        wanted = np.where(after < self.boundary, before * self.boundary + after, -1)
         if not len(self.phrases):
-            return np.zeros(wanted.shape, np.float32)
+            return np.zeros(np.broadcast_shapes(before.shape, after.shape), np.float32)
+        place = self.place(before, after)
+        rows = np.arange(len(place)).reshape(-1, *[1] * (place.ndim - 1))
+        return np.where(place < 0, np.float32(0), probability[rows, place])
+
+    def place(self, before: np.ndarray, after: np.ndarray) -> np.ndarray:
+        """Where pairs stand among the phrases, of which there are some; -1 for what is none."""
+        wanted = np.where(after < self.boundary, before * self.boundary + after, -1)
         at = np.minimum(np.searchsorted(self.phrases, wanted), len(self.phrases) - 1)
-        rows = np.arange(len(wanted)).reshape(-1, *[1] * (wanted.ndim - 1))
-        return np.where(self.phrases[at] == wanted, probability[rows, at], np.float32(0))
+        return np.where(self.phrases[at] == wanted, at, -1)
 
     def __call__(self, before: np.ndarray, after: np.ndarray) -> np.ndarray:
         """Look pairs up; both broadcast together."""

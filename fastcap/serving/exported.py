@@ -43,8 +43,7 @@ class EncodedGroup:
         rows: Its images in the batch. (B',)
         length_logits: Scores of the lengths 1..max_length. (B', max_length)
         image: Embeddings that captions are compared with. (B', embed_dim)
-        concepts: Probability of each concept. (B', C)
-        phrases: Probability of each phrase. (B', P)
+        named: Probability of each concept, then of each phrase. (B', C + P)
         cache: Inputs of its step graph that depend on the image alone.
     """
 
@@ -52,8 +51,7 @@ class EncodedGroup:
     rows: np.ndarray
     length_logits: np.ndarray
     image: np.ndarray
-    concepts: np.ndarray
-    phrases: np.ndarray
+    named: np.ndarray
     cache: dict[str, np.ndarray]
 
 
@@ -91,7 +89,7 @@ class ExportedNetwork:
             )
         if self.settings.bigram_weight > 0 and not bigrams.counted:
             raise ValueError("refinement.bigram_weight must be 0: this export holds no counts of neighbours")
-        if self.settings.phrase_weight > 0 and not len(bigrams.phrases):
+        if self.settings.phrase_weight > facts.settings.phrase_weight and not len(bigrams.phrases):
             raise ValueError("refinement.phrase_weight must be 0: this export holds no phrases")
         self.bigrams = bigrams
         self.special = facts.special_tokens
@@ -133,8 +131,7 @@ class ExportedNetwork:
         kept = self.graphs[f"prepare_{group}"]({"memory": memory, "expert_weights": weights})
         cache = {f"cache_{number}": value for number, value in enumerate(kept)}
         probability = 1.0 / (1.0 + np.exp(-concepts.astype(np.float32)))
-        first = probability.shape[1] - len(self.bigrams.phrases)  # phrases come after all concepts
-        return EncodedGroup(group, rows, length_logits, image, probability[:, :first], probability[:, first:], cache)
+        return EncodedGroup(group, rows, length_logits, image, probability, cache)
 
     def decode(
         self, encoded: tuple[np.ndarray, list[EncodedGroup]], num_steps: int | None, record_steps: bool
@@ -146,7 +143,7 @@ class ExportedNetwork:
         for group in groups:
             step = self.graphs[f"step_{group.group}"]
 
-            known = {"gain": self._gain(group.concepts), **group.cache}
+            known = {"gain": self._gain(group.named), **group.cache}
 
             def predict(
                 tokens: np.ndarray, lengths: np.ndarray, step: Graph = step, known: dict[str, np.ndarray] = known
@@ -157,10 +154,11 @@ class ExportedNetwork:
             def fit(tokens: np.ndarray, lengths: np.ndarray, image: np.ndarray = group.image) -> np.ndarray:
                 return self.graphs["fit"]({"tokens": tokens, "lengths": lengths, "image": image})[0]
 
-            def naming(tokens: np.ndarray, lengths: np.ndarray, concepts: np.ndarray = group.concepts) -> np.ndarray:
-                return expected_names(concepts, self.word_concepts, tokens, lengths)
+            def naming(tokens: np.ndarray, lengths: np.ndarray, named: np.ndarray = group.named) -> np.ndarray:
+                return expected_names(named, self.word_concepts, self.bigrams, tokens, lengths)
 
-            links = Links(self.bigrams, settings.bigram_weight, settings.phrase_weight, group.phrases)
+            of_phrases = group.named[:, group.named.shape[1] - len(self.bigrams.phrases) :]
+            links = Links(self.bigrams, settings.bigram_weight, settings.phrase_weight, of_phrases)
             judges = fit, links, naming
             part = refine(predict, group.length_logits, self.special, settings, record_steps, *judges)
             parts.append((group.rows, part))
@@ -168,11 +166,11 @@ class ExportedNetwork:
         decoded.expert_weights = weights
         return decoded
 
-    def _gain(self, concepts: np.ndarray) -> np.ndarray:
-        """What the words' scores gain (B, V) from the probabilities of the image's concepts (B, C)."""
+    def _gain(self, named: np.ndarray) -> np.ndarray:
+        """What the words' scores gain (B, V) from the probabilities of the image's concepts and phrases (B, C + P)."""
         if self.settings.concept_weight == 0:
-            return np.zeros((len(concepts), self.tokenizer.vocab_size), np.float32)
-        of_words = np.pad(concepts, ((0, 0), (1, 0)))[:, self.word_concepts + 1]
+            return np.zeros((len(named), self.tokenizer.vocab_size), np.float32)
+        of_words = np.pad(named, ((0, 0), (1, 0)))[:, self.word_concepts + 1]
         return np.float32(self.settings.concept_weight) * of_words
 
     def text(self, tokens: list[int]) -> str:

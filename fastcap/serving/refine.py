@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from fastcap.serving.chain import Links, choose_together
+from fastcap.serving.chain import BigramTable, Links, choose_together
 from fastcap.serving.network import Decoded, Draft
 from fastcap.types import SpecialTokens
 
@@ -185,21 +185,26 @@ def collapse(tokens: np.ndarray, pad_id: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def expected_names(
-    probability: np.ndarray, concepts: np.ndarray, tokens: np.ndarray, lengths: np.ndarray
+    probability: np.ndarray, concepts: np.ndarray, table: BigramTable, tokens: np.ndarray, lengths: np.ndarray
 ) -> np.ndarray:
-    """Sum the probabilities of each caption's concepts, as ``CrossModalFeatureAlignment.naming`` does.
+    """Sum the probabilities of each caption's concepts and phrases, as ``CrossModalFeatureAlignment.naming`` does.
 
     Args:
-        probability: Of each concept. (B, C)
+        probability: Of each concept, then of each phrase. (B, C + P)
         concepts: The concept behind each word, -1 for a word without one. (V,)
+        table: Knows the phrases.
         tokens: Caption ids. (B, K, L)
         lengths: Content tokens of each caption. (B, K)
 
     Returns:
-        Each concept of a caption counted once. (B, K)
+        Each concept and phrase of a caption counted once. (B, K)
     """
     inside = np.arange(tokens.shape[2]) < lengths[..., None]
     found = np.where(inside, concepts[tokens], -1)
+    if len(table.phrases):
+        place = np.where(inside[..., 1:], table.place(tokens[..., :-1], tokens[..., 1:]), -1)
+        first = probability.shape[1] - len(table.phrases)
+        found = np.concatenate([found, np.where(place < 0, -1, place + first)], axis=2)
     named = np.zeros((*tokens.shape[:2], probability.shape[1] + 1), np.float32)
     np.put_along_axis(named, found, 1.0, axis=2)  # -1 is the last place
     return (named[..., :-1] * probability[:, None]).sum(2, dtype=np.float32)

@@ -100,17 +100,23 @@ def test_named_phrases_are_neighbours_of_the_captions():
 def test_phrases_are_looked_up_for_each_images_captions():
     alignment = _with_phrases()
     probability = torch.rand(2, 7, generator=torch.Generator().manual_seed(1))
+    probability[:, 0] = 0.0
     before = torch.tensor([[1, 2], [2, 5], [4, 1], [1, 4]])  # two captions an image; 5 is the boundary
     after = torch.tensor([[2, 4], [4, 1], [1, 2], [5, 1]])
     found = alignment.phrase_probability(probability, before, after)
     of = probability.tolist()
     assert found.tolist() == [[of[0][4], of[0][5]], [of[0][5], 0.0], [of[1][6], of[1][4]], [0.0, of[1][6]]]
-    # Names are counted as if there were no phrases.
-    tokens, lengths = torch.tensor([[[1, 2, 4]], [[2, 3, 0]]]), torch.tensor([[3], [2]])
+    assert _alignment().phrase_probability(torch.zeros(2, 4), before, after).tolist() == [[0.0, 0.0]] * 4
+
+
+def test_names_are_the_concepts_and_phrases_of_a_caption_each_once():
+    probability = torch.rand(2, 7, generator=torch.Generator().manual_seed(1))
     probability[:, 0] = 0.0
-    named = alignment.naming(probability, tokens, lengths).flatten()
-    torch.testing.assert_close(named, torch.stack([probability[0, 1:4].sum(), probability[1, 2]]))
-    assert _alignment().phrase_probability(torch.rand(2, 4), before, after).tolist() == [[0.0, 0.0]] * 4
+    tokens, lengths = torch.tensor([[[1, 2, 4, 1, 2]], [[2, 4, 1, 2, 4]]]), torch.tensor([[5], [2]])
+    named = _with_phrases().naming(probability, tokens, lengths).flatten()
+    (a, b), c = probability[:, 1:4].unbind(), probability[:, 4:]
+    torch.testing.assert_close(named[0], a.sum() + c[0].sum())
+    torch.testing.assert_close(named[1], b[1] + b[2] + c[1, 1])
 
 
 def test_words_of_one_stem_are_one_concept():

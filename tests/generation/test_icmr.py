@@ -182,6 +182,14 @@ class TwoWays:
         return logits
 
 
+class OneWord(TwoWays):
+    """One word is what people write of everything."""
+
+    def __init__(self):
+        super().__init__()
+        self.bigrams.count(50 * [[self.A]] + [[self.DOG, self.DOGS]])
+
+
 def test_neighbours_are_chosen_together():
     length = torch.zeros(3, 2)
     length[:, 1] = 9.0
@@ -198,12 +206,6 @@ def test_neighbours_are_chosen_together():
 def test_candidates_are_judged_by_their_neighbours_too():
     scores = torch.tensor([[0.0, 0.1]])  # of both lengths, the longer one likelier
     decoder = ICMRDecoder(SPECIAL, 1, num_lengths=2, bigram_weight=2.0)
-
-    class OneWord(TwoWays):
-        def __init__(self):
-            super().__init__()
-            self.bigrams.count(50 * [[self.A]] + [[self.DOG, self.DOGS]])
-
     plain = ICMRDecoder(SPECIAL, 1, num_lengths=2).generate(OneWord(), torch.zeros(1, 1, 1), scores)
     assert plain.lengths.tolist() == [2]
     assert decoder.generate(OneWord(), torch.zeros(1, 1, 1), scores).lengths.tolist() == [1]
@@ -268,11 +270,9 @@ def test_phrases_of_the_image_tie_its_words_together(decoder, memory):
 
 
 def test_phrases_choose_among_lengths():
-    decoder, scores = TwoWays(counted=False), torch.zeros(1, 2)
-    scores[0, 0] = 0.1
-    one_word = ICMRDecoder(SPECIAL, 1, num_lengths=2).generate(decoder, torch.zeros(1, 1, 1), scores)
-    assert one_word.lengths.tolist() == [1]
-    judges = Judges(phrases=lambda before, after: ((before == TwoWays.A) & (after == TwoWays.DOG)).double())
-    together = ICMRDecoder(SPECIAL, 1, num_lengths=2, phrase_weight=5.0)
-    found = together.generate(decoder, torch.zeros(1, 1, 1), scores, judges=judges)
-    assert found.tokens.tolist() == [[TwoWays.A, TwoWays.DOG]]
+    scores, memory = torch.zeros(1, 2), torch.zeros(1, 1, 1)
+    options = {"num_lengths": 2, "bigram_weight": 2.0}
+    assert ICMRDecoder(SPECIAL, 1, **options).generate(OneWord(), memory, scores).lengths.tolist() == [1]
+    judges = Judges(phrases=lambda before, after: ((before == TwoWays.DOG) & (after == TwoWays.DOGS)).double())
+    found = ICMRDecoder(SPECIAL, 1, **options, phrase_weight=50.0).generate(OneWord(), memory, scores, judges=judges)
+    assert found.tokens.tolist() == [[TwoWays.DOG, TwoWays.DOGS]]

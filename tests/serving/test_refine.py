@@ -1,5 +1,7 @@
 """Refinement in numpy is ICMR: same drafts, same captions."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -30,6 +32,7 @@ class Scorer:
             6, 8, [-1] * 5 + [0] * (WORDS - 5), phrases=pairs, phrase_weights=[1.0] * len(pairs)
         )
         self.named = torch.rand(num_images, 2 + len(pairs), generator=draw)
+        self.named[:, 0] = 0.0  # of words without a concept
 
     def table(self):
         tables = self.bigrams.pairs, self.bigrams.worth, self.bigrams.unseen, self.alignment.phrases
@@ -191,17 +194,23 @@ def test_another_file_is_no_table(tmp_path, arrays):
         BigramTable.read(path)
 
 
-def test_names_are_expected_as_in_torch():
+@pytest.mark.parametrize("phrases", [[], [(5, 6), (6, 7), (7, 7), (10, 11), (11, 5)]])
+def test_names_are_expected_as_in_torch(phrases):
     draw = torch.Generator().manual_seed(0)
     concepts = [-1] * 5 + [0, 1, 1, 2, -1, 3, 3]
-    alignment = CrossModalFeatureAlignment(6, 8, concepts)
+    alignment = CrossModalFeatureAlignment(6, 8, concepts, phrases=phrases, phrase_weights=[1.0] * len(phrases))
     memory = torch.randn(3, 4, 8, generator=draw)
     tokens, lengths = torch.randint(5, WORDS, (3, 2, 7), generator=draw), torch.tensor([[7, 3], [1, 5], [6, 6]])
+    tokens[0, 0] = torch.tensor([5, 6, 7, 7, 7, 5, 6])
     with torch.no_grad():
         expected = alignment.naming(alignment.concept_probability(memory), tokens, lengths)
         probability = alignment.concept_logits(memory).sigmoid().numpy()
-    found = expected_names(probability, np.array(concepts), tokens.numpy(), lengths.numpy())
+    empty = np.zeros(0, np.int64)
+    table = BigramTable(empty, empty, np.zeros(WORDS + 1), alignment.phrases.numpy())
+    found = expected_names(probability, np.array(concepts), table, tokens.numpy(), lengths.numpy())
     np.testing.assert_allclose(found, expected.numpy(), rtol=1e-5)
-    for image, row in np.ndindex(3, 2):  # each concept once, none twice, nothing beyond the end
-        named = {concepts[word] for word in tokens[image, row, : lengths[image, row]].tolist()} - {-1}
-        assert found[image, row] == pytest.approx(sum(probability[image, concept] for concept in named), rel=1e-5)
+    for image, row in np.ndindex(3, 2):  # each concept and phrase once, none twice, nothing beyond the end
+        words = tokens[image, row, : lengths[image, row]].tolist()
+        named = {concepts[word] for word in words} - {-1}
+        named |= {4 + phrases.index(pair) for pair in itertools.pairwise(words) if pair in phrases}
+        assert found[image, row] == pytest.approx(sum(probability[image, place] for place in named), rel=1e-5)
