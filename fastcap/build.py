@@ -144,6 +144,9 @@ def build_model(
 
     ``fresh`` is False when a checkpoint will fill in the weights.
     """
+    start = OmegaConf.select(cfg, "init.captioner")
+    if OmegaConf.select(cfg, "objective.phrase_weight") == 0 and not start:
+        phrases = None  # what nothing trains must not be named
     special, vocab_size, max_length = tokenizer.special, tokenizer.vocab_size, int(cfg.data.max_length)
     backbone: Any = build_backbone(cfg, fresh)
     decoder = construct(cfg.decoder, vocab_size=vocab_size, max_length=max_length, pad_id=special.pad)
@@ -163,7 +166,6 @@ def build_model(
             f"decoder {type(decoder).__name__} is not driven by {type(refinement).__name__}: "
             f"choose refinement={fitting}"
         )
-    start = OmegaConf.select(cfg, "init.captioner")
     for name, what in (("naming_weight", "concept"), ("concept_weight", "concept"), ("phrase_weight", "phrase")):
         if cfg.refinement.get(name) and OmegaConf.select(cfg, f"objective.{what}_weight") == 0 and not start:
             raise ConfigError(

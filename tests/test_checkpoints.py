@@ -90,6 +90,8 @@ def test_phrases_that_were_not_trained_have_no_say(tmp_path):
         cfg = tiny_config(weighed, *more)
         with pytest.raises(ConfigError, match=rf"phrase_weight = 2 asks for the image's phrases, {message}"):
             build_module(cfg, build_datamodule(cfg))
+    cfg = tiny_config("data.phrase_mentions=2", "objective.phrase_weight=0", "refinement.naming_weight=1")
+    assert not build_module(cfg, build_datamodule(cfg)).model.alignment.phrases.numel()
     path = write_checkpoint(tmp_path / "without.ckpt")
     with pytest.raises(ConfigError, match=r"phrase_weight = 2 asks for the image's phrases, of which data\.phrase"):
         load_checkpoint(path, {"refinement.phrase_weight": 2})
