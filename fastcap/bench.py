@@ -237,10 +237,17 @@ def bench_cost(arguments: argparse.Namespace) -> Path:
 
     given = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(Assumptions)}
     assumptions, overrides = Assumptions(**given), arguments.overrides or ["experiment=coco_base"]
-    cost = estimate(overrides, assumptions)
-    row = {name: float(f"{value:.4g}") for name, value in dataclasses.asdict(cost).items()}
-    folder = write(arguments.out, "cost", [row], facts(overrides, assumptions))
-    print(f"{' '.join(overrides)}\n{describe(cost, assumptions)}")
+    costs = estimate(overrides, assumptions)
+    rows = [
+        {"stage": stage} | {name: float(f"{value:.4g}") for name, value in dataclasses.asdict(cost).items()}
+        for stage, cost in costs.items()
+    ]
+    folder = write(arguments.out, "cost", rows, facts(overrides, assumptions))
+    print(" ".join(overrides))
+    for stage, cost in costs.items():
+        print(f"{stage}\n{describe(cost, assumptions)}")
+    if len(costs) > 1:
+        print(f"together {sum(cost.hours for cost in costs.values()):.1f} hours")
     print(f"Table    {folder / 'cost.csv'}\nFacts    {folder / 'cost.json'}")
     return folder
 

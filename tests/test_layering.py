@@ -65,7 +65,7 @@ ROOMS = {
     "fetch": room("cli fetching metrics"),
     "fetching": room("data"),
     "bench": room("cli benchmark"),
-    "benchmark": room("captioner build drawing", "hydra omegaconf transformers"),
+    "benchmark": room("captioner build drawing recipes", "hydra omegaconf transformers"),
     "dashboard": ENTRY,
     "export": room("cli exporting"),
     "exporting": room("cli captioner metrics", "omegaconf"),

@@ -121,6 +121,7 @@ def _add_cost(cost: argparse.ArgumentParser) -> None:
     for name, default, told in (
         ("images", 113_287, "training images"),
         ("num-words", 10_000, "vocabulary"),
+        ("num-phrases", 3000, "phrases, where there are any"),
         ("caption-tokens", 12, "tokens of a caption"),
         ("devices", 1, "GPUs"),
     ):

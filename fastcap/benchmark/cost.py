@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,10 +17,12 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from fastcap.benchmark.random_weights import any_phrases
 from fastcap.build import CONFIG_DIR, build_model
 from fastcap.chance import ImageChance
 from fastcap.data.tokenizer import train_word_tokenizer
 from fastcap.module import CaptioningModule
+from fastcap.recipes import read_plan
 from fastcap.types import CaptionBatch
 
 _DTYPES = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
@@ -34,6 +37,7 @@ class Assumptions:
     Attributes:
         images: Training images; Karpathy's COCO has 113,287.
         num_words: Vocabulary; words that COCO's training captions hold five times or more are about 10,000.
+        num_phrases: Phrases, where there are any: as Flickr8k's 1,700 and the share of captions that hold one suggest.
         caption_tokens: Tokens of a caption, about COCO's mean.
         devices: GPUs.
         tflops: Peak of one GPU in the recipe's precision; 312 is NVIDIA's figure for an A100 in bf16.
@@ -43,6 +47,7 @@ class Assumptions:
 
     images: int = 113_287
     num_words: int = 10_000
+    num_phrases: int = 3000
     caption_tokens: int = 12
     devices: int = 1
     tflops: float = 312.0
@@ -52,7 +57,7 @@ class Assumptions:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a recipe takes.
+    """What a training takes.
 
     Attributes:
         image_size: Side of the images, in pixels.
@@ -67,7 +72,7 @@ class Cost:
             only within an operation and for its libraries.
         compute_hours: Hours by arithmetic.
         traffic_hours: Hours by activations crossing the memory bus.
-        hours: The longer of both, on all GPUs; validation and starting up are not in it.
+        hours: The longer of both, on all GPUs; validation, captions that are written and starting up are not in it.
         images_per_s: What the loaders then have to deliver.
     """
 
@@ -85,19 +90,37 @@ class Cost:
     images_per_s: float
 
 
-def estimate(overrides: Sequence[str], assumptions: Assumptions) -> Cost:
-    """Estimate a recipe of ``conf/train.yaml``.
-
-    Passes over one image and over two are run on the CPU, in the recipe's precision and training mode: what they differ
-    by is an image's share, the rest is kept once.
+def estimate(overrides: Sequence[str], assumptions: Assumptions) -> dict[str, Cost]:
+    """Estimate each training of ``conf/train.yaml``: those of its recipe by the stages' names, or the one there is.
 
     Args:
         overrides: As ``fastcap train`` takes them, ``experiment=coco_base``.
         assumptions: What is not counted.
+
+    Raises:
+        RecipeError: If the recipe cannot be followed.
     """
     with initialize_config_dir(CONFIG_DIR, version_base="1.3"):
         cfg = compose("train", overrides=list(overrides))
-    module = _module(cfg, assumptions.num_words)
+        trainings = {"training": cfg}
+        if cfg.recipe is not None:
+            stages = read_plan(cfg.recipe, overrides)
+            places = {stage.name: Path("run") / stage.folder for stage in stages}
+            trainings = {
+                stage.name: compose("train", overrides=stage.command(places)[1:])
+                for stage in stages
+                if stage.job == "train"
+            }
+    return {name: _estimate(cfg, assumptions) for name, cfg in trainings.items()}
+
+
+def _estimate(cfg: DictConfig, assumptions: Assumptions) -> Cost:
+    """Estimate one training.
+
+    Passes over one image and over two are run on the CPU, in the training's precision and mode: what they differ by is
+    an image's share, the rest is kept once.
+    """
+    module = _module(cfg, assumptions)
     one, two = (_count(module, cfg, assumptions, size) for size in (1, 2))
     gflop, activation = two[0] - one[0], two[1] - one[1]
     parameters = sum(p.numel() for p in module.parameters() if p.requires_grad)
@@ -123,7 +146,7 @@ def estimate(overrides: Sequence[str], assumptions: Assumptions) -> Cost:
 
 
 def describe(cost: Cost, assumptions: Assumptions) -> str:
-    """An estimate in words."""
+    """An estimate of one training in words."""
     gpus = f"{assumptions.devices} GPU{'s' * (assumptions.devices > 1)}"
     return (
         f"{cost.parameters_m:.1f} M parameters, {cost.gflop_per_image:.1f} GFLOP and "
@@ -142,14 +165,23 @@ def facts(overrides: Sequence[str], assumptions: Assumptions) -> dict[str, Any]:
     return {"overrides": list(overrides), "assumptions": asdict(assumptions), "torch": torch.__version__}
 
 
-def _module(cfg: DictConfig, num_words: int) -> CaptioningModule:
-    words = " ".join(f"w{index}" for index in range(num_words))
+def _module(cfg: DictConfig, given: Assumptions) -> CaptioningModule:
+    words = " ".join(f"w{index}" for index in range(given.num_words))
     tokenizer = train_word_tokenizer([words], min_frequency=1)
     torch.manual_seed(0)
-    model = build_model(cfg, tokenizer, fresh=False)
+    phrases = any_phrases(tokenizer, given.num_phrases) if cfg.data.phrase_mentions else None
+    model = build_model(cfg, tokenizer, phrases=phrases, fresh=False)
     optimizer, schedule = instantiate(cfg.optim.optimizer), instantiate(cfg.optim.schedule)
     objective = instantiate(cfg.objective)
-    return CaptioningModule(model, tokenizer.special, tokenizer.decode, optimizer, schedule, objective).train()
+    module = CaptioningModule(
+        model, tokenizer.special, tokenizer.decode, optimizer, schedule, objective, reward=_no_reward
+    )
+    module.log = lambda *args, **kwargs: None  # type: ignore[method-assign]  # there is no trainer to log to
+    return module.train()
+
+
+def _no_reward(image_ids: Sequence[int], captions: Sequence[Sequence[int]]) -> list[float]:
+    return [0.0] * len(captions)
 
 
 def _count(module: CaptioningModule, cfg: DictConfig, given: Assumptions, size: int) -> tuple[float, float]:

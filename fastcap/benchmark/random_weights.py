@@ -76,11 +76,7 @@ def _write(path: Path, config: DictConfig, tokenizer: CaptionTokenizer, num_toke
     if causal:
         config.data.max_length = num_tokens - 1
     torch.manual_seed(0)
-    phrases = None
-    if config.refinement.get("phrase_weight"):
-        first = len(tokenizer.special.ids)
-        pairs = [(word, word + 1) for word in range(first, tokenizer.vocab_size - 1)]
-        phrases = Phrases(pairs, [1.0] * len(pairs))
+    phrases = any_phrases(tokenizer) if config.refinement.get("phrase_weight") else None
     model = build_model(config, tokenizer, phrases=phrases, fresh=False).eval()
     _fix_length(model, tokenizer.special.eos, num_tokens)
     if not causal:
@@ -99,6 +95,13 @@ def _write(path: Path, config: DictConfig, tokenizer: CaptionTokenizer, num_toke
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be written ({error})") from error
     return path
+
+
+def any_phrases(tokenizer: CaptionTokenizer, number: int | None = None) -> Phrases:
+    """Make phrases of words with neighbouring ids: as many as asked for, or as there are."""
+    first = len(tokenizer.special.ids)
+    pairs = [(word, word + 1) for word in range(first, tokenizer.vocab_size - 1)][:number]
+    return Phrases(pairs, [1.0] * len(pairs))
 
 
 @torch.no_grad()

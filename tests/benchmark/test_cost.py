@@ -21,7 +21,7 @@ GIVEN = Assumptions(images=10**9, num_words=50, caption_tokens=6)
 
 @pytest.fixture(scope="module")
 def tiny():
-    return estimate(TINY, GIVEN)
+    return estimate(TINY, GIVEN)["training"]
 
 
 def test_kept_bytes_are_those_of_the_backward_pass():
@@ -33,7 +33,7 @@ def test_kept_bytes_are_those_of_the_backward_pass():
 
 
 def test_an_estimate_adds_up(tiny):
-    cost = estimate([*TINY, "data.image_size=64"], GIVEN)
+    cost = estimate([*TINY, "data.image_size=64"], GIVEN)["training"]
     backbone = build_backbone(tiny_config("data.image_size=64")).eval()
     forward = count_gflop(backbone, torch.randn(1, 3, 64, 64))
     assert 2.5 * forward < cost.gflop_per_image < 8 * forward, "backward twice the forward, and the decoder"
@@ -47,7 +47,7 @@ def test_an_estimate_adds_up(tiny):
 def test_hours_follow_from_what_is_assumed(tiny):
     assert tiny.hours == max(tiny.compute_hours, tiny.traffic_hours) > 0.1
     assert tiny.compute_hours == pytest.approx(2e9 * tiny.gflop_per_image / (312e3 * GIVEN.utilisation) / 3600)
-    four = estimate(TINY, replace(GIVEN, devices=4, tflops=156.0))
+    four = estimate(TINY, replace(GIVEN, devices=4, tflops=156.0))["training"]
     assert four.compute_hours == pytest.approx(tiny.compute_hours / 2)
     assert four.traffic_hours == pytest.approx(tiny.traffic_hours / 4)
 
@@ -66,10 +66,24 @@ def test_the_command_writes_table_and_facts(tmp_path, capsys):
 @pytest.mark.slow
 def test_the_head_of_coco_base_says_what_is_counted():
     head = (Path(CONFIG_DIR) / "experiment/coco_base.yaml").read_text().split("defaults:")[0].replace("\n#", "")
-    cost = estimate(["experiment=coco_base"], Assumptions())
-    said = re.search(
-        r"([\d.]+) M parameters, ([\d.]+) GFLOP and ([\d.]+) MB .* ([\d.]+) GB of memory .*? ([\d.]+) hours", head
-    )
-    assert said, head
-    counted = [cost.parameters_m, cost.gflop_per_image, cost.activation_mb_per_image, cost.memory_gb, cost.hours]
-    assert [float(number) for number in said.groups()] == pytest.approx(counted, rel=0.03)
+    costs = estimate(["experiment=coco_base"], Assumptions())
+    assert list(costs) == ["sight", "teacher", "taught", "reinforced"]
+    for stage, cost in costs.items():
+        said = re.search(
+            rf"{stage} +([\d.]+) M +([\d.]+) GFLOP +([\d.]+) MB +([\d.]+) GB +(\d+) epochs +([\d.]+) hours", head
+        )
+        assert said, stage
+        counted = [cost.parameters_m, cost.gflop_per_image, cost.activation_mb_per_image, cost.memory_gb]
+        assert [float(n) for n in said.groups()] == pytest.approx(
+            [*counted, cost.epochs, cost.hours], rel=0.04, abs=0.05
+        )
+    together = re.search(r"([\d.]+) hours together", head)
+    assert float(together[1]) == pytest.approx(sum(cost.hours for cost in costs.values()), rel=0.04)
+
+
+def test_a_recipes_trainings_are_estimated_each():
+    costs = estimate([*TINY, "recipe=taught_by_twin", "decoder.num_experts=2"], GIVEN)
+    assert list(costs) == ["sight", "teacher", "taught", "reinforced"]
+    assert {name: cost.epochs for name, cost in costs.items()} == dict.fromkeys(costs, 2), "the command line's"
+    # Five captions are sampled besides, twice refined at the least.
+    assert costs["reinforced"].gflop_per_image > 1.2 * costs["sight"].gflop_per_image
