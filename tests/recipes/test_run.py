@@ -144,6 +144,28 @@ def test_a_stage_is_a_process_with_a_status(capfd):
     assert "fastcap bench: error" in capfd.readouterr().err
 
 
+def test_cocos_recipe_trains_its_stages(broken, tmp_path):
+    given = [
+        *(text for text in broken[1] if "killer" not in text),
+        "experiment=coco_base",
+        "trainer.accelerator=cpu",
+        "data.image_size=32",
+        "data.phrase_mentions=2",
+        "trainer.max_epochs=1",
+        "trainer.check_val_every_n_epoch=1",
+        *(f"{part}.num_heads=2" for part in ("decoder.self_attention", "decoder.expert.cross_attention")),
+    ]
+    with initialize_config_dir(CONFIG_DIR, version_base="1.3"):
+        plan = OmegaConf.to_container(compose("train", overrides=given).recipe)
+    trainings = {name: plan[name] for name in ("sight", "teacher", "captions", "taught", "reinforced")}
+    runner = Forked(tmp_path / "out.txt")
+    metrics = _follow(tmp_path / "run", runner, given, trainings)
+    assert runner.stages == list(trainings) and metrics["val/cider"] >= 0
+    last = torch.load(tmp_path / "run/05_reinforced/checkpoints/last.ckpt", weights_only=True)["fastcap"]["config"]
+    assert last["trainer"]["precision"] == "bf16-mixed" and last["refinement"]["phrase_weight"] > 0
+    assert "SpatialMambaBackbone" in last["backbone"]["_target_"] and last["objective"]["reinforce_weight"] > 0
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_the_command_itself_twice(broken, tmp_path):
