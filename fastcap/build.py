@@ -145,7 +145,8 @@ def build_model(
     ``fresh`` is False when a checkpoint will fill in the weights.
     """
     start = OmegaConf.select(cfg, "init.captioner")
-    if OmegaConf.select(cfg, "objective.phrase_weight") == 0 and not start:
+    judge = bool(OmegaConf.select(cfg, "alignment.judge_dim"))
+    if OmegaConf.select(cfg, f"objective.{'judge' if judge else 'phrase'}_weight") == 0 and not start:
         phrases = None  # what nothing trains must not be named
     special, vocab_size, max_length = tokenizer.special, tokenizer.vocab_size, int(cfg.data.max_length)
     backbone: Any = build_backbone(cfg, fresh)
@@ -167,10 +168,11 @@ def build_model(
             f"choose refinement={fitting}"
         )
     for name, what in (("naming_weight", "concept"), ("concept_weight", "concept"), ("phrase_weight", "phrase")):
-        if cfg.refinement.get(name) and OmegaConf.select(cfg, f"objective.{what}_weight") == 0 and not start:
+        trained = f"objective.{'judge' if judge else what}_weight"
+        if cfg.refinement.get(name) and OmegaConf.select(cfg, trained) == 0 and not start:
             raise ConfigError(
-                f"refinement.{name} = {cfg.refinement[name]} asks for the image's {what}s, which "
-                f"objective.{what}_weight=0 does not train"
+                f"refinement.{name} = {cfg.refinement[name]} asks for the image's {what}s, which {trained}=0 does not "
+                "train"
             )
     if cfg.refinement.get("phrase_weight") and not OmegaConf.select(cfg, "data.phrase_mentions"):
         raise ConfigError(

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from fastcap.alignment.cmfa import CrossModalFeatureAlignment
 from fastcap.generation.icmr import ICMRDecoder
-from fastcap.types import IMAGE_MEAN, IMAGE_STD, Refinement
+from fastcap.types import IMAGE_MEAN, IMAGE_STD, Encoded, Refinement
 
 
 class FastCap(nn.Module):
@@ -43,12 +43,12 @@ class FastCap(nn.Module):
         self.register_buffer("image_mean", 255 * torch.tensor(IMAGE_MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("image_std", 255 * torch.tensor(IMAGE_STD).view(3, 1, 1), persistent=False)
 
-    def encode(self, images: Tensor) -> Tensor:
-        """Make the image memory, from the image alone. images: uint8 (B, 3, H, W); returns (B, N, D)."""
+    def encode(self, images: Tensor) -> Encoded:
+        """Make the image memory and all else that captions need, from the image alone. images: uint8 (B, 3, H, W)."""
         return self.alignment.project(self.backbone(self.standardise(images)))
 
-    def encode_map(self, features: Tensor) -> Tensor:
-        """Make the image memory from the maps of a frozen backbone. (B, h, w, feature_dim) -> (B, N, D)."""
+    def encode_map(self, features: Tensor) -> Encoded:
+        """Do so from the maps of a frozen backbone. features: (B, h, w, feature_dim)."""
         return self.alignment.project(self.backbone.from_map(features.to(self.image_mean.dtype)))
 
     def standardise(self, images: Tensor) -> Tensor:
@@ -59,11 +59,10 @@ class FastCap(nn.Module):
         """Caption images. images: uint8 (B, 3, H, W)."""
         return self.describe(self.encode(images), record_steps)
 
-    def describe(self, memory: Tensor, record_steps: bool = False) -> Refinement:
-        """Caption images already encoded. memory: (B, N, D)."""
-        return self.refinement.generate(
-            self.decoder, memory, self.length(memory), record_steps, self.alignment.judges(memory)
-        )
+    def describe(self, encoded: Encoded, record_steps: bool = False) -> Refinement:
+        """Caption images already encoded."""
+        memory, judges = encoded.memory, self.alignment.judges(encoded)
+        return self.refinement.generate(self.decoder, memory, self.length(memory), record_steps, judges)
 
     def forward(self, images: Tensor) -> Refinement:
         """Caption images. images: uint8 (B, 3, H, W)."""

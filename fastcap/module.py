@@ -22,7 +22,7 @@ from fastcap.metrics import CaptionMetrics, caption_faults
 from fastcap.model import FastCap
 from fastcap.optim import clip_gradients, parameter_groups, scale_learning_rates
 from fastcap.ranks import averaged, gather_list, gather_rows, together, weigh
-from fastcap.types import CaptionBatch, DecoderOutput, Refinement, SpecialTokens
+from fastcap.types import CaptionBatch, DecoderOutput, Encoded, Refinement, SpecialTokens
 
 Reward = Callable[[Sequence[int], Sequence[Sequence[int]]], list[float]]
 
@@ -36,6 +36,7 @@ class Objective:
         alignment_weight: Weight of the contrastive loss.
         concept_weight: Weight of the loss on the concepts that the image is to name.
         phrase_weight: Likewise of the phrases, where there are any (``data.phrase_mentions``).
+        judge_weight: Of both losses again for the channels that only judge captions, if any (``alignment.judge_dim``).
         label_smoothing: Of the token loss.
         full_mask_share: Share of captions masked whole, as refinement's first step sees them.
         decoded_captions: Captions of each image that are decoded and aligned; its lengths and concepts are learnt from
@@ -52,6 +53,7 @@ class Objective:
     alignment_weight: float = 0.1
     concept_weight: float = 4.0
     phrase_weight: float = 4.0
+    judge_weight: float = 4.0
     label_smoothing: float = 0.05
     full_mask_share: float = 0.2
     decoded_captions: int = 5
@@ -167,24 +169,25 @@ class CaptioningModule(L.LightningModule):
             self.log(name, value, prog_bar=name == "train/loss")
         return losses["total"]
 
-    def encode(self, batch: CaptionBatch) -> Tensor:
-        """Make the image memory of a batch, (B, N, D)."""
+    def encode(self, batch: CaptionBatch) -> Encoded:
+        """Encode the images of a batch."""
         return self.model.encode(batch.images) if batch.features is None else self.model.encode_map(batch.features)
 
     def losses(
-        self, batch: CaptionBatch, chance: Chance, memory: Tensor | None = None
+        self, batch: CaptionBatch, chance: Chance, encoded: Encoded | None = None
     ) -> tuple[dict[str, Tensor], DecoderOutput]:
         """Compute every loss of a batch; ``total`` is what is minimised.
 
-        The captions reach the decoder only as masked input: the memory is made from the images alone. A memory at hand
-        is taken as it is. Inside ``together()`` the average of each loss over processes is that of the whole batch.
+        The captions reach the decoder only as masked input: the memory is made from the images alone. Images encoded
+        already are taken as they are. Inside ``together()`` a loss averaged over processes is that of the whole batch.
         """
         objective, decoder = self.objective, self.model.decoder
         decoded, decoded_lengths = (t[:, : objective.decoded_captions] for t in (batch.tokens, batch.lengths))
         tokens, lengths = decoded.flatten(0, 1), decoded_lengths.flatten()
         tokens = tokens[:, : int(lengths.max())]
         pad = torch.arange(tokens.shape[1], device=tokens.device) >= lengths.unsqueeze(1)
-        memory = self.encode(batch) if memory is None else memory
+        encoded = self.encode(batch) if encoded is None else encoded
+        memory = encoded.memory
         cache = decoder.prepare(memory)
 
         if decoder.causal:
@@ -210,7 +213,7 @@ class CaptioningModule(L.LightningModule):
         if objective.alignment_weight > 0:
             image, text, scale = self.model.alignment.embed(memory, decoded, decoded_lengths)
             losses["alignment"] = alignment_loss(gather_rows(image), gather_rows(text), scale)
-        for name, logits, named, decided in self._named(memory, batch.tokens):
+        for name, logits, named, decided in self._named(encoded, batch.tokens):
             losses[name] = concept_loss(logits, named, decided)
             counts[name] = (decided * named).sum().clamp(min=1.0)
         if objective.reinforce_weight > 0 and self.training:
@@ -223,23 +226,25 @@ class CaptioningModule(L.LightningModule):
             "alignment": objective.alignment_weight,
             "concept": objective.concept_weight,
             "phrase": objective.phrase_weight,
+            "judge_concept": objective.judge_weight,
+            "judge_phrase": objective.judge_weight,
         }
         losses["total"] = torch.stack([weights.get(name, 1.0) * loss for name, loss in losses.items()]).sum()
         return losses, output
 
-    def _named(self, memory: Tensor, tokens: Tensor) -> Iterator[tuple[str, Tensor, Tensor, Tensor]]:
+    def _named(self, encoded: Encoded, tokens: Tensor) -> Iterator[tuple[str, Tensor, Tensor, Tensor]]:
         """Score concepts and phrases, those with a loss: its name, logits, truth and weights, (B, n) twice and (n,)."""
         objective, alignment = self.objective, self.model.alignment
-        first = alignment.num_concepts
-        parts = {
-            "concept": (objective.concept_weight, slice(first)),
-            "phrase": (objective.phrase_weight if alignment.phrases.numel() else 0.0, slice(first, None)),
-        }
-        if any(weight > 0 for weight, _ in parts.values()):
-            logits, named = alignment.name_concepts(memory, tokens)
-            for name, (weight, part) in parts.items():
-                if weight > 0:
-                    yield name, logits[:, part], named[:, part], alignment.concept_weights[part]
+        if not max(objective.concept_weight, objective.phrase_weight, objective.judge_weight):
+            return
+        truth, logits, judged = alignment.name_concepts(encoded, tokens)
+        parts = {"concept": slice(alignment.num_concepts), "phrase": slice(alignment.num_concepts, None)}
+        for name, part in parts.items():
+            weight, decided = getattr(objective, f"{name}_weight"), alignment.concept_weights[part]
+            if weight > 0 and len(decided):
+                yield name, logits[:, part], truth[:, part], decided
+            if judged is not None and objective.judge_weight > 0 and len(decided):
+                yield f"judge_{name}", judged[:, part], truth[:, part], decided
 
     def _reinforce(self, batch: CaptionBatch, memory: Tensor) -> tuple[Tensor, Tensor]:
         """Sample captions by the very refinement that is shipped, and prefer those that score above the others.
@@ -305,16 +310,16 @@ class CaptioningModule(L.LightningModule):
     def validation_step(self, batch: CaptionBatch, batch_idx: int) -> None:
         """Caption the images as a user would, and take the loss with masks that never change."""
         started = time.perf_counter()
-        memory = self.encode(batch)
+        images = self.encode(batch)
         encoded = time.perf_counter()
         with together():
-            losses = averaged(self.losses(batch, ImageChance(self.seed, 0, batch.image_ids), memory)[0])
-        for name in ("total", "token", "length", "alignment", "concept", "phrase"):
+            losses = averaged(self.losses(batch, ImageChance(self.seed, 0, batch.image_ids), images)[0])
+        for name in ("total", "token", "length", "alignment", "concept", "phrase", "judge_concept", "judge_phrase"):
             if name in losses:
                 key = f"{self.eval_split}/loss" + ("" if name == "total" else f"_{name}")
                 self.log(key, losses[name], batch_size=len(batch), sync_dist=True)
         decoding = time.perf_counter()
-        refinement = self.model.describe(memory)
+        refinement = self.model.describe(images)
         self._generation_seconds += time.perf_counter() - decoding + encoded - started
         captions, ids = self.texts(refinement), batch.image_ids.tolist()
         caption_metrics, extra = self._split_metrics()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 
 if TYPE_CHECKING:  # captioning with an exported model goes through here and needs no torch
     import torch
@@ -33,6 +33,19 @@ class SpecialTokens:
     def ids(self) -> tuple[int, ...]:
         """Every special id, ascending."""
         return tuple(sorted((self.pad, self.mask, self.unk, self.bos, self.eos)))
+
+
+class Encoded(NamedTuple):
+    """Images, as everything behind the backbone takes them.
+
+    Attributes:
+        memory: Image memory, which captions are decoded from. (B, N, D)
+        seen: What concepts and phrases are named from: mean and maximum over patches, of the memory or of the channels
+            that only judge captions. (B, 2 J)
+    """
+
+    memory: Tensor
+    seen: Tensor
 
 
 @dataclass

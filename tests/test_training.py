@@ -175,7 +175,7 @@ def test_drafts_are_mixed_in_and_scored():
     hidden = torch.zeros_like(pad)
     hidden[:, 0] = True
     visible = tokens.masked_fill(hidden, module.special.mask)
-    cache = module.model.decoder.prepare(module.model.encode(batch.images))
+    cache = module.model.decoder.prepare(module.model.encode(batch.images).memory)
     mixed, scored = module._mix_in_draft(visible, hidden, tokens, pad, cache, torch.Generator().manual_seed(0))
     replaced = scored & ~hidden
     share = replaced.sum() / (~pad & ~hidden).sum()

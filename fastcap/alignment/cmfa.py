@@ -4,7 +4,8 @@ Two losses pull: a contrastive one between whole images and whole captions (CLIP
 the image name its captions' words (visual concepts, Fang et al. 2015, arXiv 1411.4952) and, where there are any, their
 phrases: pairs of neighbouring words (visual phrases, Sadeghi and Farhadi 2011), which say what goes with what.
 Only ``project`` is on the way to the decoder, and it sees the image alone: no caption can leak into what is decoded.
-What both losses taught also tells which of several finished captions fits the image best.
+What both losses taught also tells which of several finished captions fits the image best. Where the channels that name
+things are of their own (``judge_dim``), the decoder has not seen them: what it mistakes, they need not.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastcap.types import Judges
+from fastcap.types import Encoded, Judges
 
 UNLEARNT = -30.0  # logit of a concept that no loss weighs: a probability of 1e-13, finite where it is weighed by zero
 
@@ -43,6 +44,15 @@ class TextEncoder(nn.Module):
         return self.layers(total / lengths.unsqueeze(1))
 
 
+def summary(features: Tensor) -> Tensor:
+    """Mean and maximum over patches, side by side. (B, N, J) -> (B, 2 J)."""
+    return torch.cat([features.mean(1), features.amax(1)], dim=-1)
+
+
+def _widened(head: nn.Linear, out_features: int) -> nn.Linear:
+    return nn.Linear(head.in_features, out_features, device=head.weight.device, dtype=head.weight.dtype)
+
+
 class CrossModalFeatureAlignment(nn.Module):
     """Bring patch features to the decoder's width, and give both modalities' embeddings for a contrastive loss.
 
@@ -57,6 +67,8 @@ class CrossModalFeatureAlignment(nn.Module):
         phrase_weights: How far images decide each phrase. (P,)
         feature_dropout: Share of the features' channels that an image loses in training, everywhere at once (spatial
             dropout, Tompson et al. 2015, arXiv 1411.4280): against learning a small set of images by heart.
+        judge_dim: Width J of further channels behind the features, for naming concepts and phrases when captions are
+            written; zero names them from the memory. They lose other channels than the memory in training.
     """
 
     word_concepts: Tensor
@@ -74,13 +86,18 @@ class CrossModalFeatureAlignment(nn.Module):
         phrases: Sequence[tuple[int, int]] = (),
         phrase_weights: Sequence[float] = (),
         feature_dropout: float = 0.0,
+        judge_dim: int = 0,
     ) -> None:
         super().__init__()
+        if judge_dim < 0:
+            raise ValueError(f"alignment.judge_dim = {judge_dim} must not be negative")
         self.feature_dropout = nn.Dropout1d(feature_dropout)
-        self.projection = nn.Linear(feature_dim, dim)
+        self.widths = [dim, judge_dim]
+        self.projection = nn.Linear(feature_dim, dim + judge_dim)
         self.image_head = nn.Linear(dim, embed_dim)
         self.num_concepts, self.vocab_size = max(concepts) + 1, len(concepts)
         self.concept_head = nn.Linear(2 * dim, self.num_concepts + len(phrases))
+        self.judge_head = nn.Linear(2 * judge_dim, self.num_concepts + len(phrases)) if judge_dim else None
         self.register_buffer("word_concepts", torch.tensor(list(concepts)), persistent=False)
         weights = torch.ones(self.num_concepts) if concept_weights is None else torch.tensor(list(concept_weights))
         self.register_buffer("concept_weights", torch.cat([weights, torch.tensor(list(phrase_weights))]))
@@ -89,10 +106,21 @@ class CrossModalFeatureAlignment(nn.Module):
         self.text_encoder = TextEncoder(len(concepts), embed_dim)
         self.log_scale = nn.Parameter(torch.tensor([-math.log(temperature)]))
 
-    def project(self, features: Tensor) -> Tensor:
-        """Make the image memory, from the image alone. (B, N, feature_dim) -> (B, N, D)."""
-        features = self.feature_dropout(features.mT).mT if self.training else features
-        return self.projection(features)
+    def project(self, features: Tensor) -> Encoded:
+        """Make the image memory, and what concepts are named from, from the image alone. (B, N, feature_dim)."""
+        if self.judge_head is None:
+            memory = self.projection(self._drop(features))
+            return Encoded(memory, summary(memory))
+        if self.training:
+            layers = zip(*(t.split(self.widths) for t in (self.projection.weight, self.projection.bias)), strict=True)
+            memory, judging = (F.linear(self._drop(features), *layer) for layer in layers)
+        else:
+            memory, judging = self.projection(features).split(self.widths, dim=-1)
+        return Encoded(memory, summary(judging))
+
+    def _drop(self, features: Tensor) -> Tensor:
+        """Leave out channels in training."""
+        return self.feature_dropout(features.mT).mT if self.training else features
 
     def embed(self, memory: Tensor, tokens: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Embed images and their captions for the contrastive loss, and to choose among finished captions.
@@ -137,14 +165,14 @@ class CrossModalFeatureAlignment(nn.Module):
         """Return the learned scale of similarities, at most 100 as in CLIP: (1,)."""
         return self.log_scale.clamp(max=math.log(100.0)).exp()
 
-    def judges(self, memory: Tensor) -> Judges:
+    def judges(self, encoded: Encoded) -> Judges:
         """What generation may ask about images.
 
         Concepts and phrases are scored at the first question about them, and once.
         """
-        probability = cache(partial(self.concept_probability, memory))
+        probability = cache(partial(self.concept_probability, encoded.seen))
         return Judges(
-            similarity=partial(self.similarity, memory),
+            similarity=partial(self.similarity, encoded.memory),
             naming=lambda tokens, lengths: self.naming(probability(), tokens, lengths),
             likely=lambda: self.word_probability(probability()),
             phrases=lambda before, after: self.phrase_probability(probability(), before, after),
@@ -195,44 +223,48 @@ class CrossModalFeatureAlignment(nn.Module):
         at = torch.searchsorted(self.phrases, wanted).clamp_(max=self.phrases.numel() - 1)
         return (at + self.num_concepts + 1) * (self.phrases[at] == wanted)
 
-    def concept_probability(self, memory: Tensor) -> Tensor:
+    def concept_probability(self, seen: Tensor) -> Tensor:
         """Tell how probable it is that people name each concept and phrase, with a zero in front for what is none.
 
-        (B, N, D) -> (B, 1 + C + P)
+        (B, 2 J) -> (B, 1 + C + P)
         """
-        return F.pad(self.concept_logits(memory).float().sigmoid(), (1, 0))
+        return F.pad(self.concept_logits(seen).float().sigmoid(), (1, 0))
 
-    def concept_logits(self, memory: Tensor) -> Tensor:
-        """Score concepts, then phrases, from the mean and the maximum over patches. (B, N, D) -> (B, C + P).
+    def concept_logits(self, seen: Tensor) -> Tensor:
+        """Score concepts, then phrases. (B, 2 J) -> (B, C + P).
 
         Concepts without a weight were never learnt: an image has none of them.
         """
-        logits = self.concept_head(torch.cat([memory.mean(1), memory.amax(1)], dim=-1))
+        logits = (self.judge_head or self.concept_head)(seen)
         return logits.masked_fill(self.concept_weights == 0, UNLEARNT)
 
-    def name_concepts(self, memory: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    def name_concepts(self, encoded: Encoded, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Score which concepts and phrases the image's captions name (training only).
 
         Args:
-            memory: Image memory. (B, N, D)
+            encoded: Images, from ``project``.
             tokens: Caption ids. (B, K, L)
 
         Returns:
-            Logits, from the mean and the maximum over patches, and the truth, both (B, C + P).
+            Truth, logits from the memory, and logits from the channels that only judge, if any; all (B, C + P).
         """
-        logits = self.concept_logits(memory)
+        if self.judge_head is None:
+            logits, judged = self.concept_head(encoded.seen), None
+        else:
+            logits, judged = self.concept_head(summary(encoded.memory)), self.judge_head(encoded.seen)
         named = self.word_concepts[tokens.flatten(1)] + 1
         if self.phrases.numel():
             named = torch.cat([named, self._place(tokens[..., :-1], tokens[..., 1:]).flatten(1)], dim=1)
         truth = torch.zeros(len(logits), logits.shape[1] + 1, device=logits.device)
-        return logits, truth.scatter_(1, named, 1.0)[:, 1:]
+        return truth.scatter_(1, named, 1.0)[:, 1:], logits, judged
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """Take over any number of phrases; a checkpoint from before there were any changes nothing."""
         found = state_dict.setdefault(prefix + "phrases", self.phrases)
         if found.shape != self.phrases.shape:
             self.phrases = torch.empty_like(found, device=self.phrases.device)
-            head, size = self.concept_head, self.num_concepts + len(found)
-            self.concept_head = nn.Linear(head.in_features, size, device=head.weight.device, dtype=head.weight.dtype)
+            size = self.num_concepts + len(found)
             self.concept_weights = self.concept_weights.new_ones(size)
+            self.concept_head = _widened(self.concept_head, size)
+            self.judge_head = self.judge_head and _widened(self.judge_head, size)
         super()._load_from_state_dict(state_dict, prefix, *args)

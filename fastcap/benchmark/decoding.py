@@ -17,7 +17,7 @@ from fastcap.benchmark.measure import Work, matmul_work, median_ms, time_interle
 from fastcap.build import LoadedCheckpoint, build_datamodule, load_checkpoint
 from fastcap.data.pixels import decode_image
 from fastcap.serving.prepare import prepare_model
-from fastcap.types import Refinement
+from fastcap.types import Encoded, Refinement
 
 METHOD = (
     "Eager as it serves (weights packed), fp32, batch 1: from the image memory to token ids, length prediction "
@@ -57,16 +57,16 @@ def measure_decoding(
         for path, loaded in captioners.items():
             size = int(loaded.config["data"]["image_size"])
             prepare_model(loaded.model, size)
-            memories = [loaded.model.encode(pixels) for pixels in _read(images, size, captioners[checkpoints[0]])]
+            encoded = [loaded.model.encode(pixels) for pixels in _read(images, size, captioners[checkpoints[0]])]
             causal = loaded.model.decoder.causal
             for setting in _settings(causal, num_steps, num_lengths, num_beams):
                 model = copy.copy(loaded.model)
                 model.refinement = copy.copy(loaded.model.refinement)
                 for name, value in setting.items():
                     setattr(model.refinement, name, value)
-                for number, memory in enumerate(memories):
+                for number, image in enumerate(encoded):
                     key = (str(path), "word after word" if causal else "refinement", *setting.items(), number)
-                    works[key] = functools.partial(_describe, model, memory)
+                    works[key] = functools.partial(_describe, model, image)
         words = {key: int(work().lengths[0]) for key, work in works.items()}
         matmul, gflop = matmul_work()
         times = time_interleaved(works | {"matmul": matmul}, rounds)
@@ -105,5 +105,5 @@ def _settings(
     return [{"num_steps": steps, "num_lengths": lengths} for lengths in num_lengths for steps in num_steps]
 
 
-def _describe(model: Any, memory: torch.Tensor) -> Refinement:
-    return model.describe(memory)
+def _describe(model: Any, images: Encoded) -> Refinement:
+    return model.describe(images)

@@ -118,18 +118,18 @@ def measure(
     model: FastCap, module: CaptioningModule, batches: Sequence[CaptionBatch], steps: Sequence[int]
 ) -> list[SpeedPoint]:
     """Caption the batches with each number of steps; the model's own settings are changed, so pass a copy."""
-    memories = [model.encode(batch.images) for batch in batches]
-    model.describe(memories[0])  # warm up
+    encoded = [model.encode(batch.images) for batch in batches]
+    model.describe(encoded[0])  # warm up
     points = []
     metric = CaptionMetrics(**{**module.metric_options, "names": ["bleu", "cider"]}, sync_on_compute=False)
     for count in steps:
         model.refinement.num_steps = count
         metric.reset()
         seconds = 0.0
-        for batch, memory in zip(batches, memories, strict=True):
-            started = _now(memory)
-            refinement = model.describe(memory)
-            seconds += _now(memory) - started
+        for batch, images in zip(batches, encoded, strict=True):
+            started = _now(images.memory)
+            refinement = model.describe(images)
+            seconds += _now(images.memory) - started
             metric.update(batch.image_ids.tolist(), module.texts(refinement), batch.references)
         scores = metric.compute()
         milliseconds = 1000 * seconds / sum(map(len, batches))

@@ -45,14 +45,14 @@ class Encoder(nn.Module):
             Memory (B, N, D), length logits (B, max_length), expert weights (B, E), the image's place beside captions
             (B, embed_dim), and the logits of concepts and phrases (B, C + P).
         """
-        memory = self.model.encode(images.permute(0, 3, 1, 2))
+        memory, seen = self.model.encode(images.permute(0, 3, 1, 2))
         alignment, weights = self.model.alignment, self.model.decoder.gate(memory).weights
         return (
             memory,
             self.model.length(memory),
             weights,
             alignment.embed_image(memory),
-            alignment.concept_logits(memory),
+            alignment.concept_logits(seen),
         )
 
 

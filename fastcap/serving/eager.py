@@ -16,6 +16,7 @@ from fastcap.model import FastCap
 from fastcap.packing import PACKABLE
 from fastcap.serving.network import Decoded, Draft
 from fastcap.serving.prepare import prepare_model
+from fastcap.types import Encoded
 
 
 class EagerNetwork:
@@ -42,20 +43,21 @@ class EagerNetwork:
         }
 
     @torch.inference_mode()
-    def encode(self, pixels: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Make the image memory and the length logits. pixels: uint8, RGB (B, H, W, 3)."""
-        memory = self.model.encode(torch.tensor(pixels).permute(0, 3, 1, 2))
-        return memory, self.model.length(memory)
+    def encode(self, pixels: np.ndarray) -> tuple[Encoded, Tensor]:
+        """Encode images, and score their lengths. pixels: uint8, RGB (B, H, W, 3)."""
+        encoded = self.model.encode(torch.tensor(pixels).permute(0, 3, 1, 2))
+        return encoded, self.model.length(encoded.memory)
 
     @torch.inference_mode()
-    def decode(self, encoded: tuple[Tensor, Tensor], num_steps: int | None, record_steps: bool) -> Decoded:
+    def decode(self, encoded: tuple[Encoded, Tensor], num_steps: int | None, record_steps: bool) -> Decoded:
         """Write the captions."""
         generator: Any = self.model.refinement
         if num_steps is not None:
             generator = copy.copy(generator)  # another thread may want another number of steps
             generator.num_steps = num_steps
-        judges = self.model.alignment.judges(encoded[0])
-        result = generator.generate(self.model.decoder, *encoded, record_steps, judges)
+        images, lengths = encoded
+        judges = self.model.alignment.judges(images)
+        result = generator.generate(self.model.decoder, images.memory, lengths, record_steps, judges)
         weights = result.expert_weights
         return Decoded(
             tokens=result.tokens.numpy(),
@@ -99,6 +101,7 @@ def count_parameters(model: FastCap) -> int:
     parts: list[nn.Module] = [model.backbone, model.alignment.projection, model.decoder, model.length]
     if model.refinement.rank_weights.similarity > 0:
         parts += [model.alignment.image_head, model.alignment.text_encoder]
-    if model.refinement.rank_weights.naming > 0 or getattr(model.refinement, "concept_weight", 0) > 0:
-        parts.append(model.alignment.concept_head)
+    weights = (getattr(model.refinement, name, 0) for name in ("concept_weight", "phrase_weight"))
+    if max(model.refinement.rank_weights.naming, *weights) > 0:
+        parts.append(model.alignment.judge_head or model.alignment.concept_head)
     return sum(p.numel() for part in parts for p in part.parameters())

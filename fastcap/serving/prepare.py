@@ -56,7 +56,7 @@ def _pack_decoding(model: FastCap, image_size: int) -> None:
 
 def _results(model: FastCap, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The image memory, the length logits, and the logits of a caption of masks."""
-    memory, decoder = model.alignment.project(features), model.decoder
+    memory, decoder = model.alignment.project(features).memory, model.decoder
     tokens = torch.full((1, decoder.max_length), model.refinement.special.mask, device=memory.device)
     cache = decoder.prepare(memory)
     if decoder.causal:

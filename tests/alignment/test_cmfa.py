@@ -1,10 +1,12 @@
 import math
 
+import pytest
 import torch
 
-from fastcap.alignment.cmfa import CrossModalFeatureAlignment, TextEncoder
+from fastcap.alignment.cmfa import CrossModalFeatureAlignment, TextEncoder, summary
 from fastcap.data.tokenizer import train_word_tokenizer
 from fastcap.losses import concept_loss
+from fastcap.types import Encoded
 
 
 def _alignment(concepts=(-1, 0, 1, 1, 2)):
@@ -12,12 +14,18 @@ def _alignment(concepts=(-1, 0, 1, 1, 2)):
     return CrossModalFeatureAlignment(feature_dim=12, dim=16, concepts=concepts, embed_dim=8)
 
 
+def encoded(number, width=16):
+    memory = torch.randn(number, 6, width)
+    return Encoded(memory, summary(memory))
+
+
 def test_projection_sees_the_image_alone():
     alignment = _alignment()
     features = torch.randn(3, 6, 12)
     together = alignment.project(features)
-    assert together.shape == (3, 6, 16)
-    torch.testing.assert_close(together[1:2], alignment.project(features[1:2]))
+    assert together.memory.shape == (3, 6, 16)
+    torch.testing.assert_close(together.memory[1:2], alignment.project(features[1:2]).memory)
+    torch.testing.assert_close(together.seen, torch.cat([together.memory.mean(1), together.memory.amax(1)], 1))
 
 
 def test_feature_dropout_takes_whole_channels_from_an_image_in_training_alone():
@@ -26,12 +34,12 @@ def test_feature_dropout_takes_whole_channels_from_an_image_in_training_alone():
     torch.nn.init.eye_(alignment.projection.weight)
     torch.nn.init.zeros_(alignment.projection.bias)
     features = torch.rand(4, 6, 12) + 1
-    kept = alignment.project(features)
+    kept = alignment.project(features).memory
     lost = kept == 0
     assert torch.equal(lost.all(1), lost.any(1)) and 0.2 < lost.float().mean() < 0.8
     assert len(lost[:, 0].unique(dim=0)) > 1  # each image loses others
     torch.testing.assert_close(kept[~lost], 2 * features[~lost])
-    assert torch.equal(alignment.eval().project(features), features)
+    assert torch.equal(alignment.eval().project(features).memory, features)
 
 
 def test_embeddings_are_unit_vectors():
@@ -63,7 +71,7 @@ def test_text_padding_changes_nothing():
 
 def test_named_concepts_are_those_of_the_captions():
     tokens = torch.tensor([[[1, 0, 0], [3, 0, 0]], [[2, 3, 4], [0, 0, 0]]])
-    logits, named = _alignment().name_concepts(torch.randn(2, 6, 16), tokens)
+    named, logits, _ = _alignment().name_concepts(encoded(2), tokens)
     assert logits.shape == named.shape == (2, 3)
     assert named.tolist() == [[1.0, 1.0, 0.0], [0.0, 1.0, 1.0]]
 
@@ -71,12 +79,12 @@ def test_named_concepts_are_those_of_the_captions():
 def test_concepts_without_a_weight_are_never_named():
     torch.manual_seed(0)
     alignment = CrossModalFeatureAlignment(12, 16, (-1, 0, 1, 1, 2), concept_weights=[0.5, 0.0, 0.1])
-    memory, tokens = torch.randn(2, 6, 16), torch.tensor([[[1, 2, 4], [2, 3, 0]]]).repeat(2, 1, 1)
-    probability = alignment.concept_probability(memory)
+    images, tokens = encoded(2), torch.tensor([[[1, 2, 4], [2, 3, 0]]]).repeat(2, 1, 1)
+    probability = alignment.concept_probability(images.seen)
     assert (probability[:, [0, 2]] < 1e-9).all() and (probability[:, [1, 3]] > 0.1).all()
     assert (alignment.word_probability(probability)[:, [0, 2, 3]] < 1e-9).all()
     assert (alignment.naming(probability, tokens, torch.tensor([[3, 2]] * 2))[:, 1] < 1e-9).all()
-    logits, named = alignment.name_concepts(memory, tokens)
+    named, logits, _ = alignment.name_concepts(images, tokens)
     loss = concept_loss(logits, named, alignment.concept_weights)
     loss.backward()
     assert loss.isfinite() and not alignment.concept_head.weight.grad[1].any()
@@ -91,7 +99,7 @@ def _with_phrases():
 def test_named_phrases_are_neighbours_of_the_captions():
     alignment = _with_phrases()
     tokens = torch.tensor([[[1, 2, 0], [3, 4, 1]], [[2, 1, 4], [0, 0, 0]], [[4, 1, 2], [2, 4, 0]]])
-    logits, named = alignment.name_concepts(torch.randn(3, 6, 16), tokens)
+    named, logits, _ = alignment.name_concepts(encoded(3), tokens)
     assert logits.shape == named.shape == (3, 6) and alignment.num_concepts == 3
     assert named[:, 3:].tolist() == [[1.0, 0.0, 1.0], [0.0, 0.0, 0.0], [1.0, 1.0, 1.0]]
     assert named[:, :3].tolist() == [[1.0, 1.0, 1.0]] * 3
@@ -127,3 +135,27 @@ def test_words_of_one_stem_are_one_concept():
     assert concepts["ring"] == concepts["rings"] != concepts["box"] == concepts["boxes"]
     assert set(tokenizer.concepts()[:5]) == {-1}
     assert sorted(set(tokenizer.concepts())) == list(range(-1, max(tokenizer.concepts()) + 1))
+
+
+def test_judging_channels_are_their_own():
+    torch.manual_seed(0)
+    alignment = CrossModalFeatureAlignment(12, 16, (-1, 0, 1, 1, 2), judge_dim=5, feature_dropout=0.5)
+    features, tokens = torch.rand(4, 6, 12), torch.tensor([[[1, 2, 4]]]).repeat(4, 1, 1)
+    images = alignment.eval().project(features)
+    assert images.memory.shape == (4, 6, 16) and images.seen.shape == (4, 10)
+    whole = alignment.projection(features)
+    torch.testing.assert_close(images.memory, whole[..., :16])
+    torch.testing.assert_close(images.seen, summary(whole[..., 16:]))
+    torch.testing.assert_close(
+        alignment.concept_probability(images.seen)[:, 1:], alignment.judge_head(images.seen).sigmoid()
+    )
+    # In training both lose channels, each others; what the one names is no gradient of the other.
+    images = alignment.train().project(features)
+    truth, logits, judged = alignment.name_concepts(images, tokens)
+    assert truth.shape == logits.shape == judged.shape == (4, 3)
+    for head, rows in ((logits, slice(0, 16)), (judged, slice(16, 21))):
+        [gradient] = torch.autograd.grad(head.sum(), alignment.projection.weight, retain_graph=True)
+        moved = gradient.abs().sum(1) > 0
+        assert moved[rows].any() and not torch.cat([moved[: rows.start], moved[rows.stop :]]).any()
+    with pytest.raises(ValueError, match="judge_dim = -1"):
+        CrossModalFeatureAlignment(12, 16, (-1, 0), judge_dim=-1)

@@ -81,7 +81,7 @@ def test_random_weights_have_the_length_asked_for(checkpoint, tmp_path):
     ours = load_checkpoint(checkpoint)
     images = torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8)
     with torch.inference_mode():
-        assert top_lengths(ours.model.length(ours.model.encode(images)), 3)[:, 0].tolist() == [12, 12]
+        assert top_lengths(ours.model.length(ours.model.encode(images).memory), 3)[:, 0].tolist() == [12, 12]
         refinement = twin.model.generate(images)
     assert refinement.num_passes == 12 and refinement.lengths.tolist() == [11, 11]
     assert twin.tokenizer.to_json() == ours.tokenizer.to_json()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastcap.alignment.cmfa import CrossModalFeatureAlignment
+from fastcap.alignment.cmfa import CrossModalFeatureAlignment, summary
 from fastcap.data.tokenizer import CaptionTokenizer
 from fastcap.decoder.bigrams import Bigrams
 from fastcap.generation.icmr import ICMRDecoder
@@ -199,12 +199,12 @@ def test_names_are_expected_as_in_torch(phrases):
     draw = torch.Generator().manual_seed(0)
     concepts = [-1] * 5 + [0, 1, 1, 2, -1, 3, 3]
     alignment = CrossModalFeatureAlignment(6, 8, concepts, phrases=phrases, phrase_weights=[1.0] * len(phrases))
-    memory = torch.randn(3, 4, 8, generator=draw)
+    seen = summary(torch.randn(3, 4, 8, generator=draw))
     tokens, lengths = torch.randint(5, WORDS, (3, 2, 7), generator=draw), torch.tensor([[7, 3], [1, 5], [6, 6]])
     tokens[0, 0] = torch.tensor([5, 6, 7, 7, 7, 5, 6])
     with torch.no_grad():
-        expected = alignment.naming(alignment.concept_probability(memory), tokens, lengths)
-        probability = alignment.concept_logits(memory).sigmoid().numpy()
+        expected = alignment.naming(alignment.concept_probability(seen), tokens, lengths)
+        probability = alignment.concept_logits(seen).sigmoid().numpy()
     empty = np.zeros(0, np.int64)
     table = BigramTable(empty, empty, np.zeros(WORDS + 1), alignment.phrases.numpy())
     found = expected_names(probability, np.array(concepts), table, tokens.numpy(), lengths.numpy())
