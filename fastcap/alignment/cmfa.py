@@ -91,7 +91,7 @@ class CrossModalFeatureAlignment(nn.Module):
         super().__init__()
         if judge_dim < 0:
             raise ValueError(f"alignment.judge_dim = {judge_dim} must not be negative")
-        self.feature_dropout = nn.Dropout1d(feature_dropout)
+        self.feature_dropout = nn.Dropout(feature_dropout)
         self.widths = [dim, judge_dim]
         self.projection = nn.Linear(feature_dim, dim + judge_dim)
         self.image_head = nn.Linear(dim, embed_dim)
@@ -119,8 +119,10 @@ class CrossModalFeatureAlignment(nn.Module):
         return Encoded(memory, summary(judging))
 
     def _drop(self, features: Tensor) -> Tensor:
-        """Leave out channels in training."""
-        return self.feature_dropout(features.mT).mT if self.training else features
+        """Leave out channels in training, each everywhere at once. (B, N, C) to the same."""
+        if not self.training:
+            return features
+        return features * self.feature_dropout(features.new_ones(len(features), 1, features.shape[2]))
 
     def embed(self, memory: Tensor, tokens: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Embed images and their captions for the contrastive loss, and to choose among finished captions.
