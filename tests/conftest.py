@@ -138,7 +138,8 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny captioner with random weights."""
     from tests.tiny_captioner import write_checkpoint
 
-    return write_checkpoint(tmp_path_factory.mktemp("export") / "tiny.ckpt", "data.phrase_mentions=2")
+    path = tmp_path_factory.mktemp("export") / "tiny.ckpt"
+    return write_checkpoint(path, "data.phrase_mentions=2", "alignment.judge_dim=8")
 
 
 @pytest.fixture(scope="session")

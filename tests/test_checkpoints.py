@@ -97,6 +97,14 @@ def test_phrases_that_were_not_trained_have_no_say(tmp_path):
         load_checkpoint(path, {"refinement.phrase_weight": 2})
 
 
+def test_a_judge_that_was_not_trained_has_no_say():
+    for name in ("naming_weight", "concept_weight", "phrase_weight"):
+        given = "alignment.judge_dim=8", "objective.judge_weight=0", "data.phrase_mentions=2", f"refinement.{name}=1"
+        cfg = tiny_config(*given)
+        with pytest.raises(ConfigError, match=rf"refinement\.{name} = 1 .* which objective\.judge_weight=0 does not"):
+            build_module(cfg, build_datamodule(cfg))
+
+
 def test_checkpoints_bring_their_phrases_and_others_change_none(tmp_path):
     with_phrases = write_checkpoint(tmp_path / "with.ckpt", "data.phrase_mentions=2")
     without = write_checkpoint(tmp_path / "without.ckpt")
