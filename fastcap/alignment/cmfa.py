@@ -192,10 +192,9 @@ class CrossModalFeatureAlignment(nn.Module):
             Sum of the probabilities of each caption's concepts and phrases, each counted once. (B, K)
         """
         inside = torch.arange(tokens.shape[2], device=tokens.device) < lengths.unsqueeze(-1)
-        places = (self.word_concepts[tokens] + 1) * inside
-        if self.phrases.numel():
-            phrases = self._place(tokens[..., :-1], tokens[..., 1:]) * inside[..., 1:]
-            places = torch.cat([places, phrases], dim=2)
+        concepts = (self.word_concepts[tokens] + 1) * inside
+        phrases = self._place(tokens[..., :-1], tokens[..., 1:]) * inside[..., 1:]
+        places = torch.cat([concepts, phrases], dim=2)
         named = probability.new_zeros(*tokens.shape[:2], probability.shape[1]).scatter_(2, places, 1.0)
         return (named * probability.unsqueeze(1)).sum(2)
 
@@ -254,9 +253,8 @@ class CrossModalFeatureAlignment(nn.Module):
             logits, judged = self.concept_head(encoded.seen), None
         else:
             logits, judged = self.concept_head(summary(encoded.memory)), self.judge_head(encoded.seen)
-        named = self.word_concepts[tokens.flatten(1)] + 1
-        if self.phrases.numel():
-            named = torch.cat([named, self._place(tokens[..., :-1], tokens[..., 1:]).flatten(1)], dim=1)
+        concepts, phrases = self.word_concepts[tokens] + 1, self._place(tokens[..., :-1], tokens[..., 1:])
+        named = torch.cat([concepts, phrases], dim=2).flatten(1)
         truth = torch.zeros(len(logits), logits.shape[1] + 1, device=logits.device)
         return truth.scatter_(1, named, 1.0)[:, 1:], logits, judged
 
