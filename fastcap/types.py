@@ -40,8 +40,8 @@ class Encoded(NamedTuple):
 
     Attributes:
         memory: Image memory, which captions are decoded from. (B, N, D)
-        seen: What concepts and phrases are named from: mean and maximum over patches, of the memory or of the channels
-            that only judge captions. (B, 2 J)
+        seen: What concepts and phrases are named from: mean and maximum over patches of the memory (B, 2 D), or of the
+            channels that only judge captions (B, 2 J), or what is kept of these (B, R).
     """
 
     memory: Tensor

@@ -69,6 +69,8 @@ class CrossModalFeatureAlignment(nn.Module):
             dropout, Tompson et al. 2015, arXiv 1411.4280): against learning a small set of images by heart.
         judge_dim: Width J of further channels behind the features, for naming concepts and phrases when captions are
             written; zero names them from the memory. They lose other channels than the memory in training.
+        judge_rank: Width R of what is kept of those channels' mean and maximum (a matrix of low rank in the place of
+            2 J x (C + P) numbers, which would all be read for every image); zero keeps all.
     """
 
     word_concepts: Tensor
@@ -87,17 +89,21 @@ class CrossModalFeatureAlignment(nn.Module):
         phrase_weights: Sequence[float] = (),
         feature_dropout: float = 0.0,
         judge_dim: int = 0,
+        judge_rank: int = 0,
     ) -> None:
         super().__init__()
-        if judge_dim < 0:
-            raise ValueError(f"alignment.judge_dim = {judge_dim} must not be negative")
+        for name, value in (("judge_dim", judge_dim), ("judge_rank", judge_rank)):
+            if value < 0:
+                raise ValueError(f"alignment.{name} = {value} must not be negative")
         self.feature_dropout = nn.Dropout(feature_dropout)
         self.widths = [dim, judge_dim]
         self.projection = nn.Linear(feature_dim, dim + judge_dim)
         self.image_head = nn.Linear(dim, embed_dim)
         self.num_concepts, self.vocab_size = max(concepts) + 1, len(concepts)
         self.concept_head = nn.Linear(2 * dim, self.num_concepts + len(phrases))
-        self.judge_head = nn.Linear(2 * judge_dim, self.num_concepts + len(phrases)) if judge_dim else None
+        kept = judge_rank if judge_dim else 0
+        self.judge_reduction = nn.Linear(2 * judge_dim, kept, bias=False) if kept else None
+        self.judge_head = nn.Linear(kept or 2 * judge_dim, self.num_concepts + len(phrases)) if judge_dim else None
         self.register_buffer("word_concepts", torch.tensor(list(concepts)), persistent=False)
         weights = torch.ones(self.num_concepts) if concept_weights is None else torch.tensor(list(concept_weights))
         self.register_buffer("concept_weights", torch.cat([weights, torch.tensor(list(phrase_weights))]))
@@ -116,7 +122,14 @@ class CrossModalFeatureAlignment(nn.Module):
             memory, judging = (F.linear(self._drop(features), *layer) for layer in layers)
         else:
             memory, judging = self.projection(features).split(self.widths, dim=-1)
-        return Encoded(memory, summary(judging))
+        seen = summary(judging)
+        return Encoded(memory, seen if self.judge_reduction is None else self.judge_reduction(seen))
+
+    def naming_layers(self) -> list[nn.Linear]:
+        """Return the layers behind ``projection`` that name concepts and phrases when captions are written."""
+        if self.judge_head is None:
+            return [self.concept_head]
+        return [layer for layer in (self.judge_reduction, self.judge_head) if layer is not None]
 
     def _drop(self, features: Tensor) -> Tensor:
         """Leave out channels in training, each everywhere at once. (B, N, C) to the same."""
@@ -227,12 +240,12 @@ class CrossModalFeatureAlignment(nn.Module):
     def concept_probability(self, seen: Tensor) -> Tensor:
         """Tell how probable it is that people name each concept and phrase, with a zero in front for what is none.
 
-        (B, 2 J) -> (B, 1 + C + P)
+        seen: ``Encoded.seen``; returns (B, 1 + C + P).
         """
         return F.pad(self.concept_logits(seen).float().sigmoid(), (1, 0))
 
     def concept_logits(self, seen: Tensor) -> Tensor:
-        """Score concepts, then phrases. (B, 2 J) -> (B, C + P).
+        """Score concepts, then phrases. seen: ``Encoded.seen``; returns (B, C + P).
 
         Concepts without a weight were never learnt: an image has none of them.
         """

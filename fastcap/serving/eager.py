@@ -103,5 +103,5 @@ def count_parameters(model: FastCap) -> int:
         parts += [model.alignment.image_head, model.alignment.text_encoder]
     weights = (getattr(model.refinement, name, 0) for name in ("concept_weight", "phrase_weight"))
     if max(model.refinement.rank_weights.naming, *weights) > 0:
-        parts.append(model.alignment.judge_head or model.alignment.concept_head)
+        parts += model.alignment.naming_layers()
     return sum(p.numel() for part in parts for p in part.parameters())
