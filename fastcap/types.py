@@ -177,8 +177,8 @@ Similarity: TypeAlias = "Callable[[Tensor, Tensor], Tensor]"
 # Gives the probability that the image's people name each word's concept, (B, V).
 Likely: TypeAlias = "Callable[[], Tensor]"
 
-# Neighbouring word ids of K captions an image, twice (B * K, ...), to the probability that the image's people write
-# them together, of the same shape.
+# Neighbouring word ids of K captions an image, twice (B * K, ...), both broadcast together, to the probability that the
+# image's people write them together.
 PhraseProbability: TypeAlias = "Callable[[Tensor, Tensor], Tensor]"
 
 
@@ -217,7 +217,7 @@ class Neighbours(Protocol):
     boundary: int
 
     def __call__(self, before: Tensor, after: Tensor) -> Tensor:
-        """Look pairs up, two tensors of the same shape; returns that shape."""
+        """Look pairs up, two tensors that broadcast together."""
 
     def score(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         """Sum over the pairs of captions (B, L) of given lengths (B,); returns (B,)."""
@@ -239,8 +239,11 @@ class Denoiser(Protocol):
         one, is handed on in the result.
         """
 
-    def denoise(self, tokens: Tensor, pad: Tensor, cache: Any) -> Tensor:
-        """Score every position of ``tokens`` (B * K, L), K rows an image; returns (B * K, L, V)."""
+    def denoise(self, tokens: Tensor, pad: Tensor | None, cache: Any) -> Tensor:
+        """Score every position of ``tokens`` (B * K, L), K rows an image; returns (B * K, L, V).
+
+        ``pad`` is True at padding (B * K, L), None where all captions are equally long.
+        """
 
 
 class CaptionRecords(Protocol):

@@ -38,18 +38,19 @@ def test_afterwards_the_image_memory_may_learn_slower_than_the_decoder():
 
 
 def test_channels_that_judge_learn_with_sight_and_stay_as_they_are_afterwards():
-    judge = "alignment.judge_dim=8", "data.phrase_mentions=2"
+    judge = "alignment.judge_dim=8", "alignment.judge_rank=4", "data.phrase_mentions=2"
     module, batch = _system("objective=sight", *judge)
     losses, _ = module.losses(batch, torch.Generator().manual_seed(0))
     assert {"concept", "phrase", "judge_concept", "judge_phrase"} <= losses.keys()
     losses["total"].backward()
     alignment, dim = module.model.alignment, module.model.decoder.dim
-    assert alignment.judge_head.weight.grad.any() and alignment.projection.weight.grad[dim:].any()
+    assert all(layer.weight.grad.any() for layer in alignment.naming_layers())
+    assert alignment.projection.weight.grad[dim:].any()
     module, batch = _system("objective.judge_weight=0", *judge)
     losses, _ = module.losses(batch, torch.Generator().manual_seed(0))
     assert not any(name.startswith("judge") for name in losses)
     losses["total"].backward()
     alignment = module.model.alignment
-    assert not alignment.judge_head.weight.requires_grad and alignment.judge_head.weight.grad is None
+    assert not any(p.requires_grad for layer in alignment.naming_layers() for p in layer.parameters())
     assert not alignment.projection.weight.grad[dim:].any()
     assert alignment.projection.weight.grad[:dim].any()

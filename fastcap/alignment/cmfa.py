@@ -11,7 +11,7 @@ things are of their own (``judge_dim``), the decoder has not seen them: what it 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache, partial
 from typing import Any
 
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fastcap.alignment.low_rank import factorise, note_products
 from fastcap.types import Encoded, Judges
 
 UNLEARNT = -30.0  # logit of a concept that no loss weighs: a probability of 1e-13, finite where it is weighed by zero
@@ -69,13 +70,15 @@ class CrossModalFeatureAlignment(nn.Module):
             dropout, Tompson et al. 2015, arXiv 1411.4280): against learning a small set of images by heart.
         judge_dim: Width J of further channels behind the features, for naming concepts and phrases when captions are
             written; zero names them from the memory. They lose other channels than the memory in training.
-        judge_rank: Width R of what is kept of those channels' mean and maximum (a matrix of low rank in the place of
-            2 J x (C + P) numbers, which would all be read for every image); zero keeps all.
+        judge_rank: Width R of what is kept of those channels' mean and maximum before anything is named: 2 J x (C + P)
+            numbers would all be read for every image. Zero keeps all: train so, and start what follows at a low rank
+            from there (``reduced``), which loses nothing; trained at a low rank, they learn slower.
     """
 
     word_concepts: Tensor
     concept_weights: Tensor  # of concepts and phrases (C + P,)
     phrases: Tensor  # of words a and b, as a * V + b, ascending (P,)
+    seen_products: Tensor  # of what a judge of full rank met in training (2 J + 1, 2 J + 1)
 
     def __init__(
         self,
@@ -104,6 +107,8 @@ class CrossModalFeatureAlignment(nn.Module):
         kept = judge_rank if judge_dim else 0
         self.judge_reduction = nn.Linear(2 * judge_dim, kept, bias=False) if kept else None
         self.judge_head = nn.Linear(kept or 2 * judge_dim, self.num_concepts + len(phrases)) if judge_dim else None
+        noted = 2 * judge_dim + 1 if judge_dim and not kept else 0
+        self.register_buffer("seen_products", torch.zeros(noted, noted))
         self.register_buffer("word_concepts", torch.tensor(list(concepts)), persistent=False)
         weights = torch.ones(self.num_concepts) if concept_weights is None else torch.tensor(list(concept_weights))
         self.register_buffer("concept_weights", torch.cat([weights, torch.tensor(list(phrase_weights))]))
@@ -123,6 +128,8 @@ class CrossModalFeatureAlignment(nn.Module):
         else:
             memory, judging = self.projection(features).split(self.widths, dim=-1)
         seen = summary(judging)
+        if self.training and self.judge_reduction is None and self.judge_head.weight.requires_grad:
+            note_products(self.seen_products, seen)
         return Encoded(memory, seen if self.judge_reduction is None else self.judge_reduction(seen))
 
     def naming_layers(self) -> list[nn.Linear]:
@@ -130,6 +137,32 @@ class CrossModalFeatureAlignment(nn.Module):
         if self.judge_head is None:
             return [self.concept_head]
         return [layer for layer in (self.judge_reduction, self.judge_head) if layer is not None]
+
+    def reduced(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Bring a judge of full rank, trained elsewhere, to the rank of this one, on the images that it met.
+
+        Args:
+            state: Tensors of another alignment, by name.
+
+        Returns:
+            The same, with the judging head's tensors in the place of theirs where both have the same channels and only
+            this one has a rank.
+
+        Raises:
+            ValueError: If the other met no images in training, or has fewer dimensions than this one's rank.
+        """
+        found, head = dict(state), state.get("judge_head.weight")
+        if self.judge_reduction is None or "judge_reduction.weight" in state or head is None:
+            return found
+        if head.shape[1] == self.judge_reduction.in_features:
+            found["judge_reduction.weight"], found["judge_head.weight"], found["judge_head.bias"] = factorise(
+                head,
+                state["judge_head.bias"],
+                state["seen_products"],
+                state["concept_weights"],
+                self.judge_reduction.out_features,
+            )
+        return found
 
     def _drop(self, features: Tensor) -> Tensor:
         """Leave out channels in training, each everywhere at once. (B, N, C) to the same."""
@@ -221,7 +254,7 @@ class CrossModalFeatureAlignment(nn.Module):
         Args:
             probability: From ``concept_probability``. (B, 1 + C + P)
             before: Word ids of K captions an image; V, a caption's end, is part of no phrase. (B * K, ...)
-            after: Of the words that follow. (B * K, ...)
+            after: Of the words that follow; both broadcast together. (B * K, ...)
 
         Returns:
             Zero where two words are no phrase. (B * K, ...)
@@ -230,10 +263,10 @@ class CrossModalFeatureAlignment(nn.Module):
         return probability[rows.view(-1, *[1] * (before.dim() - 1)), self._place(before, after)]
 
     def _place(self, before: Tensor, after: Tensor) -> Tensor:
-        """Where phrases stand in ``concept_probability``; zero for what is none. Ids of one shape; returns that."""
-        if not self.phrases.numel():
-            return torch.zeros_like(before)
+        """Where phrases stand in ``concept_probability``; zero for what is none. Ids, which broadcast together."""
         wanted = (before * self.vocab_size + after).where(after < self.vocab_size, -1)
+        if not self.phrases.numel():
+            return torch.zeros_like(wanted)
         at = torch.searchsorted(self.phrases, wanted).clamp_(max=self.phrases.numel() - 1)
         return (at + self.num_concepts + 1) * (self.phrases[at] == wanted)
 
@@ -272,7 +305,8 @@ class CrossModalFeatureAlignment(nn.Module):
         return truth.scatter_(1, named, 1.0)[:, 1:], logits, judged
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """Take over any number of phrases; a checkpoint from before there were any changes nothing."""
+        """Take over any number of phrases; a checkpoint from before there was any of it changes nothing."""
+        state_dict.setdefault(prefix + "seen_products", self.seen_products)
         found = state_dict.setdefault(prefix + "phrases", self.phrases)
         if found.shape != self.phrases.shape:
             self.phrases = torch.empty_like(found, device=self.phrases.device)

@@ -8,8 +8,9 @@ RALA (Fan et al., CVPR 2025, arXiv 2411.07635), per head of width d over n token
     out = W_o((y + DWConv(V)) * phi(X))                                             (rank of the output augmented)
 
 The paper's rotary embedding is left out: positions enter with the tokens' and the patches' own embeddings.
-Every self-attention is called as (x, pad), every cross-attention as (x, prepared memory), so that a decoder takes
-either kind. Cross-attention prepares image-only values once; then any number of queries an image may share them.
+Every self-attention is called as (x, pad), pad None where there is none, every cross-attention as (x, prepared
+memory), so that a decoder takes either kind. Cross-attention prepares image-only values once; then any number of
+queries an image may share them.
 """
 
 from __future__ import annotations
@@ -90,8 +91,10 @@ class RankAugmentedSelfAttention(nn.Module):
         self.conv = nn.Conv1d(dim, dim, d_conv, padding=d_conv // 2, groups=dim)
         self.out = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor, pad: Tensor) -> Tensor:
+    def forward(self, x: Tensor, pad: Tensor | None) -> Tensor:
         """Mix tokens. x: (B, L, D), pad: (B, L), True at padding; returns (B, L, D), zero at padding."""
+        if pad is None:
+            pad = torch.zeros(x.shape[:2], dtype=torch.bool, device=x.device)
         keep = (~pad).unsqueeze(-1).to(x.dtype)
         q, k, v, gate = self.qkvo(x).chunk(4, dim=-1)
         v = v * keep
@@ -150,9 +153,11 @@ class SoftmaxSelfAttention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim)
         self.out = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor, pad: Tensor) -> Tensor:
+    def forward(self, x: Tensor, pad: Tensor | None) -> Tensor:
         """Mix tokens. x: (B, L, D), pad: (B, L), True at padding; returns (B, L, D), zero at padding."""
         q, k, v = (split_heads(t, self.num_heads) for t in self.qkv(x).chunk(3, dim=-1))
+        if pad is None:
+            return self.out(merge_heads(F.scaled_dot_product_attention(q, k, v)))
         # The first key stays visible so that a row of nothing but padding stays finite.
         keep = ~pad
         visible = torch.cat([torch.ones_like(keep[:, :1]), keep[:, 1:]], dim=1)

@@ -63,10 +63,10 @@ class Bigrams(nn.Module):
         self.unseen = torch.from_numpy(unseen.astype(np.float32)).to(device)
 
     def forward(self, before: Tensor, after: Tensor) -> Tensor:
-        """Look pairs up, in nats. Both ids of the same shape, V for the boundary; returns that shape."""
+        """Look pairs up, in nats. Ids, V for the boundary; both broadcast together."""
         unseen = self.unseen[before]
         if not self.counted:
-            return unseen
+            return unseen.expand(torch.broadcast_shapes(before.shape, after.shape))
         wanted = before * (self.boundary + 1) + after
         at = torch.searchsorted(self.pairs, wanted).clamp_(max=self.pairs.numel() - 1)
         return torch.where(self.pairs[at] == wanted, self.worth[at], unseen)

@@ -57,7 +57,7 @@ class DecoderLayer(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.mixture = ExpertMixture(num_experts, dim, expert)
 
-    def forward(self, x: Tensor, pad: Tensor, caches: list[ExpertCache], num_images: int) -> Tensor:
+    def forward(self, x: Tensor, pad: Tensor | None, caches: list[ExpertCache], num_images: int) -> Tensor:
         """(B * K, L, D) -> (B * K, L, D)."""
         x = x + self.dropout(self.self_attention(self.norm(x), pad))
         # All captions of an image are one long row of queries: the image-only values need no copies.
@@ -137,19 +137,19 @@ class MoEDecoder(nn.Module):
         layers = [mixture.prepare(memory, routing.weights) for mixture in mixtures]
         return DecoderCache(routing, context, layers)
 
-    def denoise(self, tokens: Tensor, pad: Tensor, cache: DecoderCache) -> Tensor:
+    def denoise(self, tokens: Tensor, pad: Tensor | None, cache: DecoderCache) -> Tensor:
         """Score every position.
 
         Args:
             tokens: Caption ids, some of them [MASK]; the K captions of an image in consecutive rows. (B * K, L)
-            pad: True where a position is padding. (B * K, L)
+            pad: True where a position is padding; None where none is. (B * K, L)
             cache: From ``prepare`` on the B images.
 
         Returns:
             Logits. (B * K, L, V)
         """
         ahead = torch.arange(tokens.shape[1], device=tokens.device)
-        behind = ((~pad).sum(1, keepdim=True) - 1 - ahead).clamp(min=0)
+        behind = ahead.flip(0) if pad is None else ((~pad).sum(1, keepdim=True) - 1 - ahead).clamp(min=0)
         x = self.dim**0.5 * self.word(tokens) + self.from_start(ahead) + self.from_end(behind)
         num_images = cache.context.shape[0]
         x = self.dropout((x.view(num_images, -1, self.dim) + cache.context).view_as(x))

@@ -40,7 +40,7 @@ class Links:
     phrase_weight: float = 0.0
 
     def __call__(self, before: Tensor, after: Tensor) -> Tensor:
-        """Look pairs up. Ids of B captions, ``bigrams.boundary`` for an end, twice (B, ...); returns that shape."""
+        """Look pairs up. Ids of B captions, ``bigrams.boundary`` for an end; both broadcast together, (B, ...)."""
         gain = self.bigram_weight * self.bigrams(before, after)
         if self.phrases is None:
             return gain
@@ -92,8 +92,7 @@ class Choices:
         words = F.pad(words, (0, 0, 0, 1), value=links.bigrams.boundary)
         value = torch.cat([value, only.expand(len(value), 1, -1)], dim=1)
         before = F.pad(words, (0, 0, 1, 0), value=links.bigrams.boundary)[:, :-1]
-        shape = (*words.shape, words.shape[-1])
-        gains = links(before.unsqueeze(-1).expand(shape), words.unsqueeze(-2).expand(shape))
+        gains = links(before.unsqueeze(-1), words.unsqueeze(-2))
         return cls(words, value, gains + value.unsqueeze(-2))
 
     def taken(self, choice: Tensor) -> tuple[Tensor, Tensor]:

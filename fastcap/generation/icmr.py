@@ -200,14 +200,14 @@ class ICMRDecoder:
     ) -> tuple[Tensor, Tensor, list[RefinementStep], int]:
         """Refine captions of given lengths; returns tokens, their choices' log-probabilities, steps, passes."""
         # 2. Start from nothing but [MASK].
-        ahead = torch.arange(int(lengths.max()), device=lengths.device)
-        pad = ahead >= lengths.unsqueeze(1)
+        shortest, longest = (int(length) for length in lengths.aminmax())
+        pad = torch.arange(longest, device=lengths.device) >= lengths.unsqueeze(1)
         tokens = torch.full_like(pad, self.special.mask, dtype=torch.long).masked_fill(pad, self.special.pad)
         steps, num_passes = [], 0
 
         for step in range(1, self.num_steps + 1):
             # 3. Predict all, write where masked.
-            logits = denoiser.denoise(tokens, pad, cache)
+            logits = denoiser.denoise(tokens, pad if shortest < longest else None, cache)
             logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
             if gain is not None:
                 logits = logits + gain.to(logits.dtype)

@@ -69,6 +69,16 @@ def test_padding_and_company_change_nothing(settings):
 
 
 @pytest.mark.parametrize("settings", KINDS)
+def test_no_padding_is_told_by_none(settings):
+    decoder, memory = _decoder(**settings).double(), torch.randn(3, 7, 16).double()
+    tokens, _ = _captions()
+    tokens = tokens.clamp(min=5)
+    cache = decoder.prepare(memory)
+    expected = decoder.denoise(tokens, torch.zeros_like(tokens, dtype=torch.bool), cache)
+    torch.testing.assert_close(decoder.denoise(tokens, None, cache), expected)
+
+
+@pytest.mark.parametrize("settings", KINDS)
 def test_cached_equals_recomputed(settings):
     decoder = _decoder(**settings).double().eval()
     memory = torch.randn(3, 7, 16).double()

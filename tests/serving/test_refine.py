@@ -48,7 +48,8 @@ class Scorer:
         return memory.shape[0]
 
     def denoise(self, tokens, pad, cache):
-        drafts = self.word[tokens].cumsum(1) + 0.3 * (~pad).sum(1).view(-1, 1, 1)
+        words = tokens.shape[1] if pad is None else (~pad).sum(1).view(-1, 1, 1)
+        drafts = self.word[tokens].cumsum(1) + 0.3 * words
         rows = drafts.view(cache, -1, *drafts.shape[1:]) + self.image[:, :, : tokens.shape[1]]
         return rows.view_as(drafts)
 
