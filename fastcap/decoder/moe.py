@@ -177,15 +177,13 @@ class ExpertMixture(nn.Module):
 
     def prepare(self, memory: Tensor, weights: Tensor) -> list[ExpertCache]:
         """Select images and compute image-only values. memory: (B, N, D), weights: (B, E)."""
-        caches = []
-        for index, module in enumerate(self.experts):
+        caches, chosen = [], weights > 0
+        for index, (module, count) in enumerate(zip(self.experts, chosen.sum(0).tolist(), strict=True)):
             expert = cast(Expert, module)
-            chosen = weights[:, index] > 0
-            count = int(chosen.sum())
             if count == memory.shape[0]:
                 caches.append(ExpertCache(index, None, weights[:, index, None, None], expert.prepare(memory)))
             elif count or self.training:
-                rows = chosen.nonzero().squeeze(1)
+                rows = chosen[:, index].nonzero().squeeze(1)
                 prepared = expert.prepare(memory.index_select(0, rows))
                 caches.append(ExpertCache(index, rows, weights[rows, index, None, None], prepared))
         return caches
