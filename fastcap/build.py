@@ -33,6 +33,7 @@ from fastcap.trainer import (
     BatchNormSync,
     CheckpointError,
     join,
+    keep_freed_memory,
     last_good,
     open_checkpoint,
     unfinished_run,
@@ -246,7 +247,7 @@ def build_trainer(cfg: DictConfig, run_dir: Path, overrides: Sequence[str] = (),
     plugins: list[Any] = [AtomicCheckpointIO()]
     if cfg.trainer.get("sync_batchnorm"):
         plugins.append(BatchNormSync())  # in the place of Lightning's, which knows GPUs only
-    return construct(
+    trainer: L.Trainer = construct(
         cfg.trainer,
         sync_batchnorm=False,
         plugins=plugins,
@@ -254,6 +255,9 @@ def build_trainer(cfg: DictConfig, run_dir: Path, overrides: Sequence[str] = (),
         callbacks=callbacks,
         default_root_dir=str(run_dir),
     )
+    if trainer.strategy.root_device.type == "cpu":
+        keep_freed_memory()
+    return trainer
 
 
 def settle_resume(cfg: DictConfig, run_dir: Path) -> DictConfig:

@@ -41,11 +41,12 @@ class Encoded(NamedTuple):
     Attributes:
         memory: Image memory, which captions are decoded from. (B, N, D)
         seen: What concepts and phrases are named from: mean and maximum over patches of the memory (B, 2 D), or of the
-            channels that only judge captions (B, 2 J), or what is kept of these (B, R).
+            channels that only judge captions (B, 2 J), or what is kept of these (B, R); None in training while these
+            do not learn.
     """
 
     memory: Tensor
-    seen: Tensor
+    seen: Tensor | None
 
 
 @dataclass

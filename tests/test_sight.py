@@ -51,6 +51,7 @@ def test_channels_that_judge_learn_with_sight_and_stay_as_they_are_afterwards():
     assert not any(name.startswith("judge") for name in losses)
     losses["total"].backward()
     alignment = module.model.alignment
+    assert alignment.project(torch.randn(2, 4, alignment.projection.in_features)).seen is None, "nobody asks for it"
     assert not any(p.requires_grad for layer in alignment.naming_layers() for p in layer.parameters())
     assert not alignment.projection.weight.grad[dim:].any()
     assert alignment.projection.weight.grad[:dim].any()

@@ -122,15 +122,21 @@ class CrossModalFeatureAlignment(nn.Module):
         if self.judge_head is None:
             memory = self.projection(self._drop(features))
             return Encoded(memory, summary(memory))
-        if self.training:
-            layers = zip(*(t.split(self.widths) for t in (self.projection.weight, self.projection.bias)), strict=True)
-            memory, judging = (F.linear(self._drop(features), *layer) for layer in layers)
-        else:
+        if not self.training:
             memory, judging = self.projection(features).split(self.widths, dim=-1)
-        seen = summary(judging)
-        if self.training and self.judge_reduction is None and self.judge_head.weight.requires_grad:
+            return Encoded(memory, self._kept(summary(judging)))
+        weights, biases = (t.split(self.widths) for t in (self.projection.weight, self.projection.bias))
+        memory = F.linear(self._drop(features), weights[0], biases[0])
+        if not self.judge_head.weight.requires_grad:
+            return Encoded(memory, None)
+        seen = summary(F.linear(self._drop(features), weights[1], biases[1]))
+        if self.judge_reduction is None:
             note_products(self.seen_products, seen)
-        return Encoded(memory, seen if self.judge_reduction is None else self.judge_reduction(seen))
+        return Encoded(memory, self._kept(seen))
+
+    def _kept(self, seen: Tensor) -> Tensor:
+        """What is left of the judging channels' mean and maximum. (B, 2 J) -> (B, R)."""
+        return seen if self.judge_reduction is None else self.judge_reduction(seen)
 
     def naming_layers(self) -> list[nn.Linear]:
         """Return the layers behind ``projection`` that name concepts and phrases when captions are written."""
@@ -270,18 +276,23 @@ class CrossModalFeatureAlignment(nn.Module):
         at = torch.searchsorted(self.phrases, wanted).clamp_(max=self.phrases.numel() - 1)
         return (at + self.num_concepts + 1) * (self.phrases[at] == wanted)
 
-    def concept_probability(self, seen: Tensor) -> Tensor:
+    def concept_probability(self, seen: Tensor | None) -> Tensor:
         """Tell how probable it is that people name each concept and phrase, with a zero in front for what is none.
 
         seen: ``Encoded.seen``; returns (B, 1 + C + P).
         """
         return F.pad(self.concept_logits(seen).float().sigmoid(), (1, 0))
 
-    def concept_logits(self, seen: Tensor) -> Tensor:
+    def concept_logits(self, seen: Tensor | None) -> Tensor:
         """Score concepts, then phrases. seen: ``Encoded.seen``; returns (B, C + P).
 
         Concepts without a weight were never learnt: an image has none of them.
+
+        Raises:
+            ValueError: If the images were encoded in training, where nothing is named.
         """
+        if seen is None:
+            raise ValueError("concepts cannot be named: the images were encoded in training, without what judges see")
         logits = (self.judge_head or self.concept_head)(seen)
         return logits.masked_fill(self.concept_weights == 0, UNLEARNT)
 
@@ -293,12 +304,13 @@ class CrossModalFeatureAlignment(nn.Module):
             tokens: Caption ids. (B, K, L)
 
         Returns:
-            Truth, logits from the memory, and logits from the channels that only judge, if any; all (B, C + P).
+            Truth, logits from the memory, and logits from the channels that only judge, if they learn; all (B, C + P).
         """
         if self.judge_head is None:
             logits, judged = self.concept_head(encoded.seen), None
         else:
-            logits, judged = self.concept_head(summary(encoded.memory)), self.judge_head(encoded.seen)
+            logits = self.concept_head(summary(encoded.memory))
+            judged = None if encoded.seen is None else self.judge_head(encoded.seen)
         concepts, phrases = self.word_concepts[tokens] + 1, self._place(tokens[..., :-1], tokens[..., 1:])
         named = torch.cat([concepts, phrases], dim=2).flatten(1)
         truth = torch.zeros(len(logits), logits.shape[1] + 1, device=logits.device)

@@ -2,6 +2,7 @@
 
 from fastcap.trainer.batch_norm import BatchNormSync
 from fastcap.trainer.files import AtomicCheckpointIO, CheckpointWriteError, is_url, join
+from fastcap.trainer.memory import keep_freed_memory
 from fastcap.trainer.preemption import EXIT_STATUS, Preempted, StopSignal, requeue
 from fastcap.trainer.resume import (
     CheckpointError,
@@ -26,6 +27,7 @@ __all__ = [
     "StopSignal",
     "is_url",
     "join",
+    "keep_freed_memory",
     "last_good",
     "only_writer",
     "open_checkpoint",

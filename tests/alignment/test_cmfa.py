@@ -162,6 +162,18 @@ def test_judging_channels_are_their_own():
             CrossModalFeatureAlignment(12, 16, (-1, 0), **{name: -1})
 
 
+def test_judges_that_do_not_learn_see_nothing_in_training():
+    alignment = CrossModalFeatureAlignment(12, 16, (-1, 0, 1, 1, 2), judge_dim=5)
+    alignment.judge_head.requires_grad_(False)
+    features = torch.rand(4, 6, 12)
+    images = alignment.train().project(features)
+    torch.testing.assert_close(images.memory, alignment.eval().project(features).memory)
+    with pytest.raises(ValueError, match="encoded in training"):
+        alignment.judges(images).likely()
+    _, logits, judged = alignment.name_concepts(images, torch.tensor([[[1, 2, 4]]]).repeat(4, 1, 1))
+    assert logits.shape == (4, 3) and judged is None
+
+
 def test_judging_channels_are_kept_at_a_low_rank():
     torch.manual_seed(0)
     alignment = CrossModalFeatureAlignment(12, 16, (-1, 0, 1, 1, 2), judge_dim=5, judge_rank=2).eval()
