@@ -155,7 +155,7 @@ class CrossModalFeatureAlignment(nn.Module):
             this one has a rank.
 
         Raises:
-            ValueError: If the other met no images in training, or has fewer dimensions than this one's rank.
+            ValueError: If the other met no images in training.
         """
         found, head = dict(state), state.get("judge_head.weight")
         if self.judge_reduction is None or "judge_reduction.weight" in state or head is None:

@@ -34,16 +34,16 @@ def factorise(
         bias: b. (O,)
         products: From ``note_products`` over the inputs. (J + 1, J + 1)
         importance: How much each output's squared error counts. (O,)
-        rank: Rank R of what is found; at most J and O.
+        rank: Rank R of what is found; zeros fill up what is above J and O.
 
     Returns:
         B (R, J), A (O, R) and c (O,), of W's type.
 
     Raises:
-        ValueError: If no inputs were noted, or the rank is too high.
+        ValueError: If no inputs were noted, or the rank is below one.
     """
-    if not 1 <= rank <= min(weight.shape):
-        raise ValueError(f"a rank of {rank} is not in 1..{min(weight.shape)}")
+    if rank < 1:
+        raise ValueError(f"a rank of {rank} is below one")
     if not products[-1, -1] > 0:
         raise ValueError("no inputs were noted")
     exact = weight.double()
@@ -53,6 +53,7 @@ def factorise(
     spread = directions * variances.clamp(min=0.0).sqrt()
     scale = (importance.double() / importance.max()).clamp(min=_LEAST_IMPORTANCE).sqrt().unsqueeze(1)
     axes = torch.linalg.svd(scale * exact @ spread, full_matrices=False).U[:, :rank]
+    axes = torch.nn.functional.pad(axes, (0, rank - axes.shape[1]))
     inner, outer = axes.mT @ (scale * exact), axes / scale
     shift = bias.double() + exact @ mean - outer @ (inner @ mean)
     return inner.to(weight.dtype), outer.to(weight.dtype), shift.to(weight.dtype)
