@@ -164,7 +164,7 @@ class CrossModalFeatureAlignment(nn.Module):
             found["judge_reduction.weight"], found["judge_head.weight"], found["judge_head.bias"] = factorise(
                 head,
                 state["judge_head.bias"],
-                state["seen_products"],
+                state.get("seen_products", head.new_zeros(1, 1)),
                 state["concept_weights"],
                 self.judge_reduction.out_features,
             )

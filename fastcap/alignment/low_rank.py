@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 _LEAST_IMPORTANCE = 1e-4  # of an output against the most important one: none is given up altogether
 
@@ -17,7 +18,7 @@ def note_products(products: Tensor, inputs: Tensor, decay: float = 0.99) -> None
         decay: What is kept of earlier sums at each batch.
     """
     with torch.no_grad(), torch.autocast(inputs.device.type, enabled=False):
-        rows = torch.nn.functional.pad(inputs.detach().to(products.dtype), (0, 1), value=1.0)
+        rows = F.pad(inputs.detach().to(products.dtype), (0, 1), value=1.0)
         products.mul_(decay).addmm_(rows.mT, rows)
 
 
@@ -53,7 +54,7 @@ def factorise(
     spread = directions * variances.clamp(min=0.0).sqrt()
     scale = (importance.double() / importance.max()).clamp(min=_LEAST_IMPORTANCE).sqrt().unsqueeze(1)
     axes = torch.linalg.svd(scale * exact @ spread, full_matrices=False).U[:, :rank]
-    axes = torch.nn.functional.pad(axes, (0, rank - axes.shape[1]))
+    axes = F.pad(axes, (0, rank - axes.shape[1]))
     inner, outer = axes.mT @ (scale * exact), axes / scale
     shift = bias.double() + exact @ mean - outer @ (inner @ mean)
     return inner.to(weight.dtype), outer.to(weight.dtype), shift.to(weight.dtype)

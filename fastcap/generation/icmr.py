@@ -200,7 +200,7 @@ class ICMRDecoder:
     ) -> tuple[Tensor, Tensor, list[RefinementStep], int]:
         """Refine captions of given lengths; returns tokens, their choices' log-probabilities, steps, passes."""
         # 2. Start from nothing but [MASK].
-        shortest, longest = (int(length) for length in lengths.aminmax())
+        shortest, longest = torch.stack(lengths.aminmax()).tolist()
         pad = torch.arange(longest, device=lengths.device) >= lengths.unsqueeze(1)
         tokens = torch.full_like(pad, self.special.mask, dtype=torch.long).masked_fill(pad, self.special.pad)
         steps, num_passes = [], 0

@@ -82,5 +82,7 @@ def test_a_trained_judge_is_brought_to_a_lower_rank():
         again = alignment.reduced(state)
         assert again.keys() == state.keys() and all(again[name] is state[name] for name in state)
     full.seen_products.zero_()
-    with pytest.raises(ValueError, match="no inputs were noted"):
-        low.reduced(full.state_dict())
+    earlier = {name: value for name, value in full.state_dict().items() if name != "seen_products"}
+    for nothing_noted in (full.state_dict(), earlier):  # or a checkpoint from before it was
+        with pytest.raises(ValueError, match="no inputs were noted"):
+            low.reduced(nothing_noted)
