@@ -187,8 +187,7 @@ def bench_decoding(arguments: argparse.Namespace) -> Path:
     rows, facts = measure_decoding(
         arguments.models,
         find_images(arguments.images, Path(), arguments.max_images) if arguments.images else arguments.max_images,
-        num_steps=arguments.num_steps,
-        num_lengths=arguments.num_lengths,
+        refinements=arguments.refinements,
         num_beams=arguments.beams,
         threads=arguments.threads,
         rounds=arguments.rounds,

@@ -72,6 +72,12 @@ class LoadedCheckpoint:
     config: dict[str, Any]
     path: Path
 
+    @property
+    def image_size(self) -> int:
+        """Side of the square images that it captions, in pixels."""
+        data = self.config["data"]
+        return int(data.get("eval_image_size") or data["image_size"])
+
 
 class ConfigError(ValueError):
     """A configuration that builds nothing; the message names the part and the reason."""

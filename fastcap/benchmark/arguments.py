@@ -52,8 +52,14 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         help="files or folders (default: validation images of the first checkpoint's own data)",
     )
     decoding.add_argument("--max-images", type=_positive, default=20, metavar="N", help="(default: %(default)s)")
-    decoding.add_argument("--num-steps", nargs="+", type=_positive, default=[1, 2, 3, 4, 8], metavar="N")
-    decoding.add_argument("--num-lengths", nargs="+", type=_positive, default=[1, 3], metavar="N")
+    decoding.add_argument(
+        "--refinements",
+        nargs="+",
+        type=_steps_and_lengths,
+        default=[(steps, lengths) for lengths in (1, 3) for steps in (1, 2, 3, 4, 8)],
+        metavar="STEPSxLENGTHS",
+        help="steps and length candidates, e.g. 1x4 (default: 1, 2, 3, 4 and 8 steps with 1 and 3)",
+    )
     decoding.add_argument("--beams", nargs="+", type=_positive, default=[1, 3], metavar="N")
     loader = commands.add_parser("loader", help="images a second: JPEG folder, pixel cache, shards; beside training's")
     _add_loader(loader)
@@ -147,6 +153,14 @@ def _above_zero(text: str) -> float:
 
 def _natural(text: str) -> int:
     return 0 if text == "0" else _positive(text)
+
+
+def _steps_and_lengths(text: str) -> tuple[int, int]:
+    steps, _, lengths = text.partition("x")
+    try:
+        return _positive(steps), _positive(lengths)
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(f"must be like 1x4, steps and length candidates, found {text!r}") from error
 
 
 def _positive(text: str) -> int:

@@ -30,8 +30,7 @@ def measure_decoding(
     checkpoints: Sequence[Path],
     images: Sequence[Path] | int,
     *,
-    num_steps: Sequence[int],
-    num_lengths: Sequence[int],
+    refinements: Sequence[tuple[int, int]],
     num_beams: Sequence[int],
     threads: int,
     rounds: int,
@@ -41,8 +40,7 @@ def measure_decoding(
     Args:
         checkpoints: Captioners, of either kind.
         images: Photographs; or how many validation images of the first checkpoint's own data to take.
-        num_steps: Refinement steps to try.
-        num_lengths: Length candidates to try with each.
+        refinements: Steps and length candidates to try where a decoder refines.
         num_beams: Beams to try where a decoder writes word after word.
         threads: Torch's threads.
         rounds: Interleaved rounds.
@@ -55,11 +53,11 @@ def measure_decoding(
     captioners = {path: load_checkpoint(path) for path in checkpoints}
     with torch.inference_mode():
         for path, loaded in captioners.items():
-            size = int(loaded.config["data"]["image_size"])
+            size = loaded.image_size
             prepare_model(loaded.model, size)
             encoded = [loaded.model.encode(pixels) for pixels in _read(images, size, captioners[checkpoints[0]])]
             causal = loaded.model.decoder.causal
-            for setting in _settings(causal, num_steps, num_lengths, num_beams):
+            for setting in _settings(causal, refinements, num_beams):
                 model = copy.copy(loaded.model)
                 model.refinement = copy.copy(loaded.model.refinement)
                 for name, value in setting.items():
@@ -97,12 +95,10 @@ def _read(images: Sequence[Path] | int, size: int, first: LoadedCheckpoint) -> l
     return [torch.tensor(each).permute(2, 0, 1).unsqueeze(0) for each in pixels]
 
 
-def _settings(
-    causal: bool, num_steps: Sequence[int], num_lengths: Sequence[int], num_beams: Sequence[int]
-) -> list[dict[str, int]]:
+def _settings(causal: bool, refinements: Sequence[tuple[int, int]], num_beams: Sequence[int]) -> list[dict[str, int]]:
     if causal:
         return [{"num_beams": beams} for beams in num_beams]
-    return [{"num_steps": steps, "num_lengths": lengths} for lengths in num_lengths for steps in num_steps]
+    return [{"num_steps": steps, "num_lengths": lengths} for steps, lengths in refinements]
 
 
 def _describe(model: Any, images: Encoded) -> Refinement:

@@ -81,7 +81,7 @@ def measure_growth(
     Raises:
         ConfigError: If the model writes word after word.
     """
-    model, side = loaded.model, int(loaded.config["data"]["image_size"])
+    model, side = loaded.model, loaded.image_size
     if model.decoder.causal:
         raise ConfigError(f"{loaded.path}: it writes word after word and has no refinement steps to vary")
     torch.set_num_threads(threads)

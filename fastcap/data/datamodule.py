@@ -50,6 +50,7 @@ class CaptionDataModule(LightningDataModule):
         source: CaptionSource,
         tokenizer: CaptionTokenizer | Callable[[list[str]], CaptionTokenizer],
         image_size: int = 224,
+        eval_image_size: int | None = None,
         batch_size: int = 64,
         eval_batch_size: int | None = None,
         captions_per_image: int = 5,
@@ -71,6 +72,9 @@ class CaptionDataModule(LightningDataModule):
             source: The data set.
             tokenizer: A trained one, or a function that trains one from the training captions.
             image_size: Side of the square images, in pixels.
+            eval_image_size: Likewise wherever nothing is trained; None takes ``image_size``. Random crops make things
+                look larger in training than they are: a larger side makes up for it (FixRes, Touvron et al. 2019,
+                arXiv 1906.06423), and a backbone that takes any size sees more.
             batch_size: Images in a training batch, of each process.
             eval_batch_size: Images in any other batch; None takes ``batch_size``.
             captions_per_image: Captions of an image in a training batch, drawn anew every epoch.
@@ -94,6 +98,7 @@ class CaptionDataModule(LightningDataModule):
         """
         super().__init__()
         self.source, self.image_size, self.batch_size = source, image_size, batch_size
+        self.eval_image_size = image_size if eval_image_size is None else eval_image_size
         self.eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
         self.captions_per_image, self.max_length = captions_per_image, max_length
         self.cache, self.cache_dir = cache, cache_dir
@@ -104,7 +109,8 @@ class CaptionDataModule(LightningDataModule):
             [Path(path) for path in taught],
             taught_share,
         )
-        for name in ("image_size", "batch_size", "eval_batch_size", "captions_per_image", "max_length"):
+        sizes = ("image_size", "eval_image_size", "batch_size", "eval_batch_size", "captions_per_image", "max_length")
+        for name in sizes:
             if getattr(self, name) < 1:
                 raise DataError(f"{name} must be positive, found {getattr(self, name)}")
         if not 0 < crop_scale <= 1:
@@ -117,7 +123,7 @@ class CaptionDataModule(LightningDataModule):
             raise DataError(f"taught_share must be in [0, 1], found {taught_share}")
         self._tokenizer = tokenizer
         self._records: dict[str, CaptionRecords] = {}
-        self._caches: dict[str, PixelCache] = {}
+        self._caches: dict[tuple[str, int], PixelCache] = {}
         self._datasets: dict[tuple[str, bool], CaptionDataset] = {}
 
     @property
@@ -282,13 +288,14 @@ class CaptionDataModule(LightningDataModule):
         else:
             captions = CaptionTokens.for_evaluation(records, self.tokenizer, self.max_length)
             taught = None
-        if self.cache and split not in self._caches:
-            self._caches[split] = PixelCache(records, self.image_size, self.cache_dir)
+        size = self.image_size if training else self.eval_image_size
+        if self.cache and (split, size) not in self._caches:
+            self._caches[split, size] = PixelCache(records, size, self.cache_dir)
         self._datasets[split, training] = dataset = CaptionDataset(
             records,
             captions,
-            self.image_size,
-            self._caches.get(split),
+            size,
+            self._caches.get((split, size)),
             num_captions=self.captions_per_image
             if training
             else min(_EVAL_CAPTIONS, int(captions.counts.max(initial=0))),

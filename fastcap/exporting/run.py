@@ -195,7 +195,7 @@ class _Images:
     """Where calibration and comparison take their images from."""
 
     def __init__(self, loaded: LoadedCheckpoint, options: ExportOptions) -> None:
-        self.size, self.options = int(loaded.config["data"]["image_size"]), options
+        self.size, self.options = loaded.image_size, options
         self.metric_options: dict[str, Any] = loaded.config["metrics"]
         if options.images is not None:
             folder = FolderImages(options.images, 0.5)

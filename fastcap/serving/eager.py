@@ -31,7 +31,7 @@ class EagerNetwork:
         self.model = loaded.model
         self.tokenizer = loaded.tokenizer
         parameters = count_parameters(self.model)
-        self.image_size = int(loaded.config["data"]["image_size"])
+        self.image_size = loaded.image_size
         prepare_model(self.model, self.image_size, pack)
         self.num_steps: int | None = getattr(self.model.refinement, "num_steps", None)
         self.info: dict[str, Any] = {

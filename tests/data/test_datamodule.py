@@ -180,6 +180,18 @@ def test_crops_zoom_within_bounds() -> None:
     assert torch.equal(next(iter(data.dataloader("train"))).images[0, 0, 0], torch.arange(16, dtype=torch.uint8) * 10)
 
 
+@pytest.mark.parametrize("cached", [True, False])
+def test_outside_training_images_may_have_another_size(source: CocoCaptions, cached: bool) -> None:
+    data = module(source, eval_image_size=12, cache=cached)
+    assert epoch(data, 0)[0].images.shape[-2:] == (8, 8)
+    for split in ("val", "train"):  # training images too, where they are only looked at
+        images = next(iter(data.dataloader(split))).images
+        assert images.shape[-2:] == (12, 12)
+        assert torch.equal(images, next(iter(module(source, image_size=12).dataloader(split))).images)
+    with pytest.raises(DataError, match="eval_image_size must be positive, found 0"):
+        module(source, eval_image_size=0)
+
+
 def test_counter_uniform_is_uniform_and_independent() -> None:
     counters = np.arange(20_000)
     draws = np.stack([counter_uniform(0, e, s, counters) for e in (0, 1) for s in (0, 1)])

@@ -14,10 +14,12 @@ import pytest
 from PIL import Image
 
 from fastcap import caption as caption_command
+from fastcap.build import load_checkpoint
 from fastcap.captioner import Captioner
 from fastcap.checkpoints import CheckpointError
 from fastcap.data.errors import DataError
 from fastcap.serving.chain import BigramTable
+from fastcap.serving.eager import EagerNetwork
 from fastcap.serving.folder import ExportError
 from tests.tiny_captioner import painted
 
@@ -107,6 +109,15 @@ def test_info_is_plain(captioner):
     info = json.loads(json.dumps(captioner.info))
     assert info["kind"] in ("eager", "onnx") and info["precision"] == "fp32" and info["image_size"] == 32
     assert info["parameters"] > 10_000 and info["file_bytes"] > 4 * info["parameters"] and info["name"] == "scenes"
+
+
+def test_images_are_captioned_at_the_size_of_evaluation(tiny_checkpoint):
+    loaded = load_checkpoint(tiny_checkpoint)
+    loaded.config["data"]["eval_image_size"] = 48
+    network = EagerNetwork(loaded)
+    assert (loaded.image_size, network.image_size) == (48, 48)
+    loaded.config["data"]["eval_image_size"] = None
+    assert loaded.image_size == 32
 
 
 def test_export_keeps_captions_and_their_making(tiny_checkpoint, tiny_export):
