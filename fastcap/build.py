@@ -199,7 +199,7 @@ def build_module(cfg: DictConfig, datamodule: CaptionDataModule, model: FastCap 
     if model is None:
         concepts = datamodule.concept_weights(), datamodule.phrases()
         model = build_model(cfg, tokenizer, *concepts, fresh=not cfg.get("resume"))
-        model.decoder.bigrams.count(itertools.chain.from_iterable(references.values()))
+        model.decoder.count(itertools.chain.from_iterable(references.values()))
     if model.alignment.judge_head is not None:  # what no loss moves is frozen: DDP waits for every other gradient
         for layer in model.alignment.naming_layers():
             layer.requires_grad_(cfg.objective.judge_weight > 0)
@@ -324,8 +324,9 @@ def load_checkpoint(path: Path | str, overrides: Mapping[str, Any] | None = None
     except RuntimeError as error:
         lines = [line.strip() for line in str(error).splitlines()[1:]]
         raise CheckpointError(f"{path}: weights do not fit the configuration: {'; '.join(lines[:3])}") from error
-    if getattr(model.refinement, "bigram_weight", 0) > 0 and not model.decoder.bigrams.counted:
-        raise CheckpointError(f"{path}: holds no counts of neighbours: it needs refinement.bigram_weight=0")
+    for name in ("bigram", "trigram"):
+        if getattr(model.refinement, f"{name}_weight", 0) > 0 and not getattr(model.decoder, f"{name}s").counted:
+            raise CheckpointError(f"{path}: holds no {name}s' counts: it needs refinement.{name}_weight=0")
     plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
     return LoadedCheckpoint(model.eval(), tokenizer, plain, Path(path))
 

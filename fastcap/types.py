@@ -224,14 +224,26 @@ class Neighbours(Protocol):
         """Sum over the pairs of captions (B, L) of given lengths (B,); returns (B,)."""
 
 
+class Triples(Protocol):
+    """What words are worth after two others, beyond what their pair is, in nats; ends as in ``Neighbours``."""
+
+    def __call__(self, first: Tensor, second: Tensor, third: Tensor) -> Tensor:
+        """Look triples up, three tensors that broadcast together."""
+
+    def score(self, tokens: Tensor, lengths: Tensor) -> Tensor:
+        """Sum over the triples of captions (B, L) of given lengths (B,); returns (B,)."""
+
+
 class Denoiser(Protocol):
     """What refinement asks of a decoder: image-only work once, then any number of passes.
 
     Attributes:
         bigrams: What pairs of words are worth; asked for where they are to be weighed (``refinement.bigram_weight``).
+        trigrams: Likewise of three in a row (``refinement.trigram_weight``).
     """
 
     bigrams: Neighbours
+    trigrams: Triples
 
     def prepare(self, memory: Tensor) -> Any:
         """Compute everything that depends on the image alone. memory: (B, N, D).

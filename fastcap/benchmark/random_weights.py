@@ -81,7 +81,7 @@ def _write(path: Path, config: DictConfig, tokenizer: CaptionTokenizer, num_toke
     _fix_length(model, tokenizer.special.eos, num_tokens)
     if not causal:
         words = torch.randint(len(tokenizer.special.ids), tokenizer.vocab_size, (4000, num_tokens))
-        model.decoder.bigrams.count(words.tolist())
+        model.decoder.count(words.tolist())
     artifacts = {
         "format_version": FORMAT_VERSION,
         "fastcap_version": fastcap.__version__,

@@ -5,7 +5,7 @@ Everything but the self-attention and the code of the length is the MoEDecoder's
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import cast
 
 import torch
@@ -137,6 +137,10 @@ class AutoregressiveDecoder(nn.Module):
         self.head_bias = nn.Parameter(torch.zeros(vocab_size))
         nn.init.normal_(self.word.weight, std=dim**-0.5)
         nn.init.normal_(self.from_start.weight, std=0.7)
+
+    def count(self, captions: Iterable[Sequence[int]]) -> None:
+        """Count which words of captions, given as token ids, follow each other."""
+        self.bigrams.count(captions)
 
     def prepare(self, memory: Tensor) -> DecoderCache:
         """Route each image and compute its experts' image-only values. memory: (B, N, D)."""

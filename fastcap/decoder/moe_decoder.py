@@ -6,7 +6,7 @@ made of those two, so what is trained is what is shipped.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from fastcap.decoder.attention import SoftmaxSelfAttention
 from fastcap.decoder.bigrams import Bigrams
 from fastcap.decoder.moe import Expert, ExpertCache, ExpertMixture, GatingNetwork, Routing
+from fastcap.decoder.trigrams import Trigrams
 from fastcap.decoder.vocabulary import VocabularyHead
 from fastcap.types import DecoderOutput
 
@@ -70,8 +71,8 @@ class MoEDecoder(nn.Module):
 
     A position is embedded by its distance from the caption's start and from its end, which also tells the decoder the
     length, and by the image as a whole: at refinement's first step all words are [MASK], and without it every query
-    would start from its position alone. Word embedding and vocabulary head share one matrix. ``bigrams`` holds counts
-    of the training captions, for refinement to choose neighbours together.
+    would start from its position alone. Word embedding and vocabulary head share one matrix. ``bigrams`` and
+    ``trigrams`` hold counts of the training captions, for refinement to choose neighbours together.
 
     Args:
         vocab_size: Words V, special tokens included.
@@ -123,12 +124,18 @@ class MoEDecoder(nn.Module):
         )
         self.norm = nn.LayerNorm(dim)
         self.head = VocabularyHead()
-        self.bigrams = Bigrams(vocab_size)
+        self.bigrams, self.trigrams = Bigrams(vocab_size), Trigrams(vocab_size)
         self.head_bias = nn.Parameter(torch.zeros(vocab_size))
         # Words are scaled up again on the way in: there, words and positions weigh alike, and more than the context.
         nn.init.normal_(self.word.weight, std=dim**-0.5)
         for position in (self.from_start, self.from_end):
             nn.init.normal_(position.weight, std=0.7)
+
+    def count(self, captions: Iterable[Sequence[int]]) -> None:
+        """Count which words of captions, given as token ids, follow each other: pairs and triples."""
+        captions = list(captions)
+        self.bigrams.count(captions)
+        self.trigrams.count(captions, self.bigrams)
 
     def prepare(self, memory: Tensor) -> DecoderCache:
         """Route each image and compute its experts' image-only values. memory: (B, N, D)."""

@@ -93,9 +93,10 @@ def export(ckpt: Path, out: Path, options: ExportOptions, say: Callable[[str], N
     data = _Images(loaded, options)
     network = EagerNetwork(loaded, pack=())  # folds batch norms, so that the graphs have none
     facts = _facts(loaded, network)
-    counts = loaded.model.decoder.bigrams
-    phrases = loaded.model.alignment.phrases
-    bigrams = BigramTable(*(t.numpy() for t in (counts.pairs, counts.worth, counts.unseen, phrases)))
+    two, three = loaded.model.decoder.bigrams, loaded.model.decoder.trigrams
+    tables = [two.pairs, two.worth, two.unseen, loaded.model.alignment.phrases]
+    tables += [three.triples, three.worth, three.contexts, three.unseen]
+    bigrams = BigramTable(*(table.numpy() for table in tables))
     temporary = out.with_name(f".{out.name}.{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)
     try:

@@ -9,7 +9,8 @@ in a linear-chain conditional random field (Lafferty et al. 2001; for parallel d
 with the decoder's p and what pairs of neighbours are worth: g, here counted (``fastcap.decoder.bigrams``) instead of
 learnt, says which words go together anywhere, and q, the probability that this image's people write the two together
 (``fastcap.alignment.cmfa``), which of them do here. The best caption is found by dynamic programming (Viterbi 1967)
-over the k likeliest words of each position.
+over the k likeliest words of each position. Where what three words in a row are worth is weighed too (a chain of second
+order), a way's state is its last two choices.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastcap.types import Neighbours, PhraseProbability
+from fastcap.types import Neighbours, PhraseProbability, Triples
 
 
 @dataclass(frozen=True)
@@ -32,12 +33,16 @@ class Links:
         bigram_weight: Weight of that.
         phrases: Which pairs are likely of the images of the captions at hand.
         phrase_weight: Weight of that.
+        trigrams: What three words in a row are worth beyond their pairs, if anything.
+        trigram_weight: Weight of that.
     """
 
     bigrams: Neighbours
     bigram_weight: float
     phrases: PhraseProbability | None = None
     phrase_weight: float = 0.0
+    trigrams: Triples | None = None
+    trigram_weight: float = 0.0
 
     def __call__(self, before: Tensor, after: Tensor) -> Tensor:
         """Look pairs up. Ids of B captions, ``bigrams.boundary`` for an end; both broadcast together, (B, ...)."""
@@ -47,8 +52,10 @@ class Links:
         return gain + self.phrase_weight * self.phrases(before, after)
 
     def score(self, tokens: Tensor, lengths: Tensor) -> Tensor:
-        """Sum over the pairs of whole captions, both ends included. (B, L) and (B,) to (B,)."""
+        """Sum over the pairs and triples of whole captions, both ends included. (B, L) and (B,) to (B,)."""
         total = self.bigram_weight * self.bigrams.score(tokens, lengths)
+        if self.trigrams is not None:
+            total = total + self.trigram_weight * self.trigrams.score(tokens, lengths)
         if self.phrases is None or tokens.shape[1] < 2:
             return total
         inside = torch.arange(1, tokens.shape[1], device=tokens.device) < lengths.unsqueeze(1)
@@ -62,7 +69,8 @@ class Choices:
     Attributes:
         words: Word ids, the boundary's from the caption's end on. (B, L + 1, k)
         log_probability: Of each word, -inf for what is no choice. (B, L + 1, k)
-        gains: Of going from choice i of a position to choice j of the next, with j's log-probability. (B, L + 1, k, k)
+        gains: Of going from choice i of a position to choice j of the next, with j's log-probability. (B, L + 1, k, k);
+            where triples count, from choices h and i of two positions. (B, L + 1, k, k, k)
     """
 
     words: Tensor
@@ -92,8 +100,12 @@ class Choices:
         words = F.pad(words, (0, 0, 0, 1), value=links.bigrams.boundary)
         value = torch.cat([value, only.expand(len(value), 1, -1)], dim=1)
         before = F.pad(words, (0, 0, 1, 0), value=links.bigrams.boundary)[:, :-1]
-        gains = links(before.unsqueeze(-1), words.unsqueeze(-2))
-        return cls(words, value, gains + value.unsqueeze(-2))
+        gains = links(before.unsqueeze(-1), words.unsqueeze(-2)) + value.unsqueeze(-2)
+        if links.trigrams is not None:
+            first = F.pad(before, (0, 0, 1, 0), value=links.bigrams.boundary)[:, :-1]
+            three = first[..., None, None], before[..., None, :, None], words[..., None, None, :]
+            gains = gains.unsqueeze(2) + links.trigram_weight * links.trigrams(*three)
+        return cls(words, value, gains)
 
     def taken(self, choice: Tensor) -> tuple[Tensor, Tensor]:
         """Words and log-probabilities of a choice at each position. choice: (B, L); returns (B, L) twice."""
@@ -103,15 +115,23 @@ class Choices:
 
 
 def best_way(gains: Tensor) -> Tensor:
-    """Find the way of the highest sum. (B, L + 1, k, k) -> choices (B, L); any start of the first is alike."""
+    """Find the way of the highest sum; any start of the first position is alike.
+
+    Args:
+        gains: As in ``Choices``. (B, L + 1, k, k) or (B, L + 1, k, k, k)
+
+    Returns:
+        A choice at each position. (B, L)
+    """
     ahead, pointers = torch.zeros_like(gains[:, 0, 0]), []
     for gain in reversed(gains.unbind(1)):
-        ahead, pointer = (gain + ahead.unsqueeze(-2)).max(-1)
-        pointers.append(pointer)
-    choice, way = torch.zeros_like(pointers[0][:, :1]), []
+        ahead, pointer = (gain + ahead.unsqueeze(1)).max(-1)
+        pointers.append(pointer.flatten(1))
+    state, way = torch.zeros_like(pointers[0][:, :1]), []
     for pointer in reversed(pointers[1:]):
-        choice = pointer.gather(1, choice)
+        choice = pointer.gather(1, state)
         way.append(choice)
+        state = _follow(state, choice, gains)
     return torch.cat(way, dim=1)
 
 
@@ -119,22 +139,28 @@ def drawn_way(gains: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
     """Draw ways, each with a probability that goes with the exponential of its sum, from torch's global generator.
 
     Args:
-        gains: As in ``Choices``. (B, L + 1, k, k)
+        gains: As in ``best_way``.
         temperature: Divides the sums.
 
     Returns:
-        Choices, and the log-probability of each given the one before; a row's sum is its way's. (B, L) twice
+        Choices, and the log-probability of each given those before; a row's sum is its way's. (B, L) twice
     """
     gains = gains / temperature
     ahead, conditional = torch.zeros_like(gains[:, 0, 0]), []
     for gain in reversed(gains.unbind(1)):
-        total = gain + ahead.unsqueeze(-2)
+        total = gain + ahead.unsqueeze(1)
         ahead = total.logsumexp(-1)
-        conditional.append(total - ahead.unsqueeze(-1))
-    choice, way, chance = torch.zeros(len(gains), 1, dtype=torch.long, device=gains.device), [], []
+        conditional.append((total - ahead.unsqueeze(-1)).flatten(1, -2))
+    state, way, chance = torch.zeros(len(gains), 1, dtype=torch.long, device=gains.device), [], []
     for table in reversed(conditional[1:]):
-        row = table.gather(1, choice.unsqueeze(-1).expand(-1, 1, table.shape[-1])).squeeze(1)
+        row = table.gather(1, state.unsqueeze(-1).expand(-1, 1, table.shape[-1])).squeeze(1)
         choice = torch.multinomial(row.detach().exp(), 1)
         way.append(choice)
         chance.append(row.gather(1, choice))
+        state = _follow(state, choice, gains)
     return torch.cat(way, dim=1), torch.cat(chance, dim=1)
+
+
+def _follow(state: Tensor, choice: Tensor, gains: Tensor) -> Tensor:
+    """Number the state that a choice leads to: the last choice, or the last two as one number. (B, 1) each."""
+    return choice if gains.dim() == 4 else state % gains.shape[-1] * gains.shape[-1] + choice

@@ -39,6 +39,8 @@ class ICMRDecoder:
             name its concept.
         phrase_weight: What neighbouring words gain together, times the probability that the image's people write the
             two together; words are then chosen together, and candidates judged by it too.
+        trigram_weight: Weight of what three words in a row are worth beyond their pairs, as the decoder has counted
+            them (its ``trigrams``); likewise.
         collapse_repeats: In the end write a token that follows itself once (Lee et al. 2018, arXiv 1802.06901): the
             typical fault of words chosen in parallel.
 
@@ -62,6 +64,7 @@ class ICMRDecoder:
         naming_cost: float = 0.4,
         concept_weight: float = 0.0,
         phrase_weight: float = 0.0,
+        trigram_weight: float = 0.0,
     ) -> None:
         for name, value in (("num_steps", num_steps), ("num_lengths", num_lengths), ("num_choices", num_choices)):
             if value < 1:
@@ -78,6 +81,7 @@ class ICMRDecoder:
         self.num_choices = num_choices
         self.concept_weight = check_weight("concept_weight", concept_weight)
         self.phrase_weight = check_weight("phrase_weight", phrase_weight)
+        self.trigram_weight = check_weight("trigram_weight", trigram_weight)
 
     @torch.no_grad()
     def generate(
@@ -139,7 +143,8 @@ class ICMRDecoder:
         """Draw captions by the same refinement, for training on rewards: lengths and words by chance, all else alike.
 
         Likely concepts and phrases gain nothing here: rewarded beside them, the decoder comes to leave to them what it
-        should say itself (experiments/018-naming).
+        should say itself (experiments/018-naming). Triples of words gain nothing either: to look up those of thousands
+        of samples would take as long as the decoder.
 
         Chance comes from torch's global generator.
 
@@ -169,11 +174,14 @@ class ICMRDecoder:
 
     def _links(self, denoiser: Denoiser, judges: Judges) -> Links | None:
         """What neighbours gain by being neighbours; None where nothing of it is weighed."""
-        if self.phrase_weight == 0:
-            return Links(denoiser.bigrams, self.bigram_weight) if self.bigram_weight > 0 else None
-        if judges.phrases is None:
+        if self.bigram_weight == self.phrase_weight == self.trigram_weight == 0:
+            return None
+        phrases = judges.phrases if self.phrase_weight > 0 else None
+        if self.phrase_weight > 0 and phrases is None:
             raise ValueError(f"refinement.phrase_weight = {self.phrase_weight} needs the image's phrases")
-        return Links(denoiser.bigrams, self.bigram_weight, judges.phrases, self.phrase_weight)
+        trigrams = denoiser.trigrams if self.trigram_weight > 0 else None
+        pairs = denoiser.bigrams, self.bigram_weight, phrases, self.phrase_weight
+        return Links(*pairs, trigrams, self.trigram_weight)
 
     def _choose(self, links: Links | None, temperature: float | None) -> Choose:
         """How the words of a step are chosen; without a temperature the best, else drawn at it."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
@@ -18,12 +18,20 @@ class BigramTable:
         worth: What each is worth, in nats. (n,)
         unseen: What any other word is worth after each; the last is the boundary's. (V + 1,)
         phrases: Pairs that images learnt to name, as a * V + b, ascending. (P,)
+        triples: The triples that were counted (``fastcap.decoder.trigrams``), ascending. (n3,)
+        triple_worth: What each is worth beyond its pair. (n3,)
+        contexts: The pairs that something was counted after, ascending. (m,)
+        context_unseen: What any other word is worth after each. (m,)
     """
 
     pairs: np.ndarray
     worth: np.ndarray
     unseen: np.ndarray
     phrases: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    triples: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    triple_worth: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
+    contexts: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    context_unseen: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
 
     @property
     def boundary(self) -> int:
@@ -64,11 +72,20 @@ class BigramTable:
         at = np.minimum(np.searchsorted(self.pairs, wanted), len(self.pairs) - 1)
         return np.where(self.pairs[at] == wanted, self.worth[at], unseen)
 
+    def three(self, first: np.ndarray, second: np.ndarray, third: np.ndarray) -> np.ndarray:
+        """Look triples up, of which some were counted; all broadcast together."""
+        context = first * len(self.unseen) + second
+        wanted = context * len(self.unseen) + third
+        at = np.minimum(np.searchsorted(self.contexts, context), len(self.contexts) - 1)
+        unseen = np.where(self.contexts[at] == context, self.context_unseen[at], np.float32(0))
+        at = np.minimum(np.searchsorted(self.triples, wanted), len(self.triples) - 1)
+        found = np.where(self.triples[at] == wanted, self.triple_worth[at], unseen)
+        return np.where(second == self.boundary, np.float32(0), found)
+
     def write(self, path: Path) -> None:
         """Write the table, plain arrays."""
         buffer = io.BytesIO()
-        arrays = {name: getattr(self, name) for name in ("pairs", "worth", "unseen", "phrases")}
-        np.savez_compressed(buffer, **arrays)
+        np.savez_compressed(buffer, **{item.name: getattr(self, item.name) for item in fields(self)})
         path.write_bytes(buffer.getvalue())
 
     @classmethod
@@ -80,11 +97,12 @@ class BigramTable:
         """
         try:
             with np.load(path, allow_pickle=False) as found:
-                table = cls(found["pairs"], found["worth"], found["unseen"], found["phrases"])
+                table = cls(**{item.name: found[item.name] for item in fields(cls)})
         except (OSError, KeyError, EOFError, ValueError, TypeError) as error:
             raise ValueError(f"not a table of neighbours ({error})") from error
-        dimensions = table.pairs.ndim, table.unseen.ndim, table.phrases.ndim
-        if table.pairs.shape != table.worth.shape or dimensions != (1, 1, 1):
+        aligned = [("pairs", "worth"), ("triples", "triple_worth"), ("contexts", "context_unseen")]
+        flat = all(getattr(table, item.name).ndim == 1 for item in fields(table))
+        if not flat or any(getattr(table, a).shape != getattr(table, b).shape for a, b in aligned):
             raise ValueError("not a table of neighbours (its arrays do not fit each other)")
         return table
 
@@ -98,12 +116,14 @@ class Links:
         bigram_weight: Weight of what they are worth anywhere.
         phrase_weight: Weight of the images' phrases.
         phrases: Probability of each phrase. (B, P)
+        trigram_weight: Weight of what three words in a row are worth beyond their pairs.
     """
 
     table: BigramTable
     bigram_weight: float
     phrase_weight: float
     phrases: np.ndarray
+    trigram_weight: float = 0.0
 
     def __call__(self, before: np.ndarray, after: np.ndarray) -> np.ndarray:
         """Look pairs up. Ids of captions of B images, (B, ...); both broadcast together."""
@@ -113,10 +133,15 @@ class Links:
         return gain + np.float32(self.phrase_weight) * self.table.named(self.phrases, before, after)
 
     def score(self, tokens: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-        """Sum over the pairs of captions. (B, K, L) and (B, K) to (B, K)."""
+        """Sum over the pairs and triples of captions. (B, K, L) and (B, K) to (B, K)."""
         words = np.where(np.arange(tokens.shape[-1]) >= lengths[..., None], self.table.boundary, tokens)
         edge = np.full((*words.shape[:-1], 1), self.table.boundary)
-        return self(np.concatenate([edge, words], -1), np.concatenate([words, edge], -1)).sum(-1, dtype=np.float32)
+        words = np.concatenate([edge, words, edge], -1)
+        total = self(words[..., :-1], words[..., 1:]).sum(-1, dtype=np.float32)
+        if self.trigram_weight == 0:
+            return total
+        triples = self.table.three(words[..., :-2], words[..., 1:-1], words[..., 2:]).sum(-1, dtype=np.float32)
+        return total + np.float32(self.trigram_weight) * triples
 
 
 def choose_together(
@@ -150,14 +175,35 @@ def choose_together(
     before = np.concatenate([end, words], axis=-2)
     gains = links(before[..., :, None], after[..., None, :])
     gains += np.concatenate([value, np.broadcast_to(only, end.shape)], axis=-2)[..., None, :]
-    ahead, pointers = np.zeros(gains.shape[:-3] + gains.shape[-1:], np.float32), []
-    for at in reversed(range(gains.shape[-3])):
-        total = gains[..., at, :, :] + ahead[..., None, :]
-        pointers.append(total.argmax(-1))
+    if links.trigram_weight > 0:
+        first = np.concatenate([end, before[..., :-1, :]], axis=-2)
+        three = first[..., None, None], before[..., None, :, None], after[..., None, None, :]
+        gains = gains[..., None, :, :] + np.float32(links.trigram_weight) * links.table.three(*three)
+    return _best_way(words, value, gains)
+
+
+def _best_way(words: np.ndarray, value: np.ndarray, gains: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The way of the highest sum; a state is the last choice, or the last two as one number.
+
+    Args:
+        words: Choices of each position. (..., L, k)
+        value: Log-probability of each. (..., L, k)
+        gains: Of going on to each choice from the one or the two before. (..., L + 1, k, k) or (..., L + 1, k, k, k)
+
+    Returns:
+        The words of the way and their log-probabilities. (..., L) twice
+    """
+    batch, k = words.ndim - 2, words.shape[-1]
+    steps = np.moveaxis(gains, batch, 0)
+    ahead, pointers = np.zeros(steps.shape[1 : batch + 1] + steps.shape[batch + 2 :], np.float32), []
+    for gain in steps[::-1]:
+        total = gain + np.expand_dims(ahead, batch)
         ahead = total.max(-1)
-    choice, way = np.zeros_like(pointers[0][..., :1]), []
+        pointers.append(total.argmax(-1).reshape(*words.shape[:batch], -1))
+    state, way = np.zeros_like(pointers[0][..., :1]), []
     for pointer in reversed(pointers[1:]):
-        choice = np.take_along_axis(pointer, choice, -1)
+        choice = np.take_along_axis(pointer, state, -1)
         way.append(choice)
+        state = choice if pointer.shape[-1] == k else state % k * k + choice
     taken = np.stack(way, axis=-2)
     return tuple(np.take_along_axis(t, taken, -1)[..., 0] for t in (words, value))  # type: ignore[return-value]

@@ -89,6 +89,8 @@ class ExportedNetwork:
             )
         if self.settings.bigram_weight > 0 and not bigrams.counted:
             raise ValueError("refinement.bigram_weight must be 0: this export holds no counts of neighbours")
+        if self.settings.trigram_weight > 0 and not len(bigrams.triples):
+            raise ValueError("refinement.trigram_weight must be 0: this export holds no counts of triples")
         if self.settings.phrase_weight > facts.settings.phrase_weight and not len(bigrams.phrases):
             raise ValueError("refinement.phrase_weight must be 0: this export holds no phrases")
         self.bigrams = bigrams
@@ -158,7 +160,9 @@ class ExportedNetwork:
                 return expected_names(named, self.word_concepts, self.bigrams, tokens, lengths)
 
             of_phrases = group.named[:, group.named.shape[1] - len(self.bigrams.phrases) :]
-            links = Links(self.bigrams, settings.bigram_weight, settings.phrase_weight, of_phrases)
+            links = Links(
+                self.bigrams, settings.bigram_weight, settings.phrase_weight, of_phrases, settings.trigram_weight
+            )
             judges = fit, links, naming
             part = refine(predict, group.length_logits, self.special, settings, record_steps, *judges)
             parts.append((group.rows, part))

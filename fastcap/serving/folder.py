@@ -3,7 +3,7 @@
     EXPORT/export.json          the variants, and which one to take
     EXPORT/VARIANT/model.json   what the graphs are and how to refine
     EXPORT/VARIANT/tokenizer.json
-    EXPORT/VARIANT/bigrams.npz  what neighbouring words are worth
+    EXPORT/VARIANT/bigrams.npz  what neighbouring words are worth, two and three in a row
     EXPORT/VARIANT/weights.bin  weights of all its graphs
     EXPORT/VARIANT/encoder.*    pixels -> image memory, length logits, expert weights, image embedding
     EXPORT/VARIANT/fit.*        finished captions and image embedding -> how well each fits its image
@@ -23,7 +23,7 @@ from typing import Any
 from fastcap.serving.refine import RefinementSettings
 from fastcap.types import SpecialTokens
 
-FORMAT_VERSION = 5  # raised when a folder comes to mean something else
+FORMAT_VERSION = 6  # raised when a folder comes to mean something else
 INDEX, MODEL, TOKENIZER, WEIGHTS = "export.json", "model.json", "tokenizer.json", "weights.bin"
 BIGRAMS = "bigrams.npz"
 SUFFIXES = {"onnx": ".onnx", "openvino": ".xml"}

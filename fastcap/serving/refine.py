@@ -49,6 +49,7 @@ class RefinementSettings:
     naming_cost: float = 0.4
     concept_weight: float = 0.0
     phrase_weight: float = 0.0
+    trigram_weight: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("num_steps", "num_lengths", "num_choices"):
@@ -98,16 +99,17 @@ def refine(
         settings: How to refine.
         record_steps: Keep every step of the chosen candidates.
         fit: Asked how well each candidate fits its image, where ``similarity_weight`` is above zero.
-        links: What neighbours gain, where ``bigram_weight`` or ``phrase_weight`` is above zero.
+        links: What neighbours gain, where ``bigram_weight``, ``phrase_weight`` or ``trigram_weight`` is above zero.
         naming: Asked how many concepts each candidate is expected to name rightly, where ``naming_weight`` is.
 
     Raises:
         ValueError: If a fit, neighbours or naming are to be weighed and there is nothing to tell them.
     """
-    if settings.bigram_weight == settings.phrase_weight == 0:
+    weighed = [n for n in ("bigram_weight", "phrase_weight", "trigram_weight") if getattr(settings, n) > 0]
+    if not weighed:
         links = None
     elif links is None:
-        name = "bigram_weight" if settings.bigram_weight else "phrase_weight"
+        name = weighed[0]
         raise ValueError(f"refinement.{name} = {getattr(settings, name)} needs a table of neighbours")
 
     # 1. The likeliest lengths, K an image.

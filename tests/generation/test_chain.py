@@ -28,6 +28,22 @@ class Table:
         return torch.tensor([sum(float(self.worth[a, b]) for a, b in itertools.pairwise(row)) for row in rows])
 
 
+class Three(Table):
+    """Triples with any worth; nothing where the middle one is an end."""
+
+    def __init__(self, seed=7):
+        self.worth = torch.randn(V + 1, V + 1, V + 1, generator=torch.Generator().manual_seed(seed))
+        self.worth[:, V] = 0.0
+
+    def __call__(self, first, second, third):
+        return self.worth[first, second, third]
+
+    def score(self, tokens, lengths):
+        rows = [[V, *row[:n], V] for row, n in zip(tokens.tolist(), lengths.tolist(), strict=True)]
+        triples = (zip(row, row[1:], row[2:], strict=False) for row in rows)
+        return torch.tensor([sum(float(self.worth[three]) for three in row) for row in triples])
+
+
 def drafts():
     """Logits and drafts of lengths 4, 1 and 3, some words of which stand already."""
     logits = 2 * torch.randn(3, LONGEST, V, generator=torch.Generator().manual_seed(1))
@@ -35,7 +51,12 @@ def drafts():
     return logits, Draft(tokens, tokens == MASK, tokens == PAD)
 
 
-def ways(logits, draft, table, weight, row, k=V):
+def linked(weight, second):
+    """Pairs of some weight, and triples where ``second`` is any."""
+    return Links(Table(), weight, trigrams=Three() if second else None, trigram_weight=second)
+
+
+def ways(logits, draft, links, row, k=V):
     """Every caption that a draft may become, with its sum."""
     log_probability = logits[row].log_softmax(-1)
     length = int((~draft.pad[row]).sum())
@@ -46,17 +67,17 @@ def ways(logits, draft, table, weight, row, k=V):
     found = {}
     for words in itertools.product(*choices):
         own = sum(float(log_probability[t, w]) for t, w in enumerate(words) if draft.hidden[row, t])
-        found[words] = own + weight * float(table.score(torch.tensor([words]), torch.tensor([length])))
+        found[words] = own + float(links.score(torch.tensor([words]), torch.tensor([length])))
     return found
 
 
 @pytest.mark.parametrize("k", [2, 3, V, 9])
-@pytest.mark.parametrize("weight", [0.0, 0.5, 5.0])
-def test_the_best_way_is_the_best_of_all(weight, k):
-    (logits, draft), table = drafts(), Table()
-    words, value, chance = Together(Links(table, weight), k)(logits, draft)
+@pytest.mark.parametrize(("weight", "second"), [(0.0, 0.0), (0.5, 0.0), (5.0, 0.0), (0.0, 1.0), (0.5, 0.6), (2.0, 5.0)])
+def test_the_best_way_is_the_best_of_all(weight, second, k):
+    (logits, draft), links = drafts(), linked(weight, second)
+    words, value, chance = Together(links, k)(logits, draft)
     for row, length in enumerate((4, 1, 3)):
-        found = ways(logits, draft, table, weight, row, min(k, V))
+        found = ways(logits, draft, links, row, min(k, V))
         assert tuple(words[row, :length].tolist()) == max(found, key=found.__getitem__)
         for t in range(length):
             if draft.hidden[row, t]:
@@ -72,17 +93,18 @@ def test_without_weight_words_are_those_chosen_alone():
         torch.testing.assert_close(one[draft.hidden], other[draft.hidden])
 
 
+@pytest.mark.parametrize("second", [0.0, 0.6])
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
-def test_ways_are_drawn_by_their_probability_and_say_it(temperature):
-    (logits, draft), table = drafts(), Table()
+def test_ways_are_drawn_by_their_probability_and_say_it(temperature, second):
+    (logits, draft), links = drafts(), linked(0.7, second)
     torch.manual_seed(0)
     number = 4000
     many = Draft(*(t.repeat_interleave(number, 0) for t in draft))
     logits.requires_grad_()
-    words, _, chance = Together(Links(table, 0.7), V, temperature)(logits.repeat_interleave(number, 0), many)
+    words, _, chance = Together(links, V, temperature)(logits.repeat_interleave(number, 0), many)
     assert (chance[~many.hidden] == 0).all()
     for row, length in enumerate((4, 1, 3)):
-        found = ways(logits.detach(), draft, table, 0.7, row)
+        found = ways(logits.detach(), draft, links, row)
         sums = torch.tensor(list(found.values())) / temperature
         probability = dict(zip(found, sums.softmax(0).tolist(), strict=True))
         drawn = [tuple(r) for r in words[row * number : (row + 1) * number, :length].tolist()]
@@ -112,11 +134,12 @@ def test_the_gradient_of_a_ways_log_probability_is_true():
 
 
 def test_ways_of_one_position_and_of_equal_gains():
-    gains = torch.zeros(2, 2, 3, 3)
-    gains[:, 1, :, 1:] = -torch.inf  # the end is the only choice behind a caption
-    assert best_way(gains).shape == (2, 1)
-    way, chance = drawn_way(gains)
-    assert way.shape == (2, 1) and chance.exp().tolist() == [[pytest.approx(1 / 3)]] * 2
+    for order in (1, 2):
+        gains = torch.zeros(2, 2, *[3] * order, 3)
+        gains[:, 1, ..., 1:] = -torch.inf  # the end is the only choice behind a caption
+        assert best_way(gains).shape == (2, 1)
+        way, chance = drawn_way(gains)
+        assert way.shape == (2, 1) and chance.exp().tolist() == [[pytest.approx(1 / 3)]] * 2
 
 
 def test_special_tokens_are_no_choice_while_enough_words_are():

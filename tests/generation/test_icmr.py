@@ -5,6 +5,7 @@ import torch
 
 from fastcap.decoder.bigrams import Bigrams
 from fastcap.decoder.moe_decoder import MoEDecoder
+from fastcap.decoder.trigrams import Trigrams
 from fastcap.generation.dlag import DynamicLengthPredictor, top_lengths
 from fastcap.generation.icmr import ICMRDecoder
 from fastcap.types import Judges, SpecialTokens
@@ -211,9 +212,28 @@ def test_candidates_are_judged_by_their_neighbours_too():
     assert decoder.generate(OneWord(), torch.zeros(1, 1, 1), scores).lengths.tolist() == [1]
 
 
+def test_three_words_in_a_row_are_chosen_together():
+    decoder, length = TwoWays(), torch.tensor([[0.0, 9.0]])
+    two, one = [decoder.TWO, decoder.DOGS], [decoder.A, decoder.DOGS]
+    # Both pairs are as common, but one of them never ends a caption.
+    captions = 50 * [two, [*one, decoder.DOG]]
+    decoder.bigrams.count(captions)
+    decoder.trigrams = Trigrams(9)
+    decoder.trigrams.count(captions, decoder.bigrams)
+    for weight, expected in ((0.0, one), (1.0, two)):
+        icmr = ICMRDecoder(SPECIAL, 1, num_lengths=1, trigram_weight=weight)
+        assert icmr.generate(decoder, torch.zeros(1, 1, 1), length).tokens.tolist() == [expected]
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("bigram_weight", -0.1), ("bigram_weight", float("nan")), ("num_choices", 0), ("phrase_weight", -1.0)],
+    [
+        ("bigram_weight", -0.1),
+        ("bigram_weight", float("nan")),
+        ("num_choices", 0),
+        ("phrase_weight", -1.0),
+        ("trigram_weight", -1.0),
+    ],
 )
 def test_bad_settings_of_neighbours_are_refused(name, value):
     with pytest.raises(ValueError, match=f"refinement.{name} = "):

@@ -161,12 +161,13 @@ def test_candidates_are_chosen_by_likeness_in_every_runtime(tiny_checkpoint, tin
 
 def test_words_are_chosen_together_in_every_runtime(tiny_checkpoint, tiny_export, tmp_path):
     chosen = {}
-    for weight in (0.0, 3.0):
-        options = {"num_steps": 1, "num_lengths": 2, "bigram_weight": weight, "num_choices": 3}
+    for weights in ({}, {"bigram_weight": 1.0}, {"bigram_weight": 1.0, "trigram_weight": 3.0}):
+        options = {"num_steps": 1, "num_lengths": 2, "bigram_weight": 0.0, "num_choices": 3, **weights}
         models = [Captioner.load(path, **options) for path in (tiny_checkpoint, tiny_export[0])]
-        chosen[weight], exported = ([model.caption(p).text for p in PIXELS] for model in models)
-        assert chosen[weight] == exported
-    assert chosen[0.0] != chosen[3.0], "neighbours changed no word: nothing was said of them"
+        chosen[len(weights)], exported = ([model.caption(p).text for p in PIXELS] for model in models)
+        assert chosen[len(weights)] == exported
+    for more in (1, 2):
+        assert chosen[more] != chosen[more - 1], "neighbours changed no word: nothing was said of them"
     with pytest.raises(ValueError, match=r"num_choices = 5: this export scores 4"):
         Captioner.load(tiny_export[0], num_choices=5)
     folder = shutil.copytree(tiny_export[0] / "onnx-fp32", tmp_path / "uncounted")
@@ -175,6 +176,9 @@ def test_words_are_chosen_together_in_every_runtime(tiny_checkpoint, tiny_export
     with pytest.raises(ValueError, match="holds no counts of neighbours"):
         Captioner.load(folder)
     assert Captioner.load(folder, bigram_weight=0).caption(PIXELS[0]).text
+    replace(table, triples=table.triples[:0], triple_worth=table.triple_worth[:0]).write(folder / "bigrams.npz")
+    with pytest.raises(ValueError, match="holds no counts of triples"):
+        Captioner.load(folder, trigram_weight=0.2)
     replace(table, unseen=table.unseen[1:]).write(folder / "bigrams.npz")
     with pytest.raises(ExportError, match=r"bigrams\.npz: of \d+ words, tokenizer\.json holds \d+"):
         Captioner.load(folder)

@@ -9,6 +9,7 @@ import torch
 from fastcap.alignment.cmfa import CrossModalFeatureAlignment, summary
 from fastcap.data.tokenizer import CaptionTokenizer
 from fastcap.decoder.bigrams import Bigrams
+from fastcap.decoder.trigrams import Trigrams
 from fastcap.generation.icmr import ICMRDecoder
 from fastcap.serving.chain import BigramTable, Links
 from fastcap.serving.refine import RefinementSettings, expected_names, join, refine
@@ -26,7 +27,10 @@ class Scorer:
         self.image = torch.randn(num_images, 1, LONGEST, WORDS, generator=draw)
         self.word = torch.randn(WORDS, WORDS, generator=draw)
         self.bigrams = Bigrams(WORDS)
-        self.bigrams.count(torch.randint(5, WORDS, (40, 6), generator=draw).tolist())
+        captions = torch.randint(5, WORDS, (40, 6), generator=draw).tolist()
+        self.bigrams.count(captions)
+        self.trigrams = Trigrams(WORDS)
+        self.trigrams.count(captions, self.bigrams)
         pairs = sorted({(a, b) for a, b in torch.randint(5, WORDS, (20, 2), generator=draw).tolist()})
         self.alignment = CrossModalFeatureAlignment(
             6, 8, [-1] * 5 + [0] * (WORDS - 5), phrases=pairs, phrase_weights=[1.0] * len(pairs)
@@ -36,13 +40,15 @@ class Scorer:
 
     def table(self):
         tables = self.bigrams.pairs, self.bigrams.worth, self.bigrams.unseen, self.alignment.phrases
+        three = self.trigrams
+        tables += three.triples, three.worth, three.contexts, three.unseen
         return BigramTable(*(t.numpy() for t in tables))
 
     def phrases(self, before, after):
         return self.alignment.phrase_probability(self.named, before, after)
 
-    def links(self, bigram_weight, phrase_weight):
-        return Links(self.table(), bigram_weight, phrase_weight, self.named[:, 2:].numpy())
+    def links(self, bigram_weight, phrase_weight, trigram_weight=0.0):
+        return Links(self.table(), bigram_weight, phrase_weight, self.named[:, 2:].numpy(), trigram_weight)
 
     def prepare(self, memory):
         return memory.shape[0]
@@ -80,8 +86,17 @@ class Fitness:
 
 
 @pytest.mark.parametrize(
-    ("together", "phrases", "choices"),
-    [(0.0, 0.0, 4), (0.4, 0.0, 1), (0.4, 0.0, 3), (2.0, 0.0, 4), (0.0, 1.5, 3), (0.4, 0.5, 4)],
+    ("together", "phrases", "three", "choices"),
+    [
+        (0.0, 0.0, 0.0, 4),
+        (0.4, 0.0, 0.0, 1),
+        (0.4, 0.0, 0.0, 3),
+        (2.0, 0.0, 0.0, 4),
+        (0.0, 1.5, 0.0, 3),
+        (0.4, 0.5, 0.0, 4),
+        (0.0, 0.0, 0.7, 3),
+        (0.4, 0.5, 1.5, 4),
+    ],
 )
 @pytest.mark.parametrize(("weight", "naming"), [(0.0, 0.0), (0.1, 0.0), (3.0, 0.0), (0.0, 0.7), (0.1, 2.0)])
 @pytest.mark.parametrize("collapse", [False, True])
@@ -89,15 +104,15 @@ class Fitness:
 @pytest.mark.parametrize("num_steps", [1, 2, 3, 4, 7, 10])
 @pytest.mark.parametrize("num_lengths", [1, 3])
 def test_numpy_refines_as_icmr_does(
-    num_steps, schedule, num_lengths, collapse, weight, naming, together, phrases, choices
+    num_steps, schedule, num_lengths, collapse, weight, naming, together, phrases, three, choices
 ):
     scorer = Scorer(num_images=5, seed=num_steps)
     logits = torch.randn(5, LONGEST, generator=torch.Generator().manual_seed(num_lengths))
-    options = num_steps, schedule, num_lengths, collapse, weight, together, choices, naming, 0.3, 0.0, phrases
+    options = num_steps, schedule, num_lengths, collapse, weight, together, choices, naming, 0.3, 0.0, phrases, three
     fitness, names = Fitness(), Fitness()
     asked = Judges(fitness, names, phrases=scorer.phrases)
     expected = ICMRDecoder(SPECIAL, *options).generate(scorer, torch.zeros(5, 1, 1), logits, True, asked)
-    judges = fitness.numpy, scorer.links(together, phrases), names.numpy
+    judges = fitness.numpy, scorer.links(together, phrases, three), names.numpy
     found = refine(scorer.predict, logits.numpy(), SPECIAL, RefinementSettings(*options), True, *judges)
     # Both have finished captions judged, and only where there is a choice.
     assert len(fitness.judged) == (2 if weight and num_lengths > 1 else 0)
@@ -158,7 +173,7 @@ def test_refused_settings_are_named(values, message):
 
 def test_neighbours_that_are_to_be_weighed_must_be_there():
     scorer = Scorer(num_images=1, seed=0)
-    for name in ("bigram_weight", "phrase_weight"):
+    for name in ("bigram_weight", "phrase_weight", "trigram_weight"):
         settings = RefinementSettings(**{name: 0.3})
         with pytest.raises(ValueError, match=rf"{name} = 0\.3 needs a table of neighbours"):
             refine(scorer.predict, np.zeros((1, LONGEST), np.float32), SPECIAL, settings)
@@ -171,17 +186,39 @@ def test_a_table_of_neighbours_is_written_and_read_whole(tmp_path):
     every = np.arange(WORDS + 1)
     expected = scorer.bigrams(*(torch.from_numpy(t) for t in np.broadcast_arrays(every[:, None], every)))
     np.testing.assert_array_equal(table(every[:, None], every), expected.numpy())
+    three = every[:, None, None], every[:, None], every
+    expected = scorer.trigrams(*(torch.from_numpy(t) for t in np.broadcast_arrays(*three)))
+    np.testing.assert_array_equal(table.three(*three), expected.numpy())
     np.testing.assert_array_equal(table.phrases, scorer.alignment.phrases.numpy())
     assert table.counted and not BigramTable(table.pairs[:0], table.worth[:0], table.unseen).counted
+
+
+TABLE = {
+    "pairs": np.arange(3),
+    "worth": np.zeros(3),
+    "unseen": np.zeros(4),
+    "phrases": np.arange(2),
+    "triples": np.arange(5),
+    "triple_worth": np.zeros(5),
+    "contexts": np.arange(2),
+    "context_unseen": np.zeros(2),
+}
+
+
+def test_arrays_of_a_table_are_one(tmp_path):
+    np.savez(tmp_path / "bigrams.npz", **TABLE)
+    assert BigramTable.read(tmp_path / "bigrams.npz").boundary == 3
 
 
 @pytest.mark.parametrize(
     "arrays",
     [
-        {"pairs": np.arange(3), "worth": np.zeros(3), "unseen": np.zeros(4)},
-        {"pairs": np.arange(3), "worth": np.zeros(2), "unseen": np.zeros(4), "phrases": np.arange(2)},
-        {"pairs": np.arange(3), "worth": np.zeros(3), "unseen": np.zeros(4), "phrases": np.zeros((2, 2), np.int64)},
-        {"pairs": np.array([{}]), "worth": np.zeros(1), "unseen": np.zeros(4), "phrases": np.arange(2)},
+        {name: value for name, value in TABLE.items() if name != "triples"},
+        TABLE | {"worth": np.zeros(2)},
+        TABLE | {"context_unseen": np.zeros(3)},
+        TABLE | {"triple_worth": np.zeros((5, 1))},
+        TABLE | {"phrases": np.zeros((2, 2), np.int64)},
+        TABLE | {"pairs": np.array([{}]), "worth": np.zeros(1)},
         None,
     ],
 )
