@@ -67,9 +67,8 @@ class Bigrams(nn.Module):
         unseen = self.unseen[before]
         if not self.counted:
             return unseen.expand(torch.broadcast_shapes(before.shape, after.shape))
-        wanted = before * (self.boundary + 1) + after
-        at = torch.searchsorted(self.pairs, wanted).clamp_(max=self.pairs.numel() - 1)
-        return torch.where(self.pairs[at] == wanted, self.worth[at], unseen)
+        place, known = find(self.pairs, before * (self.boundary + 1) + after)
+        return torch.where(known, self.worth[place], unseen)
 
     def score(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         """Sum over the pairs of whole captions, both boundaries included. (B, L) and (B,) to (B,)."""
@@ -95,3 +94,9 @@ class Bigrams(nn.Module):
             if found.shape != own.shape and name != "unseen":
                 setattr(self, name, torch.empty_like(found, device=own.device))
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def find(table: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+    """Look ids up in an ascending table that is not empty: where they stand, and whether they do."""
+    place = torch.searchsorted(table, wanted).clamp_(max=table.numel() - 1)
+    return place, table[place] == wanted

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fastcap.decoder.bigrams import find
 from fastcap.types import Neighbours
 
 STRENGTH = 3.0  # imagined words after each pair, shared out as words are after its second one
@@ -75,9 +76,9 @@ class Trigrams(nn.Module):
         wanted = context * symbols + third
         if not self.counted:
             return torch.zeros_like(wanted, dtype=self.worth.dtype)
-        place, known = _find(self.contexts, context)
+        place, known = find(self.contexts, context)
         unseen = self.unseen[place] * known
-        place, known = _find(self.triples, wanted)
+        place, known = find(self.triples, wanted)
         return torch.where(known, self.worth[place], unseen) * (second != self.boundary)
 
     def score(self, tokens: Tensor, lengths: Tensor) -> Tensor:
@@ -95,9 +96,3 @@ class Trigrams(nn.Module):
             if found.shape != own.shape:
                 setattr(self, name, torch.empty_like(found, device=own.device))
         super()._load_from_state_dict(state_dict, prefix, *args)
-
-
-def _find(table: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
-    """Where ids stand in an ascending table that is not empty, and whether they do."""
-    place = torch.searchsorted(table, wanted).clamp_(max=table.numel() - 1)
-    return place, table[place] == wanted

@@ -60,8 +60,8 @@ class BigramTable:
     def place(self, before: np.ndarray, after: np.ndarray) -> np.ndarray:
         """Where pairs stand among the phrases, of which there are some; -1 for what is none."""
         wanted = np.where(after < self.boundary, before * self.boundary + after, -1)
-        at = np.minimum(np.searchsorted(self.phrases, wanted), len(self.phrases) - 1)
-        return np.where(self.phrases[at] == wanted, at, -1)
+        at, known = _find(self.phrases, wanted)
+        return np.where(known, at, -1)
 
     def __call__(self, before: np.ndarray, after: np.ndarray) -> np.ndarray:
         """Look pairs up; both broadcast together."""
@@ -69,17 +69,16 @@ class BigramTable:
         unseen = np.broadcast_to(self.unseen[before], wanted.shape)
         if not self.counted:
             return unseen
-        at = np.minimum(np.searchsorted(self.pairs, wanted), len(self.pairs) - 1)
-        return np.where(self.pairs[at] == wanted, self.worth[at], unseen)
+        at, known = _find(self.pairs, wanted)
+        return np.where(known, self.worth[at], unseen)
 
     def three(self, first: np.ndarray, second: np.ndarray, third: np.ndarray) -> np.ndarray:
         """Look triples up, of which some were counted; all broadcast together."""
         context = first * len(self.unseen) + second
-        wanted = context * len(self.unseen) + third
-        at = np.minimum(np.searchsorted(self.contexts, context), len(self.contexts) - 1)
-        unseen = np.where(self.contexts[at] == context, self.context_unseen[at], np.float32(0))
-        at = np.minimum(np.searchsorted(self.triples, wanted), len(self.triples) - 1)
-        found = np.where(self.triples[at] == wanted, self.triple_worth[at], unseen)
+        at, known = _find(self.contexts, context)
+        unseen = np.where(known, self.context_unseen[at], np.float32(0))
+        at, known = _find(self.triples, context * len(self.unseen) + third)
+        found = np.where(known, self.triple_worth[at], unseen)
         return np.where(second == self.boundary, np.float32(0), found)
 
     def write(self, path: Path) -> None:
@@ -105,6 +104,12 @@ class BigramTable:
         if not flat or any(getattr(table, a).shape != getattr(table, b).shape for a, b in aligned):
             raise ValueError("not a table of neighbours (its arrays do not fit each other)")
         return table
+
+
+def _find(table: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Look ids up in an ascending table that is not empty: where they stand, and whether they do."""
+    at = np.minimum(np.searchsorted(table, wanted), len(table) - 1)
+    return at, table[at] == wanted
 
 
 @dataclass
