@@ -220,18 +220,12 @@ class Neighbours(Protocol):
     def __call__(self, before: Tensor, after: Tensor) -> Tensor:
         """Look pairs up, two tensors that broadcast together."""
 
-    def score(self, tokens: Tensor, lengths: Tensor) -> Tensor:
-        """Sum over the pairs of captions (B, L) of given lengths (B,); returns (B,)."""
-
 
 class Triples(Protocol):
     """What words are worth after two others, beyond what their pair is, in nats; ends as in ``Neighbours``."""
 
     def __call__(self, first: Tensor, second: Tensor, third: Tensor) -> Tensor:
         """Look triples up, three tensors that broadcast together."""
-
-    def score(self, tokens: Tensor, lengths: Tensor) -> Tensor:
-        """Sum over the triples of captions (B, L) of given lengths (B,); returns (B,)."""
 
 
 class Denoiser(Protocol):

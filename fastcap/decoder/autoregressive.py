@@ -12,9 +12,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastcap.decoder.attention import merge_heads, split_heads
+from fastcap.decoder.attention import JoinedMemory, merge_heads, split_heads
 from fastcap.decoder.bigrams import Bigrams
-from fastcap.decoder.moe import Expert, ExpertCache, ExpertMixture, GatingNetwork
+from fastcap.decoder.moe import (
+    Expert,
+    ExpertCache,
+    ExpertMixture,
+    GatingNetwork,
+    join_memories,
+    prepare_layers,
+)
 from fastcap.decoder.moe_decoder import DecoderCache
 from fastcap.decoder.vocabulary import VocabularyHead
 from fastcap.types import DecoderOutput, Past
@@ -133,6 +140,7 @@ class AutoregressiveDecoder(nn.Module):
         )
         self.norm = nn.LayerNorm(dim)
         self.head = VocabularyHead()
+        self.joined: JoinedMemory | None = None
         self.bigrams = Bigrams(vocab_size)  # for counting faults alone
         self.head_bias = nn.Parameter(torch.zeros(vocab_size))
         nn.init.normal_(self.word.weight, std=dim**-0.5)
@@ -145,8 +153,15 @@ class AutoregressiveDecoder(nn.Module):
     def prepare(self, memory: Tensor) -> DecoderCache:
         """Route each image and compute its experts' image-only values. memory: (B, N, D)."""
         routing, context = self.gate(memory), self.context(memory.mean(1, keepdim=True))
-        mixtures = (cast(CausalLayer, layer).mixture for layer in self.layers)
-        return DecoderCache(routing, context, [mixture.prepare(memory, routing.weights) for mixture in mixtures])
+        layers = prepare_layers(self._mixtures(), memory, routing.weights, self.joined)
+        return DecoderCache(routing, context, layers)
+
+    def join(self) -> None:
+        """Prepare all experts' image-only values at once from now on, where possible; for inference."""
+        self.joined = join_memories(self._mixtures(), self.gate.top_k)
+
+    def _mixtures(self) -> list[ExpertMixture]:
+        return [cast(CausalLayer, layer).mixture for layer in self.layers]
 
     def predict(self, tokens: Tensor, cache: DecoderCache, past: list[Past] | None = None) -> tuple[Tensor, list[Past]]:
         """Score what follows each token.

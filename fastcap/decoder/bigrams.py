@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 SMOOTHING = 10.0  # imagined words after each word, shared out as words are on the whole
 
@@ -70,21 +71,12 @@ class Bigrams(nn.Module):
         place, known = find(self.pairs, before * (self.boundary + 1) + after)
         return torch.where(known, self.worth[place], unseen)
 
-    def score(self, tokens: Tensor, lengths: Tensor) -> Tensor:
-        """Sum over the pairs of whole captions, both boundaries included. (B, L) and (B,) to (B,)."""
-        return self(*self._pairs(tokens, lengths)).sum(1)
-
     def strange(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         """Tell which captions hold a pair that was never counted ("a dogs"), ends left aside. Returns bool (B,)."""
-        before, after = self._pairs(tokens, lengths)
-        return (~torch.isin(before * (self.boundary + 1) + after, self.pairs) & (after != self.boundary)).any(1)
-
-    def _pairs(self, tokens: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """The neighbours of captions, from the start to the end. (B, L + 1) twice."""
         ahead = torch.arange(tokens.shape[1], device=tokens.device)
-        words = tokens.masked_fill(ahead >= lengths.unsqueeze(1), self.boundary)
-        edge = words.new_full((len(words), 1), self.boundary)
-        return torch.cat([edge, words], 1), torch.cat([words, edge], 1)
+        after = tokens.masked_fill(ahead >= lengths.unsqueeze(1), self.boundary)
+        before = F.pad(after, (1, 0), value=self.boundary)[:, :-1]
+        return (~torch.isin(before * (self.boundary + 1) + after, self.pairs) & (after != self.boundary)).any(1)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """Take over tables of any size; a checkpoint from before there were any changes nothing."""

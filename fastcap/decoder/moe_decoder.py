@@ -13,9 +13,17 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from fastcap.decoder.attention import SoftmaxSelfAttention
+from fastcap.decoder.attention import JoinedMemory, SoftmaxSelfAttention
 from fastcap.decoder.bigrams import Bigrams
-from fastcap.decoder.moe import Expert, ExpertCache, ExpertMixture, GatingNetwork, Routing
+from fastcap.decoder.moe import (
+    Expert,
+    ExpertCache,
+    ExpertMixture,
+    GatingNetwork,
+    Routing,
+    join_memories,
+    prepare_layers,
+)
 from fastcap.decoder.trigrams import Trigrams
 from fastcap.decoder.vocabulary import VocabularyHead
 from fastcap.types import DecoderOutput
@@ -124,6 +132,7 @@ class MoEDecoder(nn.Module):
         )
         self.norm = nn.LayerNorm(dim)
         self.head = VocabularyHead()
+        self.joined: JoinedMemory | None = None
         self.bigrams, self.trigrams = Bigrams(vocab_size), Trigrams(vocab_size)
         self.head_bias = nn.Parameter(torch.zeros(vocab_size))
         # Words are scaled up again on the way in: there, words and positions weigh alike, and more than the context.
@@ -140,9 +149,15 @@ class MoEDecoder(nn.Module):
     def prepare(self, memory: Tensor) -> DecoderCache:
         """Route each image and compute its experts' image-only values. memory: (B, N, D)."""
         routing, context = self.gate(memory), self.context(memory.mean(1, keepdim=True))
-        mixtures = (cast(DecoderLayer, layer).mixture for layer in self.layers)
-        layers = [mixture.prepare(memory, routing.weights) for mixture in mixtures]
+        layers = prepare_layers(self._mixtures(), memory, routing.weights, self.joined)
         return DecoderCache(routing, context, layers)
+
+    def join(self) -> None:
+        """Prepare all experts' image-only values at once from now on, where possible; for inference."""
+        self.joined = join_memories(self._mixtures(), self.gate.top_k)
+
+    def _mixtures(self) -> list[ExpertMixture]:
+        return [cast(DecoderLayer, layer).mixture for layer in self.layers]
 
     def denoise(self, tokens: Tensor, pad: Tensor | None, cache: DecoderCache) -> Tensor:
         """Score every position.

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from fastcap.decoder.bigrams import find
 from fastcap.types import Neighbours
@@ -80,13 +79,6 @@ class Trigrams(nn.Module):
         unseen = self.unseen[place] * known
         place, known = find(self.triples, wanted)
         return torch.where(known, self.worth[place], unseen) * (second != self.boundary)
-
-    def score(self, tokens: Tensor, lengths: Tensor) -> Tensor:
-        """Sum over the triples of whole captions, both boundaries included. (B, L) and (B,) to (B,)."""
-        ahead = torch.arange(tokens.shape[1], device=tokens.device)
-        words = tokens.masked_fill(ahead >= lengths.unsqueeze(1), self.boundary)
-        words = F.pad(words, (1, 1), value=self.boundary)
-        return self(words[:, :-2], words[:, 1:-1], words[:, 2:]).sum(1)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """Take over tables of any size; a checkpoint from before there were any changes nothing."""

@@ -51,16 +51,6 @@ class Links:
             return gain
         return gain + self.phrase_weight * self.phrases(before, after)
 
-    def score(self, tokens: Tensor, lengths: Tensor) -> Tensor:
-        """Sum over the pairs and triples of whole captions, both ends included. (B, L) and (B,) to (B,)."""
-        total = self.bigram_weight * self.bigrams.score(tokens, lengths)
-        if self.trigrams is not None:
-            total = total + self.trigram_weight * self.trigrams.score(tokens, lengths)
-        if self.phrases is None or tokens.shape[1] < 2:
-            return total
-        inside = torch.arange(1, tokens.shape[1], device=tokens.device) < lengths.unsqueeze(1)
-        return total + self.phrase_weight * (self.phrases(tokens[:, :-1], tokens[:, 1:]) * inside).sum(1)
-
 
 @dataclass
 class Choices:
@@ -89,8 +79,7 @@ class Choices:
             links: What neighbours gain.
             k: Choices of a position.
         """
-        top, words = logits.topk(min(k, logits.shape[-1]), dim=-1)
-        value = top - logits.logsumexp(-1, keepdim=True)
+        value, words = logits.log_softmax(-1).topk(min(k, logits.shape[-1]), dim=-1)
         standing = tokens.masked_fill(pad, links.bigrams.boundary).unsqueeze(-1)
         only = torch.full_like(value[:1, :1], -torch.inf)
         only[..., 0] = 0.0
@@ -114,25 +103,26 @@ class Choices:
         return words, value
 
 
-def best_way(gains: Tensor) -> Tensor:
+def best_way(gains: Tensor) -> tuple[Tensor, Tensor]:
     """Find the way of the highest sum; any start of the first position is alike.
 
     Args:
         gains: As in ``Choices``. (B, L + 1, k, k) or (B, L + 1, k, k, k)
 
     Returns:
-        A choice at each position. (B, L)
+        A choice at each position (B, L), and the sum (B,).
     """
     ahead, pointers = torch.zeros_like(gains[:, 0, 0]), []
     for gain in reversed(gains.unbind(1)):
         ahead, pointer = (gain + ahead.unsqueeze(1)).max(-1)
-        pointers.append(pointer.flatten(1))
-    state, way = torch.zeros_like(pointers[0][:, :1]), []
-    for pointer in reversed(pointers[1:]):
-        choice = pointer.gather(1, state)
-        way.append(choice)
-        state = _follow(state, choice, gains)
-    return torch.cat(way, dim=1)
+        pointers.append(pointer)
+    choices = torch.stack(pointers[:0:-1]).flatten(2)  # of each position but the end, from each state (L, B, states)
+    states = torch.arange(choices.shape[-1], device=gains.device)
+    state, way = choices.new_zeros(len(gains), 1), []
+    for leads_to in _follow(states, choices, gains).unbind():
+        state = leads_to.gather(1, state)
+        way.append(state)
+    return torch.cat(way, dim=1) % gains.shape[-1], ahead.flatten(1)[:, 0]
 
 
 def drawn_way(gains: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
@@ -162,5 +152,5 @@ def drawn_way(gains: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
 
 
 def _follow(state: Tensor, choice: Tensor, gains: Tensor) -> Tensor:
-    """Number the state that a choice leads to: the last choice, or the last two as one number. (B, 1) each."""
+    """Number the state that a choice leads to: the last choice, or the last two as one number. Both broadcast."""
     return choice if gains.dim() == 4 else state % gains.shape[-1] * gains.shape[-1] + choice

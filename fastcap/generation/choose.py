@@ -26,23 +26,37 @@ class Draft(NamedTuple):
     pad: Tensor
 
 
-# Logits (B, L, V) of a draft to word ids, their log-probabilities, and those of the choice, all (B, L); what they are
-# where no word is hidden has no meaning.
-Choose = Callable[[Tensor, Draft], tuple[Tensor, Tensor, Tensor]]
+class Chosen(NamedTuple):
+    """Words chosen; what is said of them where no word was hidden has no meaning.
+
+    Attributes:
+        words: Ids. (B, L)
+        certainty: Their log-probabilities. (B, L)
+        chance: The log-probability of each choice, which drawing makes another. (B, L)
+        together: What the whole captions are worth beyond their words, standing ones included; None for nothing. (B,)
+    """
+
+    words: Tensor
+    certainty: Tensor
+    chance: Tensor
+    together: Tensor | None = None
 
 
-def likeliest(logits: Tensor, draft: Draft | None = None) -> tuple[Tensor, Tensor, Tensor]:
+Choose = Callable[[Tensor, Draft], Chosen]  # from the logits (B, L, V) of a draft
+
+
+def likeliest(logits: Tensor, draft: Draft | None = None) -> Chosen:
     """Take the word of the highest score."""
     value, index = F.log_softmax(logits, dim=-1).max(-1)
-    return index, value, value
+    return Chosen(index, value, value)
 
 
-def at_random(logits: Tensor, draft: Draft | None = None, temperature: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
+def at_random(logits: Tensor, draft: Draft | None = None, temperature: float = 1.0) -> Chosen:
     """Draw each word by its probability at a temperature, from torch's global generator."""
     choice = F.log_softmax(logits / temperature, dim=-1)
     index = torch.multinomial(choice.detach().exp().flatten(0, -2), 1).view(*logits.shape[:-1], 1)
     own = choice if temperature == 1 else F.log_softmax(logits.detach(), dim=-1)
-    return index.squeeze(-1), own.gather(-1, index).squeeze(-1), choice.gather(-1, index).squeeze(-1)
+    return Chosen(index.squeeze(-1), own.gather(-1, index).squeeze(-1), choice.gather(-1, index).squeeze(-1))
 
 
 class Together:
@@ -57,11 +71,12 @@ class Together:
     def __init__(self, links: Links, num_choices: int, temperature: float | None = None) -> None:
         self.links, self.num_choices, self.temperature = links, num_choices, temperature
 
-    def __call__(self, logits: Tensor, draft: Draft) -> tuple[Tensor, Tensor, Tensor]:
+    def __call__(self, logits: Tensor, draft: Draft) -> Chosen:
         """Choose, as ``Choose`` says."""
         choices = Choices.of(logits, *draft, self.links, self.num_choices)
         if self.temperature is None:
-            words, value = choices.taken(best_way(choices.gains))
-            return words, value, value
+            way, total = best_way(choices.gains)
+            words, value = choices.taken(way)
+            return Chosen(words, value, value, total - value.sum(1))
         way, chance = drawn_way(choices.gains, self.temperature)
-        return *choices.taken(way), chance
+        return Chosen(*choices.taken(way), chance)

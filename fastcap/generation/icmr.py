@@ -114,16 +114,14 @@ class ICMRDecoder:
         lengths = candidates.flatten()
         cache = denoiser.prepare(memory)
         judges = judges or Judges()
-        links = self._links(denoiser, judges)
         shape = candidates.shape
-        gain, choose = self._gain(judges, shape[1]), self._choose(links, temperature=None)
-        tokens, confidence, steps, num_passes = self._refine(denoiser, cache, lengths, choose, record_steps, gain)
+        gain, choose = self._gain(judges, shape[1]), self._choose(self._links(denoiser, judges), temperature=None)
+        refined = self._refine(denoiser, cache, lengths, choose, record_steps, gain)
+        tokens, confidence, together, steps, num_passes = refined
 
         # 5. The candidate whose words are likeliest on average, go together, fit the image and name what is there.
         scores, drafted = confidence.sum(1) / lengths, lengths
-        total = scores
-        if links is not None and self.num_lengths > 1:
-            total = scores + links.score(tokens, lengths) / lengths
+        total = scores if together is None else scores + together / lengths
         tokens, lengths = self._collapse(tokens) if self.collapse_repeats else (tokens, lengths)
         finished = total.view(shape), tokens.view(*shape, -1), lengths.view(shape)
         best = rank(*finished, self.rank_weights, judges)
@@ -164,7 +162,7 @@ class ICMRDecoder:
         lengths = drawn.flatten() + 1
         links = Links(denoiser.bigrams, self.bigram_weight) if self.bigram_weight > 0 else None
         draw = self._choose(links, temperature)
-        tokens, confidence, _, _ = self._refine(denoiser, denoiser.prepare(memory), lengths, draw, False)
+        tokens, confidence, *_ = self._refine(denoiser, denoiser.prepare(memory), lengths, draw, False)
         words = tokens != self.special.pad
         if self.collapse_repeats:
             shown, shown_lengths = self._collapse(tokens)
@@ -205,8 +203,12 @@ class ICMRDecoder:
         choose: Choose,
         record_steps: bool,
         gain: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor, list[RefinementStep], int]:
-        """Refine captions of given lengths; returns tokens, their choices' log-probabilities, steps, passes."""
+    ) -> tuple[Tensor, Tensor, Tensor | None, list[RefinementStep], int]:
+        """Refine captions of given lengths.
+
+        Returns:
+            Tokens, their choices' log-probabilities, what captions are worth together beyond them, steps and passes.
+        """
         # 2. Start from nothing but [MASK].
         shortest, longest = torch.stack(lengths.aminmax()).tolist()
         pad = torch.arange(longest, device=lengths.device) >= lengths.unsqueeze(1)
@@ -221,7 +223,7 @@ class ICMRDecoder:
                 logits = logits + gain.to(logits.dtype)
             logits[..., list(self.special.ids)] = -torch.inf
             masked = tokens == self.special.mask
-            written, certainty, chance = choose(logits, Draft(tokens, masked, pad))
+            written, certainty, chance, together = choose(logits, Draft(tokens, masked, pad))
             num_passes += 1
             tokens = torch.where(masked, written, tokens)
             if step == 1:
@@ -237,7 +239,7 @@ class ICMRDecoder:
             if done:
                 break
             tokens = tokens.masked_fill(remasked, self.special.mask)
-        return tokens, decision, steps, num_passes
+        return tokens, decision, together, steps, num_passes
 
     def _collapse(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Leave out tokens that equal the one before; returns tokens (B, L) and lengths (B,)."""

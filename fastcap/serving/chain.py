@@ -137,17 +137,6 @@ class Links:
             return gain
         return gain + np.float32(self.phrase_weight) * self.table.named(self.phrases, before, after)
 
-    def score(self, tokens: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-        """Sum over the pairs and triples of captions. (B, K, L) and (B, K) to (B, K)."""
-        words = np.where(np.arange(tokens.shape[-1]) >= lengths[..., None], self.table.boundary, tokens)
-        edge = np.full((*words.shape[:-1], 1), self.table.boundary)
-        words = np.concatenate([edge, words, edge], -1)
-        total = self(words[..., :-1], words[..., 1:]).sum(-1, dtype=np.float32)
-        if self.trigram_weight == 0:
-            return total
-        triples = self.table.three(words[..., :-2], words[..., 1:-1], words[..., 2:]).sum(-1, dtype=np.float32)
-        return total + np.float32(self.trigram_weight) * triples
-
 
 def choose_together(
     words: np.ndarray,
@@ -156,7 +145,7 @@ def choose_together(
     hidden: np.ndarray,
     pad: np.ndarray,
     links: Links,
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Take the best way through the choices of hidden words.
 
     Args:
@@ -168,7 +157,8 @@ def choose_together(
         links: What neighbours gain.
 
     Returns:
-        The words and their log-probabilities; they have no meaning where nothing is hidden. (..., L) twice
+        The words and their log-probabilities, without meaning where nothing is hidden, (..., L) twice, and what whole
+        captions are worth beyond them (...).
     """
     only = np.full(words.shape[-1], -np.inf, np.float32)
     only[0] = 0.0
@@ -187,7 +177,7 @@ def choose_together(
     return _best_way(words, value, gains)
 
 
-def _best_way(words: np.ndarray, value: np.ndarray, gains: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _best_way(words: np.ndarray, value: np.ndarray, gains: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The way of the highest sum; a state is the last choice, or the last two as one number.
 
     Args:
@@ -196,7 +186,7 @@ def _best_way(words: np.ndarray, value: np.ndarray, gains: np.ndarray) -> tuple[
         gains: Of going on to each choice from the one or the two before. (..., L + 1, k, k) or (..., L + 1, k, k, k)
 
     Returns:
-        The words of the way and their log-probabilities. (..., L) twice
+        The words of the way and their log-probabilities, (..., L) twice, and its sum less theirs (...).
     """
     batch, k = words.ndim - 2, words.shape[-1]
     steps = np.moveaxis(gains, batch, 0)
@@ -211,4 +201,5 @@ def _best_way(words: np.ndarray, value: np.ndarray, gains: np.ndarray) -> tuple[
         way.append(choice)
         state = choice if pointer.shape[-1] == k else state % k * k + choice
     taken = np.stack(way, axis=-2)
-    return tuple(np.take_along_axis(t, taken, -1)[..., 0] for t in (words, value))  # type: ignore[return-value]
+    words, value = (np.take_along_axis(t, taken, -1)[..., 0] for t in (words, value))
+    return words, value, ahead.reshape(*words.shape[:-1], -1)[..., 0] - value.sum(-1, dtype=np.float32)

@@ -44,6 +44,7 @@ def _pack_decoding(model: FastCap, image_size: int) -> None:
     before = (model.alignment, model.decoder, model.length)
     expected = _results(model, features)
     model.alignment, model.decoder, model.length = copy.deepcopy(before)
+    model.decoder.join()
     pack_layers(model, lambda: model.describe(model.alignment.project(features)))
     decoder = model.decoder
     rows = 1 if decoder.causal else decoder.max_length

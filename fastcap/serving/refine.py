@@ -127,7 +127,7 @@ def refine(
         masked = tokens == special.mask
         if links is not None:
             choices = words[..., : settings.num_choices], chances[..., : settings.num_choices]
-            predicted, log_probability = choose_together(*choices, tokens, masked, pad, links)
+            predicted, log_probability, together = choose_together(*choices, tokens, masked, pad, links)
         else:
             predicted, log_probability = words[..., 0], chances[..., 0]
         tokens = np.where(masked, predicted, tokens)
@@ -145,8 +145,8 @@ def refine(
     scores = np.where(pad, 0.0, confidence).sum(2, dtype=np.float32) / lengths.astype(np.float32)
     shown, final = collapse(tokens, special.pad) if settings.collapse_repeats else (tokens, lengths)
     total = scores
-    if links is not None and lengths.shape[1] > 1:
-        total = scores + links.score(tokens, lengths) / lengths.astype(np.float32)
+    if links is not None:
+        total = scores + together / lengths.astype(np.float32)
     if settings.similarity_weight > 0 and lengths.shape[1] > 1:
         if fit is None:
             raise ValueError(f"refinement.similarity_weight = {settings.similarity_weight} needs a fit")

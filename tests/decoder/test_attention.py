@@ -3,6 +3,7 @@ import torch
 from torch.nn import functional as F
 
 from fastcap.decoder.attention import (
+    JoinedMemory,
     RankAugmentedCrossAttention,
     RankAugmentedSelfAttention,
     SoftmaxCrossAttention,
@@ -122,3 +123,10 @@ def test_rala_buffer_is_fp32_under_autocast():
 def test_heads_must_divide(kind):
     with pytest.raises(ValueError, match="num_heads"):
         kind(30, num_heads=4)
+
+
+def test_joined_memories_are_those_prepared_alone():
+    layers = [RankAugmentedCrossAttention(32, num_heads=4).double() for _ in range(3)]
+    joined, memory = JoinedMemory(layers), torch.randn(2, 7, 32, dtype=torch.float64)
+    for layer, (found,) in zip(layers, joined(memory), strict=True):
+        torch.testing.assert_close(found, *layer.prepare(memory), rtol=1e-10, atol=1e-10)

@@ -2,7 +2,16 @@ import pytest
 import torch
 from torch import nn
 
-from fastcap.decoder.moe import Expert, ExpertMixture, GatingNetwork, balance_loss, select_experts
+from fastcap.decoder.attention import SoftmaxCrossAttention
+from fastcap.decoder.moe import (
+    Expert,
+    ExpertMixture,
+    GatingNetwork,
+    balance_loss,
+    join_memories,
+    prepare_layers,
+    select_experts,
+)
 
 
 class PassThrough(nn.Module):
@@ -82,3 +91,20 @@ def test_gate_is_not_counted_in_eval():
 def test_impossible_top_k_is_refused(top_k):
     with pytest.raises(ValueError, match="top_k"):
         GatingNetwork(8, 4, top_k)
+
+
+def test_memories_are_joined_where_every_expert_is_weighed():
+    torch.manual_seed(0)
+    mixtures = [ExpertMixture(2, 8, Expert).eval() for _ in range(2)]
+    memory, weights = torch.randn(3, 6, 8), torch.rand(3, 2)
+    alone = prepare_layers(mixtures, memory, weights, None)
+    together = prepare_layers(mixtures, memory, weights, join_memories(mixtures, top_k=2))
+    for mixture, one, other in zip(mixtures, alone, together, strict=True):
+        x = torch.randn(3, 5, 8)
+        torch.testing.assert_close(mixture(x, other), mixture(x, one))
+
+
+def test_memories_are_not_joined_where_some_go_unused_or_are_no_rala():
+    assert join_memories([ExpertMixture(2, 8, Expert)], top_k=1) is None
+    softmax = ExpertMixture(2, 8, lambda dim: Expert(dim, SoftmaxCrossAttention))
+    assert join_memories([softmax], top_k=2) is None

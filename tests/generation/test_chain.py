@@ -23,9 +23,8 @@ class Table:
     def __call__(self, before, after):
         return self.worth[before, after]
 
-    def score(self, tokens, lengths):
-        rows = [[V, *row[:n], V] for row, n in zip(tokens.tolist(), lengths.tolist(), strict=True)]
-        return torch.tensor([sum(float(self.worth[a, b]) for a, b in itertools.pairwise(row)) for row in rows])
+    def score(self, words):
+        return sum(float(self.worth[pair]) for pair in itertools.pairwise([V, *words, V]))
 
 
 class Three(Table):
@@ -38,10 +37,9 @@ class Three(Table):
     def __call__(self, first, second, third):
         return self.worth[first, second, third]
 
-    def score(self, tokens, lengths):
-        rows = [[V, *row[:n], V] for row, n in zip(tokens.tolist(), lengths.tolist(), strict=True)]
-        triples = (zip(row, row[1:], row[2:], strict=False) for row in rows)
-        return torch.tensor([sum(float(self.worth[three]) for three in row) for row in triples])
+    def score(self, words):
+        words = [V, *words, V]
+        return sum(float(self.worth[three]) for three in zip(words, words[1:], words[2:], strict=False))
 
 
 def drafts():
@@ -56,6 +54,12 @@ def linked(weight, second):
     return Links(Table(), weight, trigrams=Three() if second else None, trigram_weight=second)
 
 
+def worth(links, words):
+    """What a caption is worth beyond its words, added up pair by pair and triple by triple."""
+    total = links.bigram_weight * links.bigrams.score(words)
+    return total + links.trigram_weight * links.trigrams.score(words) if links.trigrams else total
+
+
 def ways(logits, draft, links, row, k=V):
     """Every caption that a draft may become, with its sum."""
     log_probability = logits[row].log_softmax(-1)
@@ -67,7 +71,7 @@ def ways(logits, draft, links, row, k=V):
     found = {}
     for words in itertools.product(*choices):
         own = sum(float(log_probability[t, w]) for t, w in enumerate(words) if draft.hidden[row, t])
-        found[words] = own + float(links.score(torch.tensor([words]), torch.tensor([length])))
+        found[words] = own + worth(links, words)
     return found
 
 
@@ -75,10 +79,12 @@ def ways(logits, draft, links, row, k=V):
 @pytest.mark.parametrize(("weight", "second"), [(0.0, 0.0), (0.5, 0.0), (5.0, 0.0), (0.0, 1.0), (0.5, 0.6), (2.0, 5.0)])
 def test_the_best_way_is_the_best_of_all(weight, second, k):
     (logits, draft), links = drafts(), linked(weight, second)
-    words, value, chance = Together(links, k)(logits, draft)
+    words, value, chance, together = Together(links, k)(logits, draft)
     for row, length in enumerate((4, 1, 3)):
         found = ways(logits, draft, links, row, min(k, V))
-        assert tuple(words[row, :length].tolist()) == max(found, key=found.__getitem__)
+        best = tuple(words[row, :length].tolist())
+        assert best == max(found, key=found.__getitem__)
+        assert float(together[row]) == pytest.approx(worth(links, best), abs=1e-4)
         for t in range(length):
             if draft.hidden[row, t]:
                 expected = logits[row, t].log_softmax(-1)[words[row, t]]
@@ -89,7 +95,7 @@ def test_the_best_way_is_the_best_of_all(weight, second, k):
 def test_without_weight_words_are_those_chosen_alone():
     logits, draft = drafts()
     together, alone = Together(Links(Table(), 0.0), 3)(logits, draft), likeliest(logits, draft)
-    for one, other in zip(together, alone, strict=True):
+    for one, other in zip(together[:3], alone[:3], strict=True):
         torch.testing.assert_close(one[draft.hidden], other[draft.hidden])
 
 
@@ -101,7 +107,7 @@ def test_ways_are_drawn_by_their_probability_and_say_it(temperature, second):
     number = 4000
     many = Draft(*(t.repeat_interleave(number, 0) for t in draft))
     logits.requires_grad_()
-    words, _, chance = Together(links, V, temperature)(logits.repeat_interleave(number, 0), many)
+    words, _, chance, _ = Together(links, V, temperature)(logits.repeat_interleave(number, 0), many)
     assert (chance[~many.hidden] == 0).all()
     for row, length in enumerate((4, 1, 3)):
         found = ways(logits.detach(), draft, links, row)
@@ -137,7 +143,8 @@ def test_ways_of_one_position_and_of_equal_gains():
     for order in (1, 2):
         gains = torch.zeros(2, 2, *[3] * order, 3)
         gains[:, 1, ..., 1:] = -torch.inf  # the end is the only choice behind a caption
-        assert best_way(gains).shape == (2, 1)
+        way, total = best_way(gains)
+        assert way.shape == (2, 1) and total.tolist() == [0, 0]
         way, chance = drawn_way(gains)
         assert way.shape == (2, 1) and chance.exp().tolist() == [[pytest.approx(1 / 3)]] * 2
 

@@ -17,10 +17,17 @@ needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reas
 IMAGES = torch.tensor(np.stack([painted(seed) for seed in range(12)])).permute(0, 3, 1, 2)
 
 
-@pytest.fixture(scope="module", params=["moe", "autoregressive"])
+KINDS = {
+    "moe": [],
+    "every expert": ["decoder.top_k=2"],
+    "autoregressive": ["decoder=autoregressive_mini", "refinement=beam"],
+    "autoregressive, every expert": ["decoder=autoregressive_mini", "refinement=beam", "decoder.top_k=2"],
+}
+
+
+@pytest.fixture(scope="module", params=list(KINDS))
 def loaded(request, tmp_path_factory):
-    twin = ["decoder=autoregressive_mini", "refinement=beam"] if request.param == "autoregressive" else []
-    return load_checkpoint(write_checkpoint(tmp_path_factory.mktemp("prepare") / "tiny.ckpt", *twin))
+    return load_checkpoint(write_checkpoint(tmp_path_factory.mktemp("prepare") / "tiny.ckpt", *KINDS[request.param]))
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
@@ -44,7 +51,10 @@ def test_what_sees_many_rows_is_packed(loaded):
     packed = [name for name, module in decoder.named_modules() if isinstance(module, PackedLinear)]
     assert isinstance(model.alignment.projection, PackedLinear) and "head.packed" in packed
     plain = [name for name, module in decoder.named_modules() if isinstance(module, nn.Linear)]
-    assert any(name.endswith("cross_attention.memory") for name in packed)
+    if decoder.gate.top_k == decoder.num_experts:
+        assert "joined.memory" in packed
+    else:
+        assert any(name.endswith("cross_attention.memory") for name in packed)
     words = [name for name in (*packed, *plain) if name.endswith("qkv")]
     assert words and all((name in plain) == decoder.causal for name in words), "word after word is one row a product"
     assert model.length.head[1].__class__ is nn.Linear
