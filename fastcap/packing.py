@@ -24,14 +24,14 @@ _ACTIVATIONS: dict[type[nn.Module], Callable[[Any], tuple[str, list[float], str]
 }
 PACKABLE: tuple[type[nn.Module], ...] = (nn.Conv2d, nn.Linear)
 _NO_ACTIVATION: tuple[str, list[float], str] = ("none", [], "")
-_MIN_ROWS = 4  # of a linear layer's input: with fewer there is next to nothing to multiply
+_MIN_ROWS = 4  # of a linear layer's input, and columns of its output: with fewer there is next to nothing to multiply
 
 
 def pack_layers(module: nn.Module, run: Callable[[], Any], kinds: Collection[type[nn.Module]] = PACKABLE) -> int:
     """Replace, in place, every Conv2d and Linear that a run passes through by a packed one.
 
     An activation is taken into the layer whose output it alone reads. What reads it without being a layer goes unseen,
-    so compare the module's results before and after. Linear layers that see less than four rows stay.
+    so compare the module's results before and after. Linear layers of less than four rows or columns stay.
 
     Args:
         module: In evaluation mode.
@@ -78,7 +78,7 @@ class PackedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Multiply and activate. (..., in) -> (..., out)."""
-        return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, *self.activation)
+        return torch.ops.mkldnn._linear_pointwise.default(x, self.weight, self.bias, *self.activation)
 
 
 class PackedConv2d(nn.Module):
@@ -198,7 +198,7 @@ def _input_shapes(
     layers = [m for m in found if isinstance(m, nn.Conv2d) or type(m) is nn.Linear]
     hooks = [layer.register_forward_pre_hook(note) for layer in layers]
     _run_once(run, hooks)
-    return {k: v for k, v in shapes.items() if isinstance(k, nn.Conv2d) or _rows(v) >= _MIN_ROWS}
+    return {k: v for k, v in shapes.items() if isinstance(k, nn.Conv2d) or min(_rows(v), k.out_features) >= _MIN_ROWS}
 
 
 def _run_once(run: Callable[[], Any], hooks: list[Any]) -> None:

@@ -78,7 +78,7 @@ class Trigrams(nn.Module):
         place, known = find(self.contexts, context)
         unseen = self.unseen[place] * known
         place, known = find(self.triples, wanted)
-        return torch.where(known, self.worth[place], unseen) * (second != self.boundary)
+        return torch.where(known, self.worth[place], unseen)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """Take over tables of any size; a checkpoint from before there were any changes nothing."""
