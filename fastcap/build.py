@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
@@ -291,6 +292,7 @@ def settle_resume(cfg: DictConfig, run_dir: Path) -> DictConfig:
     return OmegaConf.merge(cfg, {"resume": found})  # type: ignore[return-value]
 
 
+@torch.inference_mode(False)  # what inference makes could not be trained with; encoders are probed by gradients
 def load_checkpoint(path: Path | str, overrides: Mapping[str, Any] | None = None) -> LoadedCheckpoint:
     """Rebuild the model of a checkpoint; the checkpoint alone is enough.
 

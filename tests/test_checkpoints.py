@@ -117,3 +117,10 @@ def test_checkpoints_bring_their_phrases_and_others_change_none(tmp_path):
         alignment = build_module(cfg, build_datamodule(cfg)).model.alignment
         assert torch.equal(alignment.phrases, found.phrases)
         assert torch.equal(alignment.concept_head.weight, found.concept_head.weight) == (start == with_phrases)
+
+
+def test_a_checkpoint_loads_within_inference_mode(tmp_path):
+    path = write_checkpoint(tmp_path / "tiny.ckpt")
+    with torch.inference_mode():
+        model = load_checkpoint(path).model
+    assert not any(parameter.is_inference() for parameter in model.parameters())
