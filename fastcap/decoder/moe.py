@@ -6,7 +6,7 @@ Mobile V-MoE, arXiv 2309.04354), so at inference only the chosen experts' weight
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -202,34 +202,38 @@ class ExpertMixture(nn.Module):
 
 
 def prepare_layers(
-    mixtures: Sequence[ExpertMixture], memory: Tensor, weights: Tensor, joined: JoinedMemory | None
+    layers: Iterable[Any], memory: Tensor, weights: Tensor, joined: JoinedMemory | None
 ) -> list[list[ExpertCache]]:
     """Compute the image-only values of every layer's experts.
 
     Args:
-        mixtures: The layers' experts.
+        layers: Layers, each with an ``ExpertMixture`` as its ``mixture``.
         memory: Image memory. (B, N, D)
         weights: Weight of each expert for each image. (B, E)
         joined: From ``join_memories``, if anything.
     """
     if joined is None:
-        return [mixture.prepare(memory, weights) for mixture in mixtures]
+        return [layer.mixture.prepare(memory, weights) for layer in layers]
     values = iter(joined(memory))
     return [
         [ExpertCache(expert, None, weights[:, expert, None, None], next(values)) for expert in range(weights.shape[1])]
-        for _ in mixtures
+        for _ in layers
     ]
 
 
-def join_memories(mixtures: Sequence[ExpertMixture], top_k: int) -> JoinedMemory | None:
+def join_memories(layers: Iterable[Any], top_k: int) -> JoinedMemory | None:
     """Join the projections of the memory by all layers' experts, for inference.
+
+    Args:
+        layers: As in ``prepare_layers``.
+        top_k: Experts an image.
 
     Returns:
         None where an image does not take every expert, or one is not prepared as RALA is.
     """
-    experts = [cast(Expert, expert) for mixture in mixtures for expert in mixture.experts]
-    attentions = [expert.cross_attention for expert in experts]
-    every = len(experts) == top_k * len(mixtures)
+    mixtures = [layer.mixture for layer in layers]
+    attentions = [expert.cross_attention for mixture in mixtures for expert in mixture.experts]
+    every = len(attentions) == top_k * len(mixtures)
     if not every or any(type(attention) is not RankAugmentedCrossAttention for attention in attentions):
         return None
     return JoinedMemory(attentions)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -149,15 +148,12 @@ class MoEDecoder(nn.Module):
     def prepare(self, memory: Tensor) -> DecoderCache:
         """Route each image and compute its experts' image-only values. memory: (B, N, D)."""
         routing, context = self.gate(memory), self.context(memory.mean(1, keepdim=True))
-        layers = prepare_layers(self._mixtures(), memory, routing.weights, self.joined)
+        layers = prepare_layers(self.layers, memory, routing.weights, self.joined)
         return DecoderCache(routing, context, layers)
 
     def join(self) -> None:
         """Prepare all experts' image-only values at once from now on, where possible; for inference."""
-        self.joined = join_memories(self._mixtures(), self.gate.top_k)
-
-    def _mixtures(self) -> list[ExpertMixture]:
-        return [cast(DecoderLayer, layer).mixture for layer in self.layers]
+        self.joined = join_memories(self.layers, self.gate.top_k)
 
     def denoise(self, tokens: Tensor, pad: Tensor | None, cache: DecoderCache) -> Tensor:
         """Score every position.

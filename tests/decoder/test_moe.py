@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
@@ -95,16 +97,16 @@ def test_impossible_top_k_is_refused(top_k):
 
 def test_memories_are_joined_where_every_expert_is_weighed():
     torch.manual_seed(0)
-    mixtures = [ExpertMixture(2, 8, Expert).eval() for _ in range(2)]
+    layers = [SimpleNamespace(mixture=ExpertMixture(2, 8, Expert).eval()) for _ in range(2)]
     memory, weights = torch.randn(3, 6, 8), torch.rand(3, 2)
-    alone = prepare_layers(mixtures, memory, weights, None)
-    together = prepare_layers(mixtures, memory, weights, join_memories(mixtures, top_k=2))
-    for mixture, one, other in zip(mixtures, alone, together, strict=True):
+    alone = prepare_layers(layers, memory, weights, None)
+    together = prepare_layers(layers, memory, weights, join_memories(layers, top_k=2))
+    for layer, one, other in zip(layers, alone, together, strict=True):
         x = torch.randn(3, 5, 8)
-        torch.testing.assert_close(mixture(x, other), mixture(x, one))
+        torch.testing.assert_close(layer.mixture(x, other), layer.mixture(x, one))
 
 
 def test_memories_are_not_joined_where_some_go_unused_or_are_no_rala():
-    assert join_memories([ExpertMixture(2, 8, Expert)], top_k=1) is None
+    assert join_memories([SimpleNamespace(mixture=ExpertMixture(2, 8, Expert))], top_k=1) is None
     softmax = ExpertMixture(2, 8, lambda dim: Expert(dim, SoftmaxCrossAttention))
-    assert join_memories([softmax], top_k=2) is None
+    assert join_memories([SimpleNamespace(mixture=softmax)], top_k=2) is None
