@@ -150,10 +150,12 @@ class JoinedMemory(nn.Module):
     def __init__(self, attentions: Sequence[RankAugmentedCrossAttention]) -> None:
         super().__init__()
         self.shape = len(attentions), 3, attentions[0].num_heads, -1
-        weight = torch.cat([attention.memory.weight.detach() for attention in attentions])
-        self.memory = nn.Linear(weight.shape[1], len(weight), device=weight.device, dtype=weight.dtype)
-        self.memory.weight.data = weight
-        self.memory.bias.data = torch.cat([attention.memory.bias.detach() for attention in attentions])
+        weight, bias = (
+            torch.cat([getattr(attention.memory, name).detach() for attention in attentions])
+            for name in ("weight", "bias")
+        )
+        self.memory = nn.Linear(weight.shape[1], len(weight), device="meta")  # nothing is drawn to be thrown away
+        self.memory.weight, self.memory.bias = nn.Parameter(weight), nn.Parameter(bias)
 
     def forward(self, memory: Tensor) -> list[tuple[Tensor]]:
         """Build what ``RankAugmentedCrossAttention.prepare`` does, for each of them. memory: (B, N, D)."""

@@ -5,6 +5,8 @@ import itertools
 import pytest
 import torch
 
+from fastcap.decoder.bigrams import Bigrams
+from fastcap.decoder.trigrams import Trigrams
 from fastcap.generation.chain import Choices, Links, best_way, drawn_way
 from fastcap.generation.choose import Draft, Together, likeliest
 
@@ -90,6 +92,20 @@ def test_the_best_way_is_the_best_of_all(weight, second, k):
                 expected = logits[row, t].log_softmax(-1)[words[row, t]]
                 assert float(value[row, t]) == pytest.approx(float(expected), abs=1e-5)
     assert torch.equal(value, chance)
+
+
+def test_counted_tables_count_from_the_start_to_the_end_and_no_padding():
+    captions = [[5, 2, 3], [2, 3, 4, 5], [3]]
+    bigrams, trigrams = Bigrams(V), Trigrams(V)
+    bigrams.count(captions)
+    trigrams.count(captions, bigrams)
+    logits, draft = drafts()
+    words, _, _, together = Together(Links(bigrams, 0.5, trigrams=trigrams, trigram_weight=0.7), V)(logits, draft)
+    for row, length in enumerate((4, 1, 3)):
+        whole = torch.tensor([V, *words[row, :length].tolist(), V])
+        pairs = bigrams(whole[:-1], whole[1:]).sum()
+        triples = trigrams(whole[:-2], whole[1:-1], whole[2:]).sum()
+        assert float(together[row]) == pytest.approx(float(0.5 * pairs + 0.7 * triples), abs=1e-4)
 
 
 def test_without_weight_words_are_those_chosen_alone():
