@@ -33,7 +33,7 @@ class Chosen(NamedTuple):
         words: Ids. (B, L)
         certainty: Their log-probabilities. (B, L)
         chance: The log-probability of each choice, which drawing makes another. (B, L)
-        together: What the whole captions are worth beyond their words, standing ones included; None for nothing. (B,)
+        together: What whole captions are worth beyond their words; None where that is nothing, or words are drawn. (B,)
     """
 
     words: Tensor
