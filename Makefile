@@ -55,10 +55,10 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 data: $(STAMP) ## Fetch MS COCO and Karpathy's split (20 GB), going on where it stopped: ARGS="coco --root DIR --year 2017"
-	$(PY) -m fastcap.fetch $(if $(ARGS),$(ARGS),coco)
+	$(PY) -m fastcap.jobs.fetch $(if $(ARGS),$(ARGS),coco)
 
 shards: $(STAMP) ## Write data=coco_streaming's shards of resized images: ARGS="data.source.root=DIR data.image_size=224"
-	$(PY) -m fastcap.shards $(ARGS)
+	$(PY) -m fastcap.jobs.shards $(ARGS)
 
 train: $(STAMP) ## Train: ARGS are Hydra overrides
 	$(PY) -m fastcap.train $(ARGS)
@@ -73,32 +73,32 @@ export: $(STAMP) ## Export the newest checkpoint, or ARGS="PATH --out DIR", to O
 	$(PY) -m fastcap.export $(ARGS)
 
 demo: $(STAMP) ## Try a captioner in the browser: the newest run's, or ARGS="--model PATH --port 8000"
-	$(PY) -m fastcap.demo $(ARGS)
+	$(PY) -m fastcap.serving.demo $(ARGS)
 
 score: $(STAMP) ## Score anybody's captions: RESULTS=captions.json REFERENCES=annotations.json, both in COCO's format
-	$(PY) -m fastcap.score $(if $(RESULTS),"$$RESULTS") $(if $(REFERENCES),"$$REFERENCES") $(ARGS)
+	$(PY) -m fastcap.reporting.score $(if $(RESULTS),"$$RESULTS") $(if $(REFERENCES),"$$REFERENCES") $(ARGS)
 
 report: $(STAMP) ## Compare runs in one offline page, report.html: RUNS="runs/a runs/b", or all of runs/
-	$(PY) -m fastcap.compare $(RUNS) $(ARGS)
+	$(PY) -m fastcap.reporting.compare $(RUNS) $(ARGS)
 
 distill: $(STAMP) ## Teach a backbone what a packaged ImageNet encoder sees: ARGS="folder=DIR"
-	$(PY) -m fastcap.distill $(ARGS)
+	$(PY) -m fastcap.jobs.distill $(ARGS)
 
 pretrain: $(STAMP) ## Train a backbone on class folders: ARGS="data_dir=DIR"
-	$(PY) -m fastcap.pretrain $(ARGS)
+	$(PY) -m fastcap.jobs.pretrain $(ARGS)
 
 bench: $(STAMP) ## Measure: ARGS="captioners --models PATH", "growth", "scan", "backbone --sizes 224 --batches 1"
-	$(PY) -m fastcap.bench $(if $(ARGS),$(ARGS),backbone)
+	$(PY) -m fastcap.tools.bench $(if $(ARGS),$(ARGS),backbone)
 
 results: $(STAMP) ## Runs into experiments/results.csv, its rows into tables: RUNS="runs/a"; ARGS=bench.csv for the headline
-	$(if $(ARGS),$(PY) -m fastcap.bench table $(ARGS) --readme README.md)
-	$(PY) -m fastcap.results $(RUNS)
+	$(if $(ARGS),$(PY) -m fastcap.tools.bench table $(ARGS) --readme README.md)
+	$(PY) -m fastcap.reporting.results $(RUNS)
 
 sweep: $(STAMP) ## Train once for each combination: ARGS="sweep_name=lr optim.optimizer.lr=1e-3,3e-4", or a small default (SWEEP)
 	$(PY) -m fastcap.train -m $(if $(ARGS),$(ARGS),$(SWEEP))
 
 dashboard: $(STAMP) ## Build the W&B dashboard; ARGS="--print" shows its definition without an account
-	$(PY) -m fastcap.dashboard $(ARGS)
+	$(PY) -m fastcap.tools.dashboard $(ARGS)
 
 test: $(STAMP) ## Run the tests, less the slow ones: ARGS="-k scan"
 	$(PY) -m pytest $(ARGS)

@@ -21,25 +21,26 @@ from torch import nn
 
 import fastcap
 from fastcap.backbone.weights import load_backbone
-from fastcap.callbacks import RunInfo, quiet
-from fastcap.checkpoints import FORMAT_VERSION, RUNS_DIR, model_state, read_checkpoint, start_from
 from fastcap.data import CaptionTokenizer, DataError
 from fastcap.data.concepts import Phrases
 from fastcap.data.datamodule import CaptionDataModule
 from fastcap.metrics import CiderReward
 from fastcap.model import FastCap
 from fastcap.module import CaptioningModule
-from fastcap.trainer import (
+from fastcap.training import (
     AtomicCheckpointIO,
     BatchNormSync,
     CheckpointError,
+    RunInfo,
     join,
     keep_freed_memory,
     last_good,
     open_checkpoint,
+    quiet,
     unfinished_run,
 )
-from fastcap.trust import untrusted
+from fastcap.training.checkpoints import FORMAT_VERSION, RUNS_DIR, model_state, read_checkpoint, start_from
+from fastcap.utils.allowlist import untrusted
 
 log = logging.getLogger(__name__)
 
@@ -302,7 +303,7 @@ def load_checkpoint(path: Path | str, overrides: Mapping[str, Any] | None = None
 
     Raises:
         CheckpointError: If the file is unusable, its weights do not fit its own configuration and vocabulary, or it
-            would build what is no part of FastCap (``fastcap.trust``).
+            would build what is no part of FastCap (``fastcap.utils.allowlist``).
         ConfigError: If an override names no key of the configuration.
     """
     checkpoint = read_checkpoint(path)

@@ -20,7 +20,7 @@ from fastcap.cli import UserError, one_clear_error
 if TYPE_CHECKING:
     import numpy as np
 
-    from fastcap.captioner import Caption, Captioner
+    from fastcap.serving.captioner import Caption, Captioner
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 
@@ -140,8 +140,8 @@ def caption_files(
 
 def draw(path: Path, name: str, pixels: np.ndarray, caption: Caption) -> None:
     """Draw a caption's refinement."""
-    from fastcap.drawing.refinement import draw_refinement
-    from fastcap.drawing.trace import RefinementTrace, StepTrace
+    from fastcap.reporting.draw_refinement import draw_refinement
+    from fastcap.reporting.trace import RefinementTrace, StepTrace
 
     steps: list[StepTrace] = []
     for step in caption.steps:
@@ -202,11 +202,11 @@ def open_model(arguments: argparse.Namespace) -> Captioner:
     Raises:
         UserError: If an option's value is refused.
     """
-    from fastcap.captioner import Captioner
+    from fastcap.serving.captioner import Captioner
 
     path = arguments.model
     if path is None or str(path) == "last":
-        from fastcap.checkpoints import find_checkpoint
+        from fastcap.training.checkpoints import find_checkpoint
 
         path = find_checkpoint(path)
     chosen = {"num_steps": arguments.num_steps, "num_lengths": arguments.num_lengths}

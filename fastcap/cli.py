@@ -25,7 +25,18 @@ COMMANDS = {
     "shards": "write data=coco_streaming's shards of resized images (data.source.root=DIR)",
     "dashboard": "build the W&B dashboard of all runs (--print shows its definition without an account)",
 }
-MODULES = {"report": "compare", "data": "fetch"}  # where the module is not called like its command
+MODULES = {  # where the module is not called like its command
+    "demo": "serving.demo",
+    "score": "reporting.score",
+    "report": "reporting.compare",
+    "results": "reporting.results",
+    "bench": "tools.bench",
+    "distill": "jobs.distill",
+    "pretrain": "jobs.pretrain",
+    "data": "jobs.fetch",
+    "shards": "jobs.shards",
+    "dashboard": "tools.dashboard",
+}
 USAGE = "usage: fastcap COMMAND ...\n\n" + "\n".join(f"  {name:<11}{text}" for name, text in COMMANDS.items())
 
 
@@ -60,12 +71,12 @@ _MISTAKES = (
     ("fastcap.data.errors", "DataError"),
     ("fastcap.build", "CheckpointError"),
     ("fastcap.build", "ConfigError"),
-    ("fastcap.report", "RunFolderError"),
+    ("fastcap.reporting", "RunFolderError"),
     ("fastcap.recipes", "RecipeError"),
     ("fastcap.serving.folder", "ExportError"),
-    ("fastcap.trainer", "CheckpointWriteError"),
-    ("fastcap.trainer", "FolderInUseError"),
-    ("fastcap.trainer", "ShardingError"),
+    ("fastcap.training", "CheckpointWriteError"),
+    ("fastcap.training", "FolderInUseError"),
+    ("fastcap.training", "ShardingError"),
     ("omegaconf.errors", "OmegaConfBaseException"),
 )
 

@@ -26,17 +26,17 @@ from fastcap.build import (
     build_trainer,
     load_checkpoint,
 )
-from fastcap.callbacks import close_loggers
-from fastcap.checkpoints import find_checkpoint
 from fastcap.cli import UserError, one_clear_error, print_table
 from fastcap.data.pixels import decode_thumbnail
 from fastcap.data.results import write_results
 from fastcap.metrics import CaptionMetrics, caption_faults, count_lengths
 from fastcap.module import CaptioningModule, Prediction
-from fastcap.provenance import describe_run
-from fastcap.ranks import gather_list, together
-from fastcap.report import Evaluation, ScoredCaption, Speed, score_captions, write_page, write_scores
+from fastcap.reporting import Evaluation, ScoredCaption, Speed, score_captions, write_page, write_scores
+from fastcap.training import close_loggers
+from fastcap.training.checkpoints import find_checkpoint
 from fastcap.types import CaptionRecords
+from fastcap.utils.distributed import gather_list, together
+from fastcap.utils.provenance import describe_run
 
 OPEN_GROUPS = ("data", "refinement", "trainer", "metrics", "logger", "callbacks")
 

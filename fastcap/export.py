@@ -72,9 +72,9 @@ def main(arguments: list[str] | None = None) -> None:
         if value is not None and value < 1:
             raise UserError(f"--{name} {value} must be at least 1")
 
-    from fastcap.checkpoints import find_checkpoint
-    from fastcap.exporting.readme import COLUMNS, table
-    from fastcap.exporting.run import ExportOptions, export
+    from fastcap.serving.export import ExportOptions, export
+    from fastcap.serving.readme import COLUMNS, table
+    from fastcap.training.checkpoints import find_checkpoint
 
     ckpt = Path(find_checkpoint(chosen.ckpt))
     out = chosen.out or ckpt.parent.parent / "export"

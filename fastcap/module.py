@@ -15,14 +15,14 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import Metric
 
-from fastcap.chance import Chance, ImageChance, step_seed, uniform
 from fastcap.generation.schedule import sample_mask
 from fastcap.losses import alignment_loss, concept_loss, length_loss, reinforce_loss, token_loss
 from fastcap.metrics import CaptionMetrics, caption_faults
 from fastcap.model import FastCap
 from fastcap.optim import clip_gradients, parameter_groups, scale_learning_rates
-from fastcap.ranks import averaged, gather_list, gather_rows, together, weigh
 from fastcap.types import CaptionBatch, DecoderOutput, Encoded, Refinement, SpecialTokens
+from fastcap.utils.distributed import averaged, gather_list, gather_rows, together, weigh
+from fastcap.utils.rng import Chance, ImageChance, step_seed, uniform
 
 Reward = Callable[[Sequence[int], Sequence[Sequence[int]]], list[float]]
 

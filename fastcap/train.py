@@ -25,16 +25,15 @@ from fastcap.build import (
     build_trainer,
     settle_resume,
 )
-from fastcap.callbacks import close_loggers
-from fastcap.checkpoints import check_resume, read_checkpoint
 from fastcap.cli import UserError, one_clear_error, print_table
+from fastcap.jobs.folders import swept_first
+from fastcap.jobs.jobs import run_job, write_json
+from fastcap.jobs.prepare import prepare_backbone
 from fastcap.module import CaptioningModule
-from fastcap.prepare import prepare_backbone
-from fastcap.provenance import describe_run
 from fastcap.recipes import run_recipe
-from fastcap.sweeping import run_job, swept_first
-from fastcap.sweeping.jobs import write_json
-from fastcap.trainer import EXIT_STATUS, Preempted, only_writer, requeue
+from fastcap.training import EXIT_STATUS, Preempted, close_loggers, only_writer, requeue
+from fastcap.training.checkpoints import check_resume, read_checkpoint
+from fastcap.utils.provenance import describe_run
 
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG, errno.EIO)
 

@@ -147,7 +147,7 @@ def tiny_export(tiny_checkpoint: Path) -> tuple[Path, dict[str, Any]]:
     """Its export to ONNX, made once: (folder, report)."""
     for package in ("onnxscript", "onnxruntime"):
         pytest.importorskip(package, reason="exporting needs the extra `export`")
-    from fastcap.exporting.run import ExportOptions, export
+    from fastcap.serving.export import ExportOptions, export
 
     folder = tiny_checkpoint.parent / "exported"
     options = ExportOptions(formats=("onnx",), precisions=("fp32",), num_compared=16, num_threads=1)

@@ -7,8 +7,8 @@ import torch
 
 from fastcap.backbone.scan import scan_reference, ssd_scan
 from fastcap.build import build_datamodule, build_module, load_checkpoint
-from fastcap.chance import ImageChance
 from fastcap.train import train
+from fastcap.utils.rng import ImageChance
 from tests.tiny import tiny_config
 from tests.tiny_captioner import painted, write_checkpoint
 

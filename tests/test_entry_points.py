@@ -12,10 +12,10 @@ from PIL import Image
 
 from fastcap import caption as caption_command
 from fastcap.build import ConfigError, load_checkpoint
-from fastcap.checkpoints import CheckpointError, newest_checkpoint
 from fastcap.cli import UserError
 from fastcap.eval import checkpoint_overrides
 from fastcap.train import train
+from fastcap.training.checkpoints import CheckpointError, newest_checkpoint
 from tests.tiny import TINY, tiny_config
 
 

@@ -7,10 +7,13 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
-from fastcap import bench, caption, compare, demo, export, score
+from fastcap import caption, export
 from fastcap.build import CONFIG_DIR
 from fastcap.cli import COMMANDS
 from fastcap.eval import checkpoint_overrides
+from fastcap.reporting import compare, score
+from fastcap.serving import demo
+from fastcap.tools import bench
 
 PARSERS = {
     "caption": caption.parse_arguments,

@@ -10,11 +10,11 @@ import torch
 from omegaconf import OmegaConf
 
 from fastcap.build import ConfigError, build_datamodule, build_module, build_trainer, load_checkpoint
-from fastcap.checkpoints import CheckpointError
 from fastcap.decoder.bigrams import Bigrams
 from fastcap.decoder.trigrams import Trigrams
 from fastcap.eval import evaluate
 from fastcap.train import train
+from fastcap.training.checkpoints import CheckpointError
 from tests.tiny import tiny_config
 
 GOLDEN = Path(__file__).parent / "assets/golden_losses.json"

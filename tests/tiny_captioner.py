@@ -5,7 +5,7 @@ import torch
 from omegaconf import OmegaConf
 
 from fastcap.build import build_datamodule, build_model
-from fastcap.checkpoints import FORMAT_VERSION
+from fastcap.training.checkpoints import FORMAT_VERSION
 from tests.tiny import tiny_config
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from fastcap.packing import PACKABLE, followers, pack_layers, replace
+from fastcap.utils.prepacking import PACKABLE, followers, pack_layers, replace
 
 _TOLERANCE = 1e-4  # of the features' norm: folding and packing round differently, no more
 

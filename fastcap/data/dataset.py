@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from fastcap.chance import counter_uniform
 from fastcap.data.augment import crop
 from fastcap.data.errors import DataError, Skipped, log_once
 from fastcap.data.features import FeatureCache
@@ -18,6 +17,7 @@ from fastcap.data.pixels import PixelCache
 from fastcap.data.sampler import BatchIndex
 from fastcap.data.tokenizer import CaptionTokenizer
 from fastcap.types import CaptionBatch, CaptionRecords
+from fastcap.utils.rng import counter_uniform
 
 _SIDED = re.compile(r"\b(left|right)\b", re.IGNORECASE)
 _CAPTION, _FLIP, _SIDE, _TOP, _LEFT, _TAUGHT, _TEACHER = range(7)  # streams of counter_uniform

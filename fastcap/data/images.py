@@ -11,13 +11,13 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from fastcap.chance import counter_uniform
 from fastcap.data.augment import crop
 from fastcap.data.errors import DataError, Skipped, log_once
 from fastcap.data.image_files import FolderImages
 from fastcap.data.pixels import PixelCache
 from fastcap.data.sampler import BatchIndex, EpochSampler, ResumableLoader
 from fastcap.types import CaptionRecords
+from fastcap.utils.rng import counter_uniform
 
 _FLIP, _SIDE, _TOP, _LEFT = range(4)  # streams of counter_uniform
 

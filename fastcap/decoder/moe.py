@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastcap.decoder.attention import JoinedMemory, RankAugmentedCrossAttention
-from fastcap.ranks import total
+from fastcap.utils.distributed import total
 
 
 @dataclass

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fastcap.chance import Chance, uniform
+from fastcap.utils.rng import Chance, uniform
 
 MaskSchedule = Callable[[float], float]
 

@@ -10,9 +10,9 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from fastcap.checkpoints import RUNS_DIR
+from fastcap.jobs.jobs import write_json
 from fastcap.recipes.plan import RecipeError, Stage, read_plan
-from fastcap.sweeping.jobs import write_json
+from fastcap.training.checkpoints import RUNS_DIR
 
 FILE = "recipe.json"
 

@@ -23,7 +23,7 @@ from fastcap.cli import MODULES
 from fastcap.recipes.plan import JOBS, RecipeError, Stage, read_plan
 from fastcap.recipes.record import Record
 from fastcap.recipes.summary import summarise
-from fastcap.trainer import EXIT_STATUS, StopSignal, only_writer
+from fastcap.training import EXIT_STATUS, StopSignal, only_writer
 
 log = logging.getLogger(__name__)
 

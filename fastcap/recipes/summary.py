@@ -12,9 +12,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from fastcap.jobs.jobs import write_json
 from fastcap.recipes.plan import JOBS, Stage
-from fastcap.report.ledger import SCORES
-from fastcap.sweeping.jobs import write_json
+from fastcap.reporting.ledger import SCORES
 
 SETTINGS = ("num_steps", "num_lengths", "num_beams")
 COLUMNS = ("stage", "split", *SETTINGS, *SCORES, "decode_ms")

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from fastcap.build import LoadedCheckpoint, load_checkpoint
 from fastcap.model import FastCap
-from fastcap.packing import PACKABLE
 from fastcap.serving.network import Decoded, Draft
 from fastcap.serving.prepare import prepare_model
 from fastcap.types import Encoded
+from fastcap.utils.prepacking import PACKABLE
 
 
 class EagerNetwork:

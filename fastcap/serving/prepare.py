@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fastcap.backbone.fold import fold_projection, prepare_for_inference
 from fastcap.model import FastCap
-from fastcap.packing import PACKABLE, PackedLinear, pack_layers, packs
+from fastcap.utils.prepacking import PACKABLE, PackedLinear, pack_layers, packs
 
 _TOLERANCE = 1e-4  # of what is compared: packing rounds differently, no more
 

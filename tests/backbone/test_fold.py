@@ -4,7 +4,7 @@ from torch import nn
 
 from fastcap.backbone.fold import fold_batch_norms, fold_projection, prepare_for_inference
 from fastcap.backbone.spatial_mamba import SpatialMambaBackbone
-from fastcap.packing import pack_layers
+from fastcap.utils.prepacking import pack_layers
 
 
 def _backbone():

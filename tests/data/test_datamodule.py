@@ -13,12 +13,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastcap.chance import counter_uniform
 from fastcap.data import CaptionTokenizer, CocoCaptions, DataError, sampler
 from fastcap.data.datamodule import CaptionDataModule
 from fastcap.data.sampler import EpochSampler
 from fastcap.data.tokenizer import train_word_tokenizer
 from fastcap.types import CaptionBatch, CaptionRecords
+from fastcap.utils.rng import counter_uniform
 
 NUMBERS = ["one", "two", "three", "four", "five", "six", "seven"]
 FLICKR8K = Path(os.environ.get("FASTCAP_FLICKR8K", Path(__file__).parents[3] / "shared" / "data" / "flickr8k"))

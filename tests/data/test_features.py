@@ -9,12 +9,12 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from fastcap.build import CONFIG_DIR, ConfigError, build_datamodule, build_module
-from fastcap.checkpoints import read_checkpoint
 from fastcap.data import DataError
 from fastcap.data.datamodule import CaptionDataModule
 from fastcap.data.tokenizer import train_word_tokenizer
-from fastcap.prepare import cache_features
+from fastcap.jobs.prepare import cache_features
 from fastcap.train import train
+from fastcap.training.checkpoints import read_checkpoint
 from tests.tiny import tiny_config
 
 CAPTIONS = [[f"a dog{i % 3} runs", f"the dog{i % 3}"] for i in range(9)]

@@ -15,12 +15,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastcap import shards
 from fastcap.data import CocoCaptions, DataError, sampler
 from fastcap.data.datamodule import CaptionDataModule
 from fastcap.data.sampler import ShardSampler
 from fastcap.data.streaming import StreamingCaptions
 from fastcap.data.tokenizer import train_word_tokenizer
+from fastcap.jobs import shards
 from fastcap.types import CaptionBatch
 
 # litdata leaves the shards that it has fetched open until the process ends.

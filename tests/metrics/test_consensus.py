@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from fastcap import fetch
+from fastcap.jobs import fetch
 from fastcap.metrics.consensus import consensus
 
 DOG = ["it barks", "a dog runs on grass", "a brown dog runs on the grass", "my holiday"]

@@ -7,7 +7,7 @@ from multiprocessing import forkserver
 from pathlib import Path
 
 from tests.tiny import TINY
-from tests.trainer.command import context
+from tests.training.command import context
 
 NOT_FOR_FILES = ("data.source.num_", "~callbacks.progress", "callbacks.speed_quality", "callbacks.refinement")
 
@@ -29,7 +29,7 @@ def settings(root):
         "callbacks.refinement=null",
         "callbacks.speed_quality=null",
         "callbacks.progress=null",
-        "+callbacks.killer._target_=tests.trainer.killer.Killer",
+        "+callbacks.killer._target_=tests.training.killer.Killer",
     ]
 
 

@@ -14,11 +14,11 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from fastcap.build import CONFIG_DIR
-from fastcap.checkpoints import newest_checkpoint
 from fastcap.data.scenes import Scenes, write_coco
 from fastcap.recipes import RecipeError, run_recipe
 from fastcap.recipes.run import run_process
-from fastcap.report import find_runs
+from fastcap.reporting import find_runs
+from fastcap.training.checkpoints import newest_checkpoint
 from tests.recipes.command import Forked, settings, start_server
 
 pytestmark = pytest.mark.slow  # every test follows one run of a recipe

@@ -15,12 +15,12 @@ from PIL import Image
 
 from fastcap import caption as caption_command
 from fastcap.build import load_checkpoint
-from fastcap.captioner import Captioner
-from fastcap.checkpoints import CheckpointError
 from fastcap.data.errors import DataError
+from fastcap.serving.captioner import Captioner
 from fastcap.serving.chain import BigramTable
 from fastcap.serving.eager import EagerNetwork
 from fastcap.serving.folder import ExportError
+from fastcap.training.checkpoints import CheckpointError
 from tests.tiny_captioner import painted
 
 ROOT = Path(__file__).parents[2]

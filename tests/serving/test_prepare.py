@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from fastcap.build import load_checkpoint
-from fastcap.packing import PackedLinear
 from fastcap.serving import prepare
 from fastcap.serving.prepare import prepare_model
+from fastcap.utils.prepacking import PackedLinear
 from tests.tiny_captioner import painted, write_checkpoint
 
 needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="no oneDNN")

@@ -1,0 +1,1 @@
+"""Sweeps, pretraining and the feature cache: work around a single training."""

@@ -1,0 +1,118 @@
+"""What every pretraining of a backbone shares: pixels, optimiser, and the file that experiments start from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from fastcap.backbone.weights import save_backbone
+from fastcap.data.images import ImageBatch
+from fastcap.optim import clip_gradients, parameter_groups
+from fastcap.types import IMAGE_MEAN, IMAGE_STD
+from fastcap.utils.rng import step_seed
+
+WEIGHTS_FILE = "backbone.safetensors"
+
+
+class BackbonePretraining(L.LightningModule):
+    """Train a backbone on images; after every validation its weights alone lie in ``backbone.safetensors``.
+
+    Subclasses say what is lost in ``losses`` and may name modules that are not trained in ``helpers``.
+
+    Args:
+        backbone: Standardised images (B, 3, H, W) to features (B, N, D).
+        backbone_config: Plain data that the backbone was built from, stored beside its weights.
+        optimizer: Makes the optimiser from parameter groups.
+        schedule: Makes the learning-rate schedule from (optimizer, total_steps).
+        weight_decay: Of matrices; biases, norms and embeddings do not decay.
+        seed: Root of all randomness.
+    """
+
+    image_mean: Tensor
+    image_std: Tensor
+    helpers: tuple[str, ...] = ()
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        backbone_config: Mapping[str, Any],
+        optimizer: Callable[..., Optimizer],
+        schedule: Callable[..., LRScheduler],
+        weight_decay: float = 0.05,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.backbone: Any = backbone
+        self.backbone_config = dict(backbone_config)
+        self.make_optimizer, self.make_schedule = optimizer, schedule
+        self.weight_decay, self.seed = weight_decay, seed
+        self.register_buffer("image_mean", 255 * torch.tensor(IMAGE_MEAN).view(3, 1, 1), persistent=False)
+        self.register_buffer("image_std", 255 * torch.tensor(IMAGE_STD).view(3, 1, 1), persistent=False)
+
+    def standardise(self, images: Tensor, size: int) -> Tensor:
+        """Resize uint8 pixels (B, 3, S, S) to ``size`` and standardise them; (B, 3, size, size)."""
+        if images.shape[-1] != size:
+            images = images.contiguous(memory_format=torch.channels_last)
+            images = F.interpolate(images, (size, size), mode="bilinear", antialias=True)
+        return (images.to(self.image_mean.dtype) - self.image_mean) / self.image_std
+
+    def losses(self, batch: ImageBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return what is minimised, and everything worth logging by name."""
+        raise NotImplementedError
+
+    def training_step(self, batch: ImageBatch, batch_idx: int) -> Tensor:
+        """Lose on a batch."""
+        # Drop path's chance follows from the position in the run, so that a resumed run equals an unbroken one.
+        torch.manual_seed(step_seed(self.seed, self.current_epoch, batch_idx, self.global_rank))
+        loss, values = self.losses(batch)
+        self.log("train/loss", loss.detach(), prog_bar=True)
+        self.log_dict({f"train/{name}": value.detach() for name, value in values.items()})
+        return loss
+
+    def validation_step(self, batch: ImageBatch, batch_idx: int) -> None:
+        """Log the same on unchanged images."""
+        loss, values = self.losses(batch)
+        size = len(batch)
+        self.log("val/loss", loss, prog_bar=True, batch_size=size, sync_dist=True)
+        self.log_dict({f"val/{name}": value for name, value in values.items()}, batch_size=size, sync_dist=True)
+
+    def on_validation_end(self) -> None:
+        """Write the weights, so that a run that is killed leaves recent ones."""
+        if self.trainer.is_global_zero and not self.trainer.sanity_checking:
+            save_backbone(self.weights_path, self.backbone, self.backbone_config)
+
+    @property
+    def weights_path(self) -> Path:
+        """Where the weights go."""
+        return Path(self.trainer.default_root_dir) / WEIGHTS_FILE
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Build the optimiser over what is trained, and its schedule in steps."""
+        optimizer = self.make_optimizer(parameter_groups(self, self.weight_decay))
+        schedule = self.make_schedule(optimizer, total_steps=int(self.trainer.estimated_stepping_batches))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def configure_gradient_clipping(
+        self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        """Clip the gradients' norm."""
+        clip_gradients(optimizer, gradient_clip_val)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Leave helpers' weights out: they never change."""
+        state = checkpoint["state_dict"]
+        checkpoint["state_dict"] = {k: v for k, v in state.items() if k.partition(".")[0] not in self.helpers}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Put helpers' weights back in."""
+        own = self.state_dict()
+        checkpoint["state_dict"] |= {k: v for k, v in own.items() if k.partition(".")[0] in self.helpers}

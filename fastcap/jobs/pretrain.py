@@ -1,0 +1,26 @@
+"""Pretrain a backbone on class folders (ImageNet's layout): `python -m fastcap.jobs.pretrain data_dir=DIR`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from fastcap.build import CONFIG_DIR
+from fastcap.cli import one_clear_error
+from fastcap.jobs.pretraining_run import pretrain_backbone
+
+
+@hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name="pretrain")
+@one_clear_error
+def main(cfg: DictConfig) -> float | None:
+    """Entry point; returns the validation accuracy for sweepers."""
+    job = HydraConfig.get()
+    run_dir, overrides = Path(job.runtime.output_dir), list(job.overrides.task)
+    return pretrain_backbone(cfg, run_dir, lambda images: {"classes": images.classes}, overrides).get("val/top1")
+
+
+if __name__ == "__main__":
+    main()

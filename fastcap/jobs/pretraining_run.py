@@ -1,0 +1,85 @@
+"""One pretraining job, whatever is learnt: configuration to a trained backbone's file."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from fastcap.build import build_backbone, build_trainer, construct, open_checkpoint
+from fastcap.cli import print_table
+from fastcap.data.images import ImageDataModule
+from fastcap.jobs.base import BackbonePretraining
+from fastcap.training import close_loggers
+from fastcap.training.checkpoints import CheckpointError
+
+
+def pretrain_backbone(
+    cfg: DictConfig,
+    run_dir: Path,
+    facts: Callable[[ImageDataModule], dict[str, Any]] | None = None,
+    overrides: Sequence[str] = (),
+) -> dict[str, float]:
+    """Run a job; its folder then holds ``backbone.safetensors``, ``checkpoints/last.ckpt`` and ``results.json``.
+
+    Args:
+        cfg: With the nodes images, module, backbone, optim, trainer, logger and callbacks.
+        run_dir: The run's folder.
+        facts: Arguments of the module that only the images know.
+        overrides: What the command line changed: loggers name the run by it.
+
+    Returns:
+        The last validation's metrics.
+    """
+    started = time.perf_counter()
+    L.seed_everything(cfg.seed, workers=True, verbose=False)
+    pixels = max(int(cfg.image_size), int(cfg.get("teacher_size") or 0))
+    images: ImageDataModule = construct(cfg.images, image_size=pixels, seed=cfg.seed)
+    module: BackbonePretraining = construct(
+        cfg.module,
+        backbone=build_backbone(cfg, fresh=not cfg.resume),
+        backbone_config=OmegaConf.to_container(cfg.backbone, resolve=True),
+        optimizer=instantiate(cfg.optim.optimizer),
+        schedule=instantiate(cfg.optim.schedule),
+        weight_decay=cfg.optim.weight_decay,
+        seed=cfg.seed,
+        **(facts(images) if facts else {}),
+    )
+    if cfg.resume:
+        _check_resume(cfg.resume, module)
+    trainer = build_trainer(cfg, run_dir, overrides)
+    done = False
+    try:
+        trainer.fit(module, datamodule=images, ckpt_path=cfg.resume, weights_only=True)
+        done = True
+    finally:
+        close_loggers(trainer.loggers, failed=not done)
+    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    if trainer.is_global_zero:
+        minutes = (time.perf_counter() - started) / 60
+        results = {"metrics": metrics, "epochs": trainer.current_epoch, "steps": trainer.global_step}
+        results |= {"minutes": minutes, "parameters": sum(p.numel() for p in module.backbone.parameters())}
+        (run_dir / "results.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
+        title = f"{cfg.name}: {trainer.current_epoch} epochs, {minutes:.1f} minutes"
+        print_table(title, {k: v for k, v in sorted(metrics.items()) if k.startswith("val/")})
+        weights = module.weights_path
+        print(f'Weights     {weights}\nNext        make train ARGS="backbone=... init.backbone={weights}"')
+    return metrics
+
+
+def _check_resume(path: str, module: BackbonePretraining) -> None:
+    """Make sure a checkpoint is one of this job.
+
+    Raises:
+        CheckpointError: Naming the file and the first field that differs.
+    """
+    state = open_checkpoint(path).get("state_dict", {})
+    for name, value in module.state_dict().items():
+        if name.partition(".")[0] not in module.helpers and getattr(state.get(name), "shape", None) != value.shape:
+            raise CheckpointError(f"{path}: field `state_dict.{name}` does not fit: a checkpoint of another job")

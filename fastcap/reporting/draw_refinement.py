@@ -1,0 +1,168 @@
+"""A refinement as a picture: the photograph, a row of words for each step, and the experts that were asked."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from pathlib import Path
+
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyBboxPatch
+from matplotlib.patheffects import withStroke
+
+from fastcap.reporting.figure import BLUE, GREY, VERMILION, new_figure, plain, save
+from fastcap.reporting.trace import RefinementTrace, StepTrace
+
+# Perceptually even, and the same to readers with red-green blindness.
+COLOURS = colormaps["cividis"]
+_CHARACTER, _PADDING, _GAP = 0.088, 0.2, 0.07  # inches at the words' size
+_ROW, _BOX, _WORD_SIZE = 0.46, 0.31, 10.0
+_LONGEST_LINE = 10.2  # inches
+
+
+def draw_refinement(path: Path, trace: RefinementTrace) -> None:
+    """Draw one image's refinement as a PNG.
+
+    A word's box is coloured by the probability with which it was written, bold where this step wrote it; a word that
+    the step masked again is struck out in a dashed frame.
+
+    Args:
+        path: The file to write.
+        trace: The refinement. Captions longer than a line go on in a second block of rows.
+    """
+    blocks = _blocks(trace)
+    steps = len(trace.steps)
+    text = max([4.4, *(sum(_widths(trace, block)) for block in blocks)])
+    photo, experts, margin = 2.6, 1.35 if trace.expert_weights else 0.0, 0.25
+    left, right = photo + 2 * margin + 0.62, 1.0 + experts
+    width = left + text + right
+    title = textwrap.wrap(trace.caption or "(empty)", max(int((left + text) / 0.12), 30))
+    reference = textwrap.wrap(f"reference: {trace.reference}", int((left + text) / 0.085)) if trace.reference else []
+    top, bottom = 0.3 + 0.25 * len(title) + 0.2 * len(reference), 0.4
+    rows = len(blocks) * (steps * _ROW + 0.2)
+    height = top + max(photo, rows) + bottom
+    figure = new_figure(width, height)
+
+    figure.text(margin / width, 1 - 0.12 / height, plain("\n".join(title)), va="top", fontsize=13, weight="bold")
+    below = 1 - (0.17 + 0.25 * len(title)) / height
+    figure.text(margin / width, below, plain("\n".join(reference)), va="top", fontsize=9.5, color=GREY)
+
+    axis = _axes(figure, margin, bottom + max(photo, rows) - photo, photo, photo)
+    axis.imshow(trace.image)
+    axis.axis("off")
+    words = _axes(figure, left, bottom + max(photo, rows) - rows, text, rows)
+    words.set(xlim=(0, text), ylim=(rows, 0))
+    words.axis("off")
+    for number, block in enumerate(blocks):
+        _draw_block(words, trace, block, number * (steps * _ROW + 0.2))
+    _draw_key(figure, left, 0.14, width, height)
+    bar = _axes(figure, left + text + 0.2, bottom + max(photo, rows) - min(rows, 2.2), 0.13, min(rows, 2.2) - 0.1)
+    figure.colorbar(ScalarMappable(Normalize(0, 1), COLOURS), cax=bar, ticks=[0, 0.5, 1])
+    bar.tick_params(labelsize=8)
+    bar.set_title("confidence", fontsize=8, loc="left", pad=5)
+    if trace.expert_weights:
+        _draw_experts(figure, trace.expert_weights, left + text + 1.15, bottom + max(photo, rows) - 0.1)
+    save(figure, path, dpi=110)
+
+
+def _axes(figure: Figure, x: float, y: float, width: float, height: float) -> Axes:
+    """Place axes by inches from the lower left corner."""
+    whole_width, whole_height = figure.get_size_inches()
+    return figure.add_axes((x / whole_width, y / whole_height, width / whole_width, height / whole_height))
+
+
+def _widths(trace: RefinementTrace, positions: list[int]) -> list[float]:
+    """Width of each position's column, in inches: that of its longest word in any step."""
+    longest = [max(len(step.tokens[at]) for step in trace.steps) for at in positions]
+    return [_CHARACTER * max(n, 2) + _PADDING + _GAP for n in longest]
+
+
+def _blocks(trace: RefinementTrace) -> list[list[int]]:
+    """Break the caption's positions into lines that fit."""
+    positions = list(range(len(trace.steps[0].tokens)))
+    total = sum(_widths(trace, positions))
+    # Lines of about one length rather than a full line and a rest.
+    share = total / math.ceil(total / _LONGEST_LINE)
+    blocks: list[list[int]] = [[]]
+    for position in positions:
+        if blocks[-1] and sum(_widths(trace, blocks[-1])) >= share - 1e-6:
+            blocks.append([])
+        blocks[-1].append(position)
+    return blocks
+
+
+def _draw_block(axis: Axes, trace: RefinementTrace, positions: list[int], top: float) -> None:
+    for number, step in enumerate(trace.steps):
+        y = top + number * _ROW + 0.02
+        axis.text(-0.12, y + _BOX / 2, f"step {number + 1}", ha="right", va="center", fontsize=9, color=GREY)
+        x = 0.0
+        for position, width in zip(positions, _widths(trace, positions), strict=True):
+            _draw_word(axis, step, position, x, y, width - _GAP)
+            x += width
+
+
+def _draw_word(axis: Axes, step: StepTrace, position: int, x: float, y: float, width: float) -> None:
+    confidence, remasked = step.confidence[position], step.remasked[position]
+    colour = COLOURS(confidence)
+    luminance = 0.2126 * colour[0] + 0.7152 * colour[1] + 0.0722 * colour[2]
+    ink = "white" if luminance < 0.45 else "black"
+    frame = {"edgecolor": VERMILION, "linewidth": 2.2, "linestyle": (0, (3, 1.4))} if remasked else {"linewidth": 0}
+    axis.add_patch(
+        FancyBboxPatch(
+            (x, y), width, _BOX, boxstyle="round,pad=0,rounding_size=0.05", facecolor=colour, clip_on=False, **frame
+        )
+    )
+    if remasked:
+        axis.plot([x + 0.04, x + width - 0.04], [y + _BOX / 2] * 2, color=VERMILION, linewidth=1.6, zorder=2)
+    axis.text(
+        x + width / 2,
+        y + _BOX / 2,
+        plain(step.tokens[position]),
+        ha="center",
+        va="center_baseline",
+        fontsize=_WORD_SIZE,
+        color=ink,
+        weight="bold" if step.written[position] else "normal",
+        path_effects=[withStroke(linewidth=2.5, foreground=colour)],  # keeps a struck word readable
+    )
+
+
+def _draw_key(figure: Figure, x: float, y: float, width: float, height: float) -> None:
+    axis = _axes(figure, x, y, 5.0, 0.2)
+    axis.set(xlim=(0, 5.0), ylim=(0, 0.2))
+    axis.axis("off")
+    axis.add_patch(
+        FancyBboxPatch((0.03, 0.03), 0.3, 0.14, boxstyle="round,pad=0,rounding_size=0.03", facecolor="white")
+    )
+    axis.patches[0].set(edgecolor=VERMILION, linewidth=1.8, linestyle=(0, (3, 1.4)))
+    axis.plot([0.07, 0.29], [0.1, 0.1], color=VERMILION, linewidth=1.4)
+    axis.text(0.42, 0.09, "masked again after this step", va="center", fontsize=8.5, color=GREY)
+    axis.text(2.35, 0.09, "bold", va="center", fontsize=8.5, color=GREY, weight="bold")
+    axis.text(2.66, 0.09, ": written in this step", va="center", fontsize=8.5, color=GREY)
+
+
+def _draw_experts(figure: Figure, weights: list[float], x: float, top: float) -> None:
+    tall = min(0.24 * len(weights) + 0.02, 2.4)
+    axis = _axes(figure, x, top - tall, 0.85, tall)
+    axis.barh(range(len(weights)), weights, color=BLUE, height=0.62)
+    for number, weight in enumerate(weights):
+        inside = weight > 0.6
+        axis.text(
+            weight - 0.05 if inside else weight + 0.05,
+            number,
+            f"{weight:.2f}",
+            va="center",
+            ha="right" if inside else "left",
+            fontsize=7.5,
+            color="white" if inside else GREY,
+        )
+    axis.set(xlim=(0, 1), ylim=(len(weights) - 0.5, -0.5), xticks=[])
+    axis.set_yticks(range(len(weights)), [f"e{number}" for number in range(len(weights))], fontsize=8)
+    axis.tick_params(length=0)
+    for side in ("top", "right", "bottom"):
+        axis.spines[side].set_visible(False)
+    axis.set_title("expert weights", fontsize=8, loc="left", pad=5)

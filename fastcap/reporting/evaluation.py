@@ -1,0 +1,149 @@
+"""The page of an evaluation: its scores, its faults, and captions to look at."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fastcap.metrics import caption_faults
+from fastcap.reporting.figures import MEAN, MEDIAN, length_histogram, score_histogram
+from fastcap.reporting.page import data_uri, write_html
+from fastcap.reporting.scores import ScoredCaption, choose
+
+log = logging.getLogger(__name__)
+
+SIDE = 320  # pixels, longest side of a picture
+NAMES = {
+    "cider": "CIDEr-D",
+    "rouge_l": "ROUGE-L",
+    "meteor": "METEOR",
+    "spice": "SPICE",
+    **{f"bleu{order}": f"BLEU-{order}" for order in range(1, 5)},
+}
+_FAULTS = ("distinct", "repetitions")  # which the page counts itself
+_MAIN = ("cider", "bleu4", "rouge_l", "meteor", "spice")
+
+Picture = Callable[[int], np.ndarray | None]
+
+
+@dataclass(frozen=True)
+class Speed:
+    """How fast captions were generated, from pixels in memory to token ids.
+
+    Attributes:
+        images_per_s: Images a second.
+        batch_size: Images a batch.
+        threads: Threads of one operation.
+        device: Such as "cpu".
+    """
+
+    images_per_s: float
+    batch_size: int
+    threads: int
+    device: str = "cpu"
+
+    @property
+    def ms_an_image(self) -> float:
+        """Milliseconds for one image, as a batch's share."""
+        return 1000 / self.images_per_s
+
+
+@dataclass
+class Evaluation:
+    """Everything that the page says.
+
+    Attributes:
+        title: Headline.
+        subtitle: What was scored, in one line.
+        metrics: Of the whole set, by plain name (``cider``), times 100 where it is a score.
+        captions: Every image.
+        tokenizer: The tokenizer that the scores come from.
+        speed: Where captions were generated just now.
+        settings: Lines of the settings table.
+        config: The whole configuration as text, "" where there is none.
+    """
+
+    title: str
+    subtitle: str
+    metrics: Mapping[str, float]
+    captions: Sequence[ScoredCaption]
+    tokenizer: str
+    speed: Speed | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    config: str = ""
+
+
+def write_page(evaluation: Evaluation, path: Path, picture: Picture | None = None) -> bool:
+    """Write the page; one that cannot be made is a warning, never the end of an evaluation.
+
+    Args:
+        evaluation: What it says.
+        path: The HTML file.
+        picture: RGB pixels, uint8 (H, W, 3), of an image id, or None; only shown images are asked for.
+
+    Returns:
+        Whether there is a page now.
+    """
+    try:
+        values = _page(evaluation, picture)
+        write_html(path, "evaluation.html", **values)
+    except Exception as error:
+        log.warning("%s left out: %s: %s", path.name, type(error).__name__, error)
+        return False
+    return True
+
+
+def _page(evaluation: Evaluation, picture: Picture | None) -> dict[str, Any]:
+    captions = evaluation.captions
+    failures: list[str] = []
+
+    def card(row: ScoredCaption) -> dict[str, Any]:
+        uri = None
+        try:
+            pixels = picture(row.image_id) if picture else None
+            uri = None if pixels is None else data_uri(pixels, SIDE)
+        except Exception as error:
+            failures.append(str(error))
+        return {"row": row, "picture": uri}
+
+    sections = {title: [card(row) for row in rows] for title, rows in choose(captions).items()}
+    if failures:
+        log.warning("%d pictures left out of the report (first: %s)", len(failures), failures[0])
+    scores = [row.scores["cider"] for row in captions]
+    lengths = [row.length for row in captions]
+    reference_lengths = [len(text.split()) for row in captions for text in row.references]
+    main = [name for name in _MAIN if name in evaluation.metrics]
+    return {
+        "evaluation": evaluation,
+        "names": NAMES,
+        "main": main,
+        "others": {k: v for k, v in sorted(evaluation.metrics.items()) if k not in (*main, *_FAULTS)},
+        "sections": sections,
+        "cider_figure": score_histogram(scores, "CIDEr-D"),
+        "cider_marks": (("mean", float(np.mean(scores)), MEAN), ("median", float(np.median(scores)), MEDIAN)),
+        "length_figure": length_histogram(lengths, reference_lengths),
+        "faults": _faults(captions),
+        "reference_length": float(np.mean(reference_lengths)),
+        "num_references": len(reference_lengths),
+    }
+
+
+def _faults(captions: Sequence[ScoredCaption]) -> dict[str, Any]:
+    texts = [row.caption for row in captions]
+    common, times = Counter(texts).most_common(1)[0]
+    return {
+        **caption_faults(texts),
+        "empty": sum(row.length == 0 for row in captions),
+        "common": common,
+        "times": times,
+        "stutters": [
+            row for row in captions if any(a == b for a, b in pairwise(map(str.casefold, row.caption.split())))
+        ][:6],
+    }

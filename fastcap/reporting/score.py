@@ -1,0 +1,134 @@
+"""Score anybody's captions: `fastcap score RESULTS.json REFERENCES.json`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+
+from fastcap.cli import UserError, one_clear_error, print_table
+
+METRICS = ("bleu", "rouge_l", "cider", "meteor", "spice")
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        prog="fastcap score", description="Score a COCO result file against COCO caption annotations."
+    )
+    parser.add_argument("results", type=Path, help="captions: a JSON list of {image_id, caption}")
+    parser.add_argument("references", type=Path, help="COCO caption annotations: JSON with images and annotations")
+    parser.add_argument(
+        "--metrics",
+        default="bleu,rouge_l,cider",
+        help=f"comma-separated, out of {', '.join(METRICS)} (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--tokenizer",
+        choices=("auto", "ptb", "simple"),
+        default="auto",
+        help="ptb insists on Java, simple avoids it (default: %(default)s)",
+    )
+    parser.add_argument("--allow-missing", action="store_true", help="score the captioned images where some are not")
+    parser.add_argument("--json", type=Path, metavar="OUT", help="write the scores as JSON")
+    parser.add_argument("--per-image", type=Path, metavar="OUT.csv", help="write every image's scores")
+    parser.add_argument("--html", type=Path, metavar="OUT.html", help="write a page with best and worst captions")
+    parser.add_argument("--images", type=Path, metavar="DIR", help="the photographs, for --html")
+    return parser.parse_args(arguments)
+
+
+def check(options: argparse.Namespace) -> list[str]:
+    """Refuse what would only fail after the scoring.
+
+    Returns:
+        The metrics asked for.
+
+    Raises:
+        UserError: Naming the option.
+    """
+    names = [name.strip() for name in options.metrics.split(",") if name.strip()]
+    unknown = [name for name in names if name not in METRICS]
+    if unknown or not names:
+        raise UserError(f"--metrics {options.metrics}: choose from {', '.join(METRICS)}")
+    if options.images and not options.html:
+        raise UserError("--images needs --html: it names the photographs of the page")
+    if options.images and not options.images.is_dir():
+        raise UserError(f"--images {options.images}: no such folder")
+    for name in ("json", "per_image", "html"):
+        path = getattr(options, name)
+        if path and (path.is_dir() or not path.parent.is_dir()):
+            problem = "is a folder" if path.is_dir() else f"there is no folder {path.parent}"
+            raise UserError(f"--{name.replace('_', '-')} {path}: {problem}")
+    return names
+
+
+def score(options: argparse.Namespace) -> dict[str, float]:
+    """Score a result file and write what was asked for.
+
+    Returns:
+        Metrics by name, times 100.
+    """
+    names = check(options)
+    from fastcap.data.results import pair_results
+    from fastcap.metrics import CaptionMetrics
+    from fastcap.metrics.java import JavaError
+
+    pairs = pair_results(options.results, options.references, options.allow_missing)
+    try:
+        metric = CaptionMetrics(names, options.tokenizer, sync_on_compute=False)
+    except JavaError as error:
+        raise UserError(f"--tokenizer ptb: {error}") from error
+    ids = [pair.image_id for pair in pairs]
+    captions, references = [pair.caption for pair in pairs], [pair.references for pair in pairs]
+    metric.update(ids, captions, references)
+    metrics = metric.compute()
+    if not metrics:
+        raise UserError(f"--metrics {options.metrics}: none of these can be had on this machine")
+    print_table(f"{options.results}: {len(pairs)} images, {metric.tokenizer_name} tokenizer", metrics)
+    if options.json:
+        content = {
+            "results": str(options.results),
+            "references": str(options.references),
+            "images": len(pairs),
+            "tokenizer": metric.tokenizer_name,
+            "metrics": metrics,
+        }
+        options.json.write_text(json.dumps(content, indent=1), encoding="utf-8")
+    if options.per_image or options.html:
+        from fastcap.reporting import Evaluation, score_captions, write_page, write_scores
+
+        files = {pair.image_id: pair.file_name for pair in pairs}
+        fresh = CaptionMetrics(names, metric.tokenizer_name, sync_on_compute=False)
+        scored = score_captions(ids, captions, references, fresh, list(files.values()))
+        if options.per_image:
+            write_scores(scored, options.per_image)
+        if options.html:
+            evaluation = Evaluation(
+                title=f"Scores of {options.results.name}",
+                subtitle=f"{len(pairs):,} images against {options.references.name}",
+                metrics=metrics,
+                captions=scored,
+                tokenizer=metric.tokenizer_name,
+                settings={"Captions": options.results, "References": options.references},
+            )
+            write_page(evaluation, options.html, lambda image_id: photograph(options.images, files[image_id]))
+    return metrics
+
+
+def photograph(folder: Path | None, file_name: str) -> np.ndarray | None:
+    """Read an image of the page; None where no folder or no file name was given."""
+    from fastcap.data.pixels import decode_thumbnail
+
+    return decode_thumbnail(folder / file_name, 640) if folder and file_name else None
+
+
+@one_clear_error
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point."""
+    score(parse_arguments(arguments))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,122 @@
+"""Try a captioner in the browser: `fastcap demo [--model PATH]`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import socket
+import sys
+import threading
+import warnings
+import webbrowser
+from ipaddress import ip_address
+from pathlib import Path
+
+from fastcap.cli import UserError, one_clear_error
+
+PACKAGES = ("fastapi", "uvicorn", "python_multipart")  # of the extra `demo`
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        prog="fastcap demo",
+        description="Serve a page that captions pictures, and an HTTP API (/openapi.json); nothing leaves the machine.",
+    )
+    parser.add_argument("--model", type=Path, help="checkpoint or export folder (default: the newest run's best)")
+    parser.add_argument(
+        "--host",
+        default="127.0.0.1",
+        help="address to serve (default: %(default)s, this machine only); there is no log-in, so put a proxy before it",
+    )
+    parser.add_argument("--port", type=int, default=8000, help="port, 0 for any free one (default: %(default)s)")
+    parser.add_argument("--threads", type=int, help="threads of the captioner (default: the runtime's choice)")
+    parser.add_argument("--max-megabytes", type=float, default=10, help="largest upload (default: %(default)s)")
+    parser.add_argument("--max-megapixels", type=float, default=40, help="largest picture (default: %(default)s)")
+    parser.add_argument("--upload-seconds", type=float, default=30, help="time for an upload (default: %(default)s)")
+    parser.add_argument("--no-browser", action="store_true", help="do not open a browser")
+    return parser.parse_args(arguments)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Open the server's socket.
+
+    Raises:
+        UserError: If the address cannot be had.
+    """
+    if not 0 <= port <= 65535:
+        raise UserError(f"--port {port} must be from 0 to 65535")
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        raise UserError(f"--host {host} --port {port}: {error.strerror or error}") from error
+
+
+def find_newest() -> Path:
+    """Find the newest run's best checkpoint."""
+    from fastcap.training.checkpoints import newest_checkpoint
+
+    return newest_checkpoint()
+
+
+def own_names(host: str) -> list[str] | None:
+    """Names under which a server on this machine alone may be called; None where others may reach it."""
+    try:
+        local = ip_address(host).is_loopback
+    except ValueError:
+        local = host == "localhost"
+    return [host, "localhost", "127.0.0.1", "[::1]", f"[{host}]"] if local else None
+
+
+def open_browser(url: str) -> None:
+    """Show the page, where there is a screen to show it on."""
+    if sys.platform in ("darwin", "win32") or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"):
+        threading.Thread(target=webbrowser.open, args=(url,), daemon=True).start()
+
+
+@one_clear_error
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point; serves until it is interrupted."""
+    options = parse_arguments(arguments)
+    for name in ("max_megabytes", "max_megapixels", "upload_seconds"):
+        if not getattr(options, name) > 0:
+            raise UserError(f"--{name.replace('_', '-')} {getattr(options, name)} must be more than 0")
+    if options.threads is not None and options.threads < 1:
+        raise UserError(f"--threads {options.threads} must be at least 1")
+    try:
+        import uvicorn
+
+        from fastcap.serving.web import Limits, create_app
+    except ModuleNotFoundError as error:
+        if error.name not in PACKAGES:
+            raise
+        raise UserError(
+            f"demo: the package {error.name} is missing; install the extra: pip install -c constraints.txt -e '.[demo]'"
+        ) from error
+    from PIL import Image
+
+    from fastcap.serving.captioner import Captioner
+
+    limits = Limits(
+        max_bytes=int(options.max_megabytes * 1e6),
+        max_pixels=int(options.max_megapixels * 1e6),
+        upload_seconds=options.upload_seconds,
+    )
+    most = Image.MAX_IMAGE_PIXELS  # what decoding itself refuses
+    if most is not None and limits.max_pixels > most:
+        raise UserError(f"--max-megapixels {options.max_megapixels:g} must be at most {most // 10**6}")
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limits say it better
+
+    with listen(options.host, options.port) as server:
+        captioner = Captioner.load(options.model or find_newest(), num_threads=options.threads)
+        app = create_app(captioner, limits, own_names(options.host))
+        url = f"http://{f'[{options.host}]' if ':' in options.host else options.host}:{server.getsockname()[1]}"
+        print(f"Demo        {url} (Ctrl-C ends it)", flush=True)
+        if not options.no_browser:
+            open_browser(url)
+        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=5, server_header=False)
+        uvicorn.Server(config).run(sockets=[server])
+
+
+if __name__ == "__main__":
+    main()

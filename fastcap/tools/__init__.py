@@ -1,0 +1,1 @@
+"""Benchmarks and the W&B dashboard."""

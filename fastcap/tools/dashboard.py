@@ -1,0 +1,183 @@
+"""The W&B dashboard as code: `fastcap dashboard [--print] [--entity NAME] [--project NAME]`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import TYPE_CHECKING, Any
+
+from fastcap.cli import UserError, one_clear_error
+from fastcap.training import default_entity, has_account
+
+if TYPE_CHECKING:
+    from wandb_workspaces.reports.v2 import LinePlot
+    from wandb_workspaces.workspaces import Section, Workspace
+
+EPOCH, STEP = "epoch", "trainer/global_step"
+LOSSES = ("loss", "loss_token", "loss_length", "loss_alignment", "loss_concept")
+# What sweeps turn first, and what they turn it for.
+SWEPT = ("optim.optimizer.lr", "data.batch_size", "decoder.num_experts", "decoder.top_k", "refinement.num_steps")
+GOAL = "val/cider.max"
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(prog="fastcap dashboard", description="Build FastCap's dashboard in W&B.")
+    parser.add_argument("--entity", help="W&B user or team (default: the account's own)")
+    parser.add_argument("--project", default="fastcap", help="W&B project (default: %(default)s)")
+    parser.add_argument("--name", default="FastCap", help="name of the saved view (default: %(default)s)")
+    parser.add_argument("--print", action="store_true", help="print the definition as JSON; needs no account")
+    return parser.parse_args(arguments)
+
+
+def build_workspace(entity: str = "", project: str = "fastcap", name: str = "FastCap") -> Workspace:
+    """Define the dashboard; nothing is sent."""
+    import wandb_workspaces.workspaces as ws
+
+    order = [ws.Ordering(ws.Summary(GOAL), ascending=False)]
+    sections = [_quality(), _comparison(), _refinement(), _losses(), _experts(), _time(), _scenes()]
+    return ws.Workspace(
+        entity=entity,
+        project=project,
+        name=name,
+        sections=sections,
+        settings=ws.WorkspaceSettings(x_axis=EPOCH, sort_panels_alphabetically=False),
+        runset_settings=ws.RunsetSettings(order=order),
+    )
+
+
+def definition(workspace: Workspace) -> dict[str, Any]:
+    """The workspace as it is sent to W&B, as plain data."""
+    return workspace._to_model().model_dump(mode="json", by_alias=True, exclude_none=True)
+
+
+def _lines(title: str, keys: list[str], axis: str = EPOCH, **options: Any) -> LinePlot:
+    import wandb_workspaces.reports.v2 as wr
+
+    return wr.LinePlot(title=title, x=axis, y=list(keys), **options)
+
+
+def _section(name: str, panels: list[Any], is_open: bool = True) -> Section:
+    import wandb_workspaces.workspaces as ws
+
+    layout = ws.SectionLayoutSettings(columns=3, rows=-(-len(panels) // 3))
+    return ws.Section(name=name, panels=panels, is_open=is_open, layout_settings=layout)
+
+
+def _quality() -> Section:
+    bleu = [f"val/bleu{order}" for order in (1, 2, 3, 4)]
+    return _section(
+        "Quality",
+        [
+            _lines("CIDEr-D × 100", ["val/cider"]),
+            _lines("BLEU-4 × 100", ["val/bleu4"]),
+            _lines("ROUGE-L × 100", ["val/rouge_l"]),
+            _lines("BLEU-1 to BLEU-4 × 100", bleu),
+            _lines("Length: mean error in tokens (DLAG)", ["dlag/mae"]),
+        ],
+    )
+
+
+def _comparison() -> Section:
+    import wandb_workspaces.reports.v2 as wr
+
+    columns = [wr.ParallelCoordinatesPlotColumn(metric=wr.Config(key), display_name=key) for key in SWEPT]
+    columns.append(wr.ParallelCoordinatesPlotColumn(metric=wr.SummaryMetric(GOAL), display_name="best CIDEr"))
+    return _section(
+        "Runs and sweeps compared",
+        [
+            wr.BarPlot(title="Best CIDEr-D × 100", metrics=[GOAL], orientation="h"),
+            wr.ParallelCoordinatesPlot(title="What a sweep turned", columns=columns),
+            wr.ParameterImportancePlot(with_respect_to=GOAL),
+            wr.ScatterPlot(
+                title="Best CIDEr against training speed",
+                x=wr.SummaryMetric("time/images_per_s.mean"),
+                y=wr.SummaryMetric(GOAL),
+            ),
+            wr.RunComparer(diff_only="split"),
+        ],
+    )
+
+
+def _refinement() -> Section:
+    import wandb_workspaces.reports.v2 as wr
+
+    return _section(
+        "Captions and refinement",
+        [
+            _lines(
+                "Quality against speed, by refinement steps",
+                ["speed_quality/cider"],
+                "speed_quality/decode_ms",
+                title_x="decoding, ms an image",
+                title_y="CIDEr-D × 100",
+            ),
+            wr.MediaBrowser(title="Captions", media_keys=["val/samples"]),
+            wr.MediaBrowser(title="Refinement, step by step", media_keys=["val/refinement"], num_columns=1),
+            wr.WeavePanelSummaryTable(table_name="val/captions"),
+        ],
+    )
+
+
+def _losses() -> Section:
+    panels = [
+        _lines("Training loss", ["train/loss"], STEP),
+        _lines("Validation loss", ["val/loss"]),
+        _lines("Load balance loss", ["train/loss_balance"], STEP),
+    ]
+    for name in LOSSES[1:]:
+        part = name.removeprefix("loss_").capitalize()
+        panels += [_lines(f"{part}, training", [f"train/{name}"], STEP), _lines(f"{part}, validation", [f"val/{name}"])]
+    return _section("Losses", panels)
+
+
+def _experts() -> Section:
+    return _section("Experts", [_lines("Share of the images, each expert", [], STEP, metric_regex=r"moe/load_e\d+")])
+
+
+def _time() -> Section:
+    return _section(
+        "Time",
+        [
+            _lines("Training, images a second", ["time/images_per_s"]),
+            _lines("Captioning in validation, images a second", ["time/eval_images_per_s"]),
+        ],
+    )
+
+
+def _scenes() -> Section:
+    kinds = ("object", "colour", "count", "size", "position", "relation", "background")
+    panels = [_lines(f"{kind.capitalize()}, % right", [f"val/{kind}_accuracy"]) for kind in kinds]
+    return _section("Drawn scenes: what the captions get right", panels, is_open=False)
+
+
+@one_clear_error
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point."""
+    options = parse_arguments(arguments)
+    try:
+        import wandb_workspaces  # noqa: F401
+    except ImportError as error:
+        raise UserError(
+            "the dashboard needs wandb-workspaces: pip install -c constraints.txt -e '.[dashboard]'"
+        ) from error
+    if options.print:
+        workspace = build_workspace(options.entity or "", options.project, options.name)
+        print(json.dumps(definition(workspace), indent=1, ensure_ascii=False))
+        return
+    if not has_account():
+        raise UserError(
+            "no W&B account is set up: run `wandb login` (or set WANDB_API_KEY) and try again; "
+            "`fastcap dashboard --print` prints the definition without one"
+        )
+    try:
+        workspace = build_workspace(options.entity or default_entity() or "", options.project, options.name)
+        workspace.save()
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"W&B did not take the dashboard: {reason}") from error
+    print(f"Dashboard   {workspace.url}")
+
+
+if __name__ == "__main__":
+    main()

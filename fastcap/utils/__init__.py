@@ -1,0 +1,1 @@
+"""Helpers that know nothing of captions: random numbers, processes, files, provenance."""

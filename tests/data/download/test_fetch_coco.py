@@ -1,0 +1,184 @@
+"""COCO from a server that breaks off, moves, and is busy; and archives that are not what they should be."""
+
+import dataclasses
+import hashlib
+import io
+import json
+import zipfile
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from PIL import Image
+
+from fastcap.build import CONFIG_DIR
+from fastcap.data import DataError
+from fastcap.data.download import coco
+from fastcap.data.download.archives import unpack_images
+from fastcap.data.download.transfer import progress_bar
+from fastcap.jobs import fetch
+from tests.data.download.server import Site, serve
+
+IMAGES = {"train2014": [1, 2, 3], "val2014": [11, 12, 13]}
+
+
+def _jpeg(number):
+    out = io.BytesIO()
+    Image.new("RGB", (64, 48), (40 * (number % 6), 80, 9)).save(out, "jpeg")
+    return out.getvalue()
+
+
+def _zip(members):
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return out.getvalue()
+
+
+def _name(part, number):
+    return f"COCO_{part}_{number:012d}.jpg"
+
+
+def _karpathy():
+    splits = {1: "train", 2: "train", 3: "train", 11: "val", 12: "test", 13: "restval"}
+    return {
+        "images": [
+            {
+                "filepath": part,
+                "filename": _name(part, i),
+                "cocoid": i,
+                "imgid": i + 100,
+                "split": splits[i],
+                "sentences": [{"raw": f"A picture,\nnumber {i}.", "sentid": 10 * i + n} for n in range(5)],
+            }
+            for part, ids in IMAGES.items()
+            for i in ids
+        ]
+    }
+
+
+def _captions(part):
+    return {
+        "images": [{"id": i, "file_name": _name(part, i)} for i in IMAGES[part]],
+        "annotations": [{"id": 9 * i, "image_id": i, "caption": f"picture {i}"} for i in IMAGES[part]],
+    }
+
+
+@pytest.fixture
+def site(monkeypatch):
+    """A small COCO on a server, its pieces declared as the real ones are."""
+    site = Site()
+    for part, ids in IMAGES.items():
+        site.files[f"/zips/{part}.zip"] = _zip({f"{part}/{_name(part, i)}": _jpeg(i) for i in ids})
+    site.files["/annotations/annotations_trainval2014.zip"] = _zip(
+        {f"annotations/captions_{part}.json": json.dumps(_captions(part)) for part in IMAGES}
+    )
+    site.files["/caption_datasets.zip"] = _zip({"dataset_coco.json": json.dumps(_karpathy())})
+    pieces = []
+    for piece in coco.PIECES["2014"]:
+        md5 = hashlib.md5(site.files[f"/{piece.file}"]).hexdigest()
+        captions = dict.fromkeys(piece.captions, (3, 3))
+        pieces.append(dataclasses.replace(piece, md5=md5, images=min(piece.images, 3), captions=captions))
+    monkeypatch.setattr(coco, "PIECES", {"2014": pieces})
+    monkeypatch.setattr(coco, "KARPATHY_COUNTS", {"train": 4, "val": 1, "test": 1})
+    with serve(site) as site.url:
+        yield site
+
+
+def _run(site, root, *more):
+    addresses = ["--url", site.url, "--karpathy-url", site.url, "--backoff", "0.01"]
+    fetch.main(["coco", "--root", str(root), *addresses, *more])
+
+
+def test_coco_comes_over_a_bad_line_and_trains(site, tmp_path, capsys):
+    root = tmp_path / "coco"
+    site.cut["/zips/train2014.zip"] = [len(site.files["/zips/train2014.zip"]) // 2]
+    site.busy["/annotations/annotations_trainval2014.zip"] = 2
+    site.files["/elsewhere"] = site.files.pop("/zips/val2014.zip")
+    site.moved["/zips/val2014.zip"] = "/elsewhere"
+    _run(site, root)
+    assert sorted(p.name for p in root.iterdir()) == ["annotations", "images"], "archives are gone"
+    with initialize_config_dir(CONFIG_DIR, version_base="1.3"):
+        cfg = compose("train", overrides=["data=coco", f"data.source.root={root}", "data.source.on_bad=raise"])
+    source = instantiate(cfg.data.source)
+    assert [len(source.split(name)) for name in ("train", "val", "test")] == [4, 1, 1]
+    records = source.split("train")
+    assert records.image_ids[-1] == 13 and records.paths[-1] == root / "images/val2014" / _name("val2014", 13)
+    assert list(records.captions[-1]) == ["A picture, number 13."] * 5
+    assert records.load_image(3, 32).shape == (32, 32, 3)
+    asked = len(site.gets)
+    _run(site, root)
+    assert len(site.gets) == asked and capsys.readouterr().out.count("there already") == 4
+
+
+def test_a_piece_already_there_is_used(site, tmp_path):
+    archives, folder = tmp_path / "archives", tmp_path / "images/val2014"
+    archives.mkdir()
+    (archives / "train2014.zip").write_bytes(site.files["/zips/train2014.zip"])
+    folder.mkdir(parents=True)
+    for i in IMAGES["val2014"][:2]:
+        (folder / _name("val2014", i)).write_bytes(_jpeg(i))
+    kept = (folder / _name("val2014", 11)).stat().st_mtime_ns
+    _run(site, tmp_path, "--keep-archives")
+    assert [path for path, _ in site.gets if "zips" in path] == ["/zips/val2014.zip"]
+    assert len(list(folder.iterdir())) == 3 and (folder / _name("val2014", 11)).stat().st_mtime_ns == kept
+    assert len(list(archives.iterdir())) == 4
+
+
+def test_captions_alone(site, tmp_path):
+    _run(site, tmp_path, "--no-images")
+    assert not (tmp_path / "images").exists() and len(list((tmp_path / "annotations").glob("captions_*.json"))) == 5
+
+
+def _fails(site, root, capsys, *more):
+    with pytest.raises(SystemExit) as stop:
+        _run(site, root, *more)
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and error.startswith("fastcap: error: ") and error.count("\n") == 1
+    return error
+
+
+def test_a_wrong_checksum_ends_it(site, tmp_path, capsys):
+    site.files["/zips/train2014.zip"] = site.files["/zips/train2014.zip"][:-1] + b"x"
+    error = _fails(site, tmp_path, capsys)
+    assert "/zips/train2014.zip" in error and "MD5" in error
+    assert not (tmp_path / "images/train2014").exists() and (tmp_path / "images/val2014").is_dir()
+
+
+def test_missing_images_and_captions_are_counted(site, tmp_path, capsys, monkeypatch):
+    captions, val, train = coco.PIECES["2014"]
+    monkeypatch.setitem(coco.PIECES, "2014", [captions, dataclasses.replace(val, images=4), train])
+    assert "val2014: 3 images, must be 4" in _fails(site, tmp_path, capsys)
+    wrong = dataclasses.replace(captions, captions={"captions_val2014": (3, 15)})
+    monkeypatch.setitem(coco.PIECES, "2014", [wrong])
+    (tmp_path / "annotations/captions_val2014.json").unlink()
+    assert "(3, 3) images and captions, must be (3, 15)" in _fails(site, tmp_path, capsys)
+    assert not (tmp_path / "annotations/captions_val2014.json").exists()
+
+
+def test_other_splits_than_karpathys_are_refused(site, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(coco, "KARPATHY_COUNTS", {"train": 5, "val": 1, "test": 1})
+    assert "dataset_coco.json" in _fails(site, tmp_path, capsys)
+    assert not list((tmp_path / "annotations").glob("captions_karpathy*"))
+
+
+def test_space_is_checked_before_anything_is_fetched(site, tmp_path, capsys, monkeypatch):
+    usage = type("Usage", (), {"free": 1000})
+    monkeypatch.setattr("fastcap.data.download.transfer.shutil.disk_usage", lambda _: usage)
+    assert "GB needed, 0.0 GB free" in _fails(site, tmp_path, capsys)
+    assert not site.gets
+
+
+@pytest.mark.parametrize("damage", ["cut", "byte", "path"])
+def test_broken_archives_are_named_and_leave_no_folder(tmp_path, damage):
+    name = "../evil.jpg" if damage == "path" else "val2014/b.jpg"
+    data = bytearray(_zip({"val2014/a.jpg": _jpeg(1), name: _jpeg(2)}))
+    if damage == "cut":
+        data = data[:-30]
+    elif damage == "byte":
+        data[200] ^= 255
+    (tmp_path / "val2014.zip").write_bytes(data)
+    with pytest.raises(DataError, match=r"val2014\.zip: .*(no whole zip file|evil)"):
+        unpack_images(tmp_path / "val2014.zip", tmp_path / "images/val2014", progress_bar())
+    assert not (tmp_path / "images/val2014").exists() and not (tmp_path.parent / "evil.jpg").exists()

@@ -1,0 +1,301 @@
+"""Pretraining of a backbone, tiny: it learns, it resumes, and experiments start from what it saved."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from fastcap.backbone.weights import load_backbone, save_backbone
+from fastcap.build import CONFIG_DIR, ConfigError, build_backbone, build_model, build_trainer
+from fastcap.data import DataError
+from fastcap.data.image_files import ClassFolders, FolderImages
+from fastcap.data.images import ImageDataModule
+from fastcap.data.tokenizer import train_word_tokenizer
+from fastcap.jobs.distillation import ChannelStandardiser, DistillationWeights, Teacher, to_grid
+from fastcap.jobs.pretraining_run import pretrain_backbone
+from fastcap.training.checkpoints import CheckpointError
+from fastcap.types import IMAGE_MEAN, IMAGE_STD
+from tests.tiny import TINY, tiny_config
+
+BACKBONE = [override for override in TINY if override.startswith("backbone.")]
+SMALL = [
+    "backbone=spatial_mamba_tiny",
+    *BACKBONE,
+    "backbone.drop_path=0",
+    "images.cache_dir=null",
+    "images.num_workers=0",
+    "images.batch_size=8",
+    "image_size=32",
+    "logger=csv",
+    "~callbacks.progress",
+    "~callbacks.summary",
+    "optim.optimizer.lr=3e-3",
+]
+COLOURS = {"red": (220, 40, 30), "blue": (30, 60, 220), "green": (40, 180, 60)}
+
+
+def _config(name, *overrides):
+    with initialize_config_dir(CONFIG_DIR, version_base="1.3"):
+        return compose(name, overrides=[*SMALL, *overrides])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Coloured noise, 12 pictures a class, in ImageNet's layout."""
+    root, generator = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
+    for split, number in (("train", 8), ("val", 4)):
+        for name, colour in COLOURS.items():
+            (root / split / name).mkdir(parents=True)
+            for i in range(number):
+                pixels = (np.array(colour) + generator.normal(0, 25, (40, 48, 3))).clip(0, 255).astype(np.uint8)
+                Image.fromarray(pixels).save(root / split / name / f"{i}.png")
+    return root
+
+
+def _distill_config(folder, *overrides):
+    return _config("distill", f"folder={folder}", "teacher_size=64", *overrides)
+
+
+@pytest.fixture(scope="module")
+def distilled(folder, tmp_path_factory):
+    """One finished run: (configuration, folder, metrics)."""
+    run_dir = tmp_path_factory.mktemp("distill")
+    cfg = _distill_config(folder, "trainer.max_epochs=6")
+    return cfg, run_dir, pretrain_backbone(cfg, run_dir)
+
+
+def _column(run_dir, name):
+    header, *rows = (run_dir / "metrics.csv").read_text().splitlines()
+    index = header.split(",").index(name)
+    return [float(row.split(",")[index]) for row in rows if row.split(",")[index]]
+
+
+def test_distillation_learns_and_leaves_what_it_promises(distilled):
+    _, run_dir, metrics = distilled
+    losses, cosines = _column(run_dir, "val/loss"), _column(run_dir, "val/cosine")
+    assert len(losses) == 6 and losses[-1] < 0.75 * losses[0] and cosines[-1] > cosines[0]
+    assert {"val/loss", "val/cosine", "val/top1_agreement", "val/loss_logits", "train/loss"} <= metrics.keys()
+    assert json.loads((run_dir / "results.json").read_text())["steps"] == 24
+    assert {path.name for path in (run_dir / "checkpoints").iterdir()} == {"last.ckpt", "previous.ckpt"}
+
+
+def test_one_batch_is_learnt_by_heart(folder):
+    torch.manual_seed(0)
+    cfg = _distill_config(folder)
+    module = instantiate(
+        cfg.module,
+        backbone=instantiate(cfg.backbone),
+        backbone_config={},
+        optimizer=None,
+        schedule=None,
+    ).train()
+    images = ImageDataModule(FolderImages(folder), image_size=64, batch_size=4, cache_dir=None)
+    batch = next(iter(images.train_dataloader()))
+    optimizer = torch.optim.Adam([p for p in module.parameters() if p.requires_grad], lr=5e-3)
+    for _ in range(60):
+        loss, values = module.losses(batch)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert values["cosine"] > 0.7 and values["top1_agreement"] == 1
+
+
+def test_an_experiment_starts_from_the_weights(distilled):
+    _, run_dir, _ = distilled
+    path = run_dir / "backbone.safetensors"
+    cfg = tiny_config("backbone=spatial_mamba_tiny", "backbone.drop_path=0", f"init.backbone={path}")
+    tokenizer = train_word_tokenizer(["a red square"], min_frequency=1)
+    model = build_model(cfg, tokenizer).eval()
+    saved, images = load_file(path), torch.randn(2, 3, 48, 48)
+    assert all(torch.equal(saved[name], value) for name, value in model.backbone.state_dict().items())
+    trained = torch.load(run_dir / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+    cfg.init.backbone = "gone.safetensors"  # a checkpoint's model asks for no starting weights
+    fresh = build_model(cfg, tokenizer, fresh=False).eval().backbone
+    with torch.no_grad():
+        assert not torch.allclose(fresh(images), model.backbone(images))
+        fresh.load_state_dict({k.removeprefix("backbone."): v for k, v in trained.items() if k.startswith("backbone.")})
+        assert torch.equal(fresh(images), model.backbone(images))
+
+
+def test_a_resumed_run_equals_an_unbroken_one(folder, distilled, tmp_path):
+    _, unbroken, metrics = distilled
+    cfg = _distill_config(folder, "trainer.max_epochs=6")
+    trainers = []
+
+    def interrupted(cfg, run_dir, *rest):
+        class Interrupt(L.Callback):
+            def on_train_epoch_start(self, trainer, pl_module):
+                if trainer.current_epoch == 3:
+                    raise RuntimeError("killed")
+
+        trainers.append(build_trainer(cfg, run_dir, *rest))
+        trainers[-1].callbacks.append(Interrupt())
+        return trainers[-1]
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(RuntimeError, match="killed"):
+        patch.setattr("fastcap.jobs.pretraining_run.build_trainer", interrupted)
+        pretrain_backbone(cfg, tmp_path)
+    assert (tmp_path / "backbone.safetensors").is_file()
+    checkpoint = tmp_path / "checkpoints/last.ckpt"
+    assert not [k for k in torch.load(checkpoint, weights_only=True)["state_dict"] if k.startswith("teacher")]
+    cfg.resume = str(checkpoint)
+    resumed = pretrain_backbone(cfg, tmp_path)
+    whole, mended = (load_file(path / "backbone.safetensors") for path in (unbroken, tmp_path))
+    assert all(torch.equal(whole[name], mended[name]) for name in whole)
+    assert {k: v for k, v in resumed.items() if "time" not in k} == {
+        k: v for k, v in metrics.items() if "time" not in k
+    }
+
+
+def test_wrong_weights_are_named(distilled, tmp_path):
+    _, run_dir, _ = distilled
+    path = run_dir / "backbone.safetensors"
+
+    def start(file, *overrides):
+        build_backbone(tiny_config("backbone=spatial_mamba_tiny", *overrides, f"init.backbone={file}"))
+
+    with pytest.raises(ConfigError, match=r"init\.backbone: .*nowhere\.safetensors: no such file"):
+        start(tmp_path / "nowhere.safetensors")
+    with pytest.raises(ConfigError, match=r"backbone\.safetensors: field '.*' is \(.*this backbone's"):
+        start(path, "backbone.ffn_ratio=2")
+    with pytest.raises(ConfigError, match=r"field 'stages\.1\.1\..* is missing"):
+        start(path, "backbone.depths=[1,2]")
+    (tmp_path / "text.safetensors").write_text("no weights at all")
+    with pytest.raises(ConfigError, match=r"text\.safetensors: cannot be read"):
+        start(tmp_path / "text.safetensors")
+    save_file(load_file(path), tmp_path / "bare.safetensors")
+    with pytest.raises(ConfigError, match=r"bare\.safetensors: not a FastCap backbone file .*`format`"):
+        start(tmp_path / "bare.safetensors")
+
+
+def test_resuming_another_job_is_refused(distilled, folder, tmp_path):
+    _, run_dir, _ = distilled
+    cfg = _distill_config(folder, f"resume={run_dir}/checkpoints/last.ckpt", "backbone.ffn_ratio=2")
+    with pytest.raises(CheckpointError, match=r"last\.ckpt: field `state_dict\.backbone\..*another job"):
+        pretrain_backbone(cfg, tmp_path)
+
+
+def test_any_backbone_file_round_trips(tmp_path):
+    backbone = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last), torch.nn.BatchNorm2d(4)
+    )
+    save_backbone(tmp_path / "b.safetensors", backbone, {"dims": [4]})
+    other = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))
+    assert load_backbone(tmp_path / "b.safetensors", other) == {"dims": [4]}
+    assert all(
+        torch.equal(a, b) for a, b in zip(backbone.state_dict().values(), other.state_dict().values(), strict=True)
+    )
+
+
+def test_class_folders_are_learnt(folder, tmp_path):
+    overrides = [f"data_dir={folder}", "images.cache=false", "images.crop_scale=0.5", "trainer.max_epochs=6"]
+    cfg = _config("pretrain", *overrides)
+    metrics = pretrain_backbone(cfg, tmp_path, lambda images: {"classes": images.classes})
+    assert metrics["val/top1"] == 1.0 and metrics["val/top5"] == 1.0
+    build_backbone(tiny_config("backbone=spatial_mamba_tiny", f"init.backbone={tmp_path}/backbone.safetensors"))
+
+
+def test_folders_are_split_and_checked(folder, tmp_path):
+    train, val = (FolderImages(folder, 0.25).split(name) for name in ("train", "val"))
+    assert len(val.paths) == 9 and len(train.paths) == 27 and not set(train.paths) & set(val.paths)
+    with pytest.raises(DataError, match="nowhere"):
+        FolderImages(tmp_path / "nowhere").split("train")
+    with pytest.raises(DataError, match="0 images"):
+        FolderImages(tmp_path).split("train")
+    with pytest.raises(DataError, match="train: folder of class folders"):
+        ClassFolders(tmp_path).split("train")
+    for path in ("train/a", "val/b"):
+        (tmp_path / path).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / path / "x.png")
+    with pytest.raises(DataError, match=r"other classes.*a, b"):
+        ClassFolders(tmp_path).split("val")
+    with pytest.raises(DataError, match="no classes"):
+        _ = ImageDataModule(FolderImages(folder)).classes
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_a_broken_image_is_passed_over(cache, folder, tmp_path):
+    for i, path in enumerate(sorted((folder / "train" / "red").iterdir())):
+        (tmp_path / path.name).write_bytes(path.read_bytes()[: 60 if i == 0 else None])
+    images = ImageDataModule(FolderImages(tmp_path), image_size=16, batch_size=6, cache=cache, cache_dir=None)
+    images.setup("fit")
+    sizes = {len(batch) for epoch in range(4) for batch in _epoch(images, epoch)}
+    assert sizes == {6} if cache else (5 in sizes and sizes <= {5, 6})
+
+
+def _epoch(images, epoch):
+    loader = images.train_dataloader()
+    loader.epochs.set_epoch(epoch)
+    return list(loader)
+
+
+def test_the_teacher_knows_a_cat():
+    pixels = np.asarray(Image.open(Path(__file__).parent / "assets/cat.jpg")).astype(np.float32) / 255
+    images = torch.from_numpy((pixels - np.float32(IMAGE_MEAN)) / np.float32(IMAGE_STD)).permute(2, 0, 1)[None]
+    features, logits = Teacher(0).train()(images)
+    assert features.shape == (1, 7, 7, 1280) and logits.argmax() == 285  # Egyptian cat
+    assert logits.max().item() == pytest.approx(9.2052, abs=2e-3)  # the weights' own code's
+
+
+def test_channels_are_standardised_by_what_was_seen():
+    torch.manual_seed(0)
+    standard = ChannelStandardiser(3).train()
+    scale, shift = torch.tensor([1.0, 5.0, 0.2]), torch.tensor([0.0, 3.0, -1.0])
+    for _ in range(50):
+        standard(torch.randn(8, 4, 4, 3) * scale + shift)
+    x = torch.randn(64, 4, 4, 3) * scale + shift
+    y = standard.eval()(x)
+    assert y.mean((0, 1, 2)).abs().max() < 0.1 and (y.std((0, 1, 2)) - 1).abs().max() < 0.1
+    torch.testing.assert_close(standard.undo(y), x, rtol=1e-4, atol=1e-4)
+
+
+def test_grids_meet_at_the_teachers():
+    grid = torch.arange(16.0).view(1, 16, 1)
+    assert to_grid(grid, (2, 2)).flatten().tolist() == [2.5, 4.5, 10.5, 12.5]
+    assert to_grid(grid, (4, 4)).flatten().tolist() == grid.flatten().tolist()
+    finer = to_grid(grid, (8, 8))[0, ..., 0]
+    assert finer.shape == (8, 8) and finer[0, 0] == 0 and finer[-1, -1] == 15
+    with pytest.raises(ValueError, match="no square"):
+        to_grid(torch.zeros(1, 6, 1), (2, 2))
+
+
+def test_wrong_weights_of_the_loss_are_named():
+    for wrong in ({"cosine": -1}, {"temperature": 0}, {"cosine": 0, "smooth_l1": 0, "pooled": 0, "logits": 0}):
+        with pytest.raises(ValueError, match=r"module\.weights"):
+            DistillationWeights(**wrong)
+
+
+@pytest.mark.parametrize("kept", ["cosine", "logits"])
+def test_a_term_alone_trains_and_agreement_is_logged(kept, folder, tmp_path):
+    terms = ("cosine", "smooth_l1", "pooled", "logits")
+    overrides = [f"module.weights.{term}={float(term == kept)}" for term in terms]
+    metrics = pretrain_backbone(_distill_config(folder, *overrides, "trainer.max_epochs=1"), tmp_path)
+    assert 0 <= metrics["val/top1_agreement"] <= 1
+
+
+@pytest.mark.slow
+def test_distil_then_train_as_processes(folder, tmp_path):
+    """The whole path through Hydra: distil, then start an experiment from the file."""
+
+    def run(*arguments):
+        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "COLUMNS": "200"}
+        command = [sys.executable, "-m", "fastcap.cli", *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
+        assert done.returncode == 0, done.stderr[-2000:]
+        return done.stdout
+
+    printed = run("distill", *SMALL, f"folder={folder}", "teacher_size=64", "trainer.max_epochs=1")
+    (weights,) = tmp_path.glob("runs/distill/*/backbone.safetensors")
+    assert f"init.backbone={weights}" in printed
+    run("train", "backbone=spatial_mamba_tiny", *TINY, "trainer.max_epochs=1", f"init.backbone={weights}")
+    run("pretrain", *SMALL, f"data_dir={folder}", "trainer.max_epochs=1")

@@ -1,0 +1,232 @@
+"""Sweeps called again: nothing twice, nothing lost, nothing hidden."""
+
+import csv
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from fastcap.build import ConfigError
+from fastcap.jobs.folders import differences, job_folder, swept_first, value_name
+from fastcap.jobs.jobs import run_job
+from fastcap.jobs.summary import SweepSummary, summarise
+from fastcap.reporting.runs import read_run
+from fastcap.train import train
+from tests.tiny import TINY, tiny_config
+
+ROOT = Path(__file__).parents[2]
+
+
+def _sweep(folder, tasks, **sweeper):
+    folder.mkdir(parents=True, exist_ok=True)
+    hydra = {"overrides": {"task": tasks}, "sweep": {"dir": str(folder)}, "sweeper": sweeper}
+    OmegaConf.save(OmegaConf.create({"hydra": hydra}), folder / "multirun.yaml")
+    return folder
+
+
+def test_jobs_are_named_by_what_varies_and_not_by_number(tmp_path):
+    tasks = ["seed=3", "optim.optimizer.lr=1e-3,2e-3", "backbone.dims=[8],[16]"]
+    sweep = _sweep(tmp_path, tasks, params={"decoder": "choice(dense,moe)"})
+    overrides = ["seed=3", "optim.optimizer.lr=1e-3", "backbone.dims=[8]", "decoder=dense"]
+    name = job_folder("trial", 7, str(sweep), overrides)
+    assert name == job_folder("trial", 0, str(sweep), overrides[::-1]) and name.startswith(
+        "dims-8_decoder-dense_lr-1e-3-"
+    )
+    assert job_folder(None, 7, str(sweep), overrides) == "7"
+    assert swept_first(sweep, overrides) == [*overrides[1:], "seed=3"]
+
+
+def test_names_hold_no_letter_that_needs_quotes_and_never_meet():
+    assert value_name(["optim.optimizer.lr=1e-3", "decoder=dense"]) == "decoder-dense_lr-1e-3"
+    names = [value_name([f"a.b={value}"]) for value in ("x/y", "x,y", "xy", "[x,y]", "x" * 300, "x" * 301)]
+    assert len(set(names)) == len(names)
+    assert all(set("/,=[]{} ").isdisjoint(name) and len(name) < 120 for name in names)
+
+
+def test_differences_are_named():
+    old, new = {"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"b": 1, "c": 4}, "e": 5}
+    assert differences(old, new) == ["a.c: 2, now 4", "d: 3, now None", "e: None, now 5"]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sweep") / "lr-1"
+    metrics = run_job(tiny_config("trainer.max_epochs=1"), folder, lambda cfg: train(cfg, folder))
+    return folder, metrics
+
+
+def _must_not_train(cfg):
+    raise AssertionError("trained again")
+
+
+def test_a_finished_job_is_not_trained_again(finished):
+    folder, metrics = finished
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+    again = run_job(tiny_config("trainer.max_epochs=1", "logger=default"), folder, _must_not_train)
+    assert again == metrics and "val/cider" in again
+    assert before == {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+def test_another_configuration_does_not_pass_for_the_same_job(finished):
+    folder, _ = finished
+    assert run_job(tiny_config("trainer.max_epochs=3"), folder, _must_not_train) is None
+    error = json.loads((folder / "failed.json").read_text())["error"]
+    (folder / "failed.json").unlink()
+    assert "trainer.max_epochs: 1, now 3" in error and "another name" in error and "job.json" in error
+
+
+def test_a_stopped_job_goes_on_from_its_last_checkpoint(finished):
+    folder, metrics = finished
+    (folder / "results.json").write_text('{"metr')  # as a kill while writing would leave it
+    resumed = []
+
+    def go_on(cfg):
+        resumed.append(cfg.resume)
+        return train(cfg, folder)
+
+    again = run_job(tiny_config("trainer.max_epochs=1"), folder, go_on)
+    assert resumed == [str(folder / "checkpoints/last.ckpt")]
+    assert {k: v for k, v in again.items() if k.startswith("val/")} == {
+        k: v for k, v in metrics.items() if k.startswith("val/")
+    }
+
+
+def test_a_broken_checkpoint_starts_the_job_over(tmp_path, caplog):
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints/last.ckpt").write_bytes(b"half")
+    seen = []
+    run_job(tiny_config(), tmp_path, lambda cfg: seen.append(cfg.resume) or {})
+    assert seen == [None] and "starts over" in caplog.text
+
+
+def test_a_failing_job_is_recorded_and_tried_again(tmp_path):
+    def fail(cfg):
+        raise ConfigError("no such\nthing")
+
+    cfg = tiny_config()
+    assert run_job(cfg, tmp_path, fail) is None
+    assert read_run(tmp_path).status == "failed" and "no such" in read_run(tmp_path).error
+    assert run_job(cfg, tmp_path, lambda cfg: {"val/cider": 1.0}) == {"val/cider": 1.0}
+    assert not (tmp_path / "failed.json").exists()
+
+
+def _job(sweep, lr, cider=None, error=None):
+    (sweep / f"lr-{lr}/.hydra").mkdir(parents=True)
+    (sweep / f"lr-{lr}/.hydra/overrides.yaml").write_text(f"- lr={lr}\n- seed=1\n")
+    if cider is not None:
+        results = {"metrics": {"val/cider": cider}, "steps": 8, "minutes": 0.1}
+        (sweep / f"lr-{lr}/results.json").write_text(json.dumps(results))
+    if error:
+        (sweep / f"lr-{lr}/failed.json").write_text(json.dumps({"error": error}))
+
+
+def test_the_summary_is_a_table_a_plot_a_page_and_a_status(tmp_path, capsys):
+    sweep = _sweep(tmp_path / "s", ["lr=1,2,3", "seed=1"])
+    _job(sweep, 1, 10.0)
+    _job(sweep, 2, 30.0)
+    assert summarise(sweep) == {}
+    _job(sweep, 3, error="ValueError: a disk of stone\nmore")
+    with pytest.raises(SystemExit) as stop:
+        SweepSummary().on_multirun_end(OmegaConf.create({"hydra": {"sweep": {"dir": str(sweep)}}}))
+    printed = capsys.readouterr()
+    assert (
+        stop.value.code == 1
+        and "lr-3: ValueError: a disk of stone\n" in printed.err
+        and "1 failed: lr-3" in printed.err
+    )
+    with (sweep / "sweep.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["lr"], row["status"], row["CIDEr-D"]) for row in rows] == [
+        ("2", "finished", "30.0"),
+        ("1", "finished", "10.0"),
+        ("3", "failed", ""),
+    ]
+    assert (sweep / "sweep.png").stat().st_size > 5000 and "lr-2" in (sweep / "report.html").read_text()
+
+
+def _run(folder, *arguments):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200"}
+    command = [sys.executable, "-m", "fastcap.train", "-m", *TINY, *arguments]
+    return subprocess.run(
+        command, capture_output=True, text=True, cwd=folder, timeout=280, check=False, env=environment
+    )
+
+
+@pytest.mark.slow
+def test_twelve_jobs_one_killed_one_raising_finish_by_the_same_command(tmp_path):
+    command = ["sweep_name=twelve", "optim.optimizer.lr=1e-3,2e-3,3e-3,4e-3", "refinement.num_steps=1,2,3"]
+    command += ["+callbacks.fault._target_=tests.jobs.fault.Fault", f"+callbacks.fault.log={tmp_path}/steps.txt"]
+    command += ["+callbacks.fault.kill=lr-0.002_num_steps-2", "+callbacks.fault.fail=lr-0.003_num_steps-3"]
+    command += ["data.source.num_val=8", "callbacks.speed_quality=null"]
+    sweep = tmp_path / "runs/scenes-sweep/twelve"
+
+    def results():
+        return {path.parent.name: path.stat().st_mtime_ns for path in sweep.glob("*/results.json")}
+
+    done = _run(tmp_path, *command)
+    assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
+    first = results()
+    assert len(first) == 4
+
+    done = _run(tmp_path, *command)
+    assert done.returncode == 1, done.stderr[-2000:]
+    assert "1 failed: lr-0.003_num_steps-3" in done.stderr and "a disk of stone" in done.stderr
+    assert done.stderr.count("Traceback") == 0
+    second = results()
+    assert len(second) == 11 and first.items() <= second.items()
+    assert read_run(sweep / "lr-0.003_num_steps-3").status == "failed"
+
+    done = _run(tmp_path, *command)
+    assert done.returncode == 0, done.stderr[-2000:]
+    third = results()
+    assert len(third) == 12 and second.items() <= third.items()
+    assert not list(sweep.glob("*/failed.json"))
+    steps = (tmp_path / "steps.txt").read_text().splitlines()
+    assert len(steps) == len(set(steps)) == 12 * 8, "every step of every job was done once"
+    with (sweep / "sweep.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert (
+        len(rows) == 12 and {row["status"] for row in rows} == {"finished"} and {row["steps"] for row in rows} == {"8"}
+    )
+    assert (sweep / "sweep.png").is_file() and (sweep / "report.html").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not importlib.util.find_spec("hydra_plugins.hydra_optuna_sweeper"), reason="no extra `sweep`")
+def test_an_optuna_search_goes_on_where_it_stopped(tmp_path):
+    settings = [s for s in TINY if not s.startswith("~")]
+    settings += ["callbacks.progress=null", "callbacks.summary=null", "trainer.max_epochs=1", "sweep=optuna"]
+    settings += ["sweep_name=search", "optim.optimizer.lr=tag(log,interval(1e-4,1e-2))"]
+
+    def search(trials):
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        command = [sys.executable, "-m", "fastcap.train", "-m", *settings, f"hydra.sweeper.n_trials={trials}"]
+        done = subprocess.run(
+            command, capture_output=True, text=True, cwd=tmp_path, timeout=280, check=False, env=environment
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        return {path.parent.name: path.stat().st_mtime_ns for path in tmp_path.glob("runs/*/search/*/results.json")}
+
+    two, three = search(2), search(3)
+    assert len(two) == 2 and len(three) == 3 and two.items() <= three.items()
+    assert all(name.startswith("lr-0.0") for name in three)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not importlib.util.find_spec("hydra_plugins.hydra_submitit_launcher"), reason="no extra `sweep`")
+@pytest.mark.parametrize("choice", ["sweep=joblib", "hydra/launcher=submitit_local"])
+def test_jobs_in_processes_of_their_own(tmp_path, choice):
+    """Joblib's workers, and submitit's processes, which Slurm would run; one job fails, the other one is whole."""
+    more = ["trainer.max_epochs=1", "data.source.num_val=8", "callbacks.speed_quality=null", "sweep_name=two"]
+    command = [choice, *more, "decoder.top_k=1,9"]
+    done = _run(tmp_path, *command)
+    sweep = tmp_path / "runs/scenes-sweep/two"
+    assert done.returncode == 1, done.stderr[-2000:]
+    assert "1 failed: top_k-9" in done.stderr
+    assert read_run(sweep / "top_k-1").status == "finished" and "top_k" in read_run(sweep / "top_k-9").error

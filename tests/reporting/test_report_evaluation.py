@@ -1,0 +1,127 @@
+"""The table and the page that an evaluation leaves behind."""
+
+import csv
+import logging
+
+import numpy as np
+import pytest
+
+from fastcap.metrics import CaptionMetrics
+from fastcap.reporting import Evaluation, ScoredCaption, Speed, score_captions, write_page, write_scores
+from fastcap.reporting.scores import choose
+from tests.reporting.report_browser import assert_offline, open_page
+
+NASTY = '<script>window.hacked = 1</script> "a" dog, \N{DOG FACE}'
+
+
+def _scored(number=30):
+    references = [[f"a {size} dog on the grass", f"the dog number {size} runs"] for size in range(number)]
+    captions = [f"a {n} dog on the {'grass' if n % 3 else 'sand sand'}" for n in range(number)]
+    captions[0], captions[1] = NASTY, ""
+    references[2] = ["<img src=x onerror=window.hacked=2>", "a dog"]
+    files = [f"{n}.jpg" for n in range(number)]
+    files[3] = "'><script>window.hacked = 3</script>.jpg"
+    metric = CaptionMetrics(tokenizer="simple", sync_on_compute=False)
+    ids = [1000 + n for n in range(number)]
+    scored = score_captions(ids, captions, references, metric, files, [0.5] * number)
+    return scored, metric.compute()
+
+
+def _evaluation(scored, metrics):
+    return Evaluation(
+        title="<script>window.hacked = 4</script>",
+        subtitle="a & b",
+        metrics={**metrics, "loss": 1.25},
+        captions=scored,
+        tokenizer="simple",
+        speed=Speed(125.0, 64, 2),
+        settings={"Checkpoint": "runs/<i>best</i>.ckpt"},
+        config="key: </script><script>window.hacked = 5</script>",
+    )
+
+
+def _photo(image_id):
+    """A noisy picture, the worst case for its size."""
+    return np.random.default_rng(image_id).integers(0, 256, (600, 900, 3), dtype=np.uint8)
+
+
+def test_scores_csv_holds_every_image_and_reads_back(tmp_path):
+    scored, metrics = _scored()
+    write_scores(scored, tmp_path / "scores.csv")
+    with open(tmp_path / "scores.csv", encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == [
+        "image_id", "file_name", "caption", "bleu4", "rouge_l", "cider", "length", "confidence",
+    ]  # fmt: skip
+    assert [int(row["image_id"]) for row in rows] == [s.image_id for s in scored]
+    assert rows[0]["caption"] == NASTY and rows[0]["length"] == str(len(NASTY.split()))
+    assert np.mean([float(row["cider"]) for row in rows]) == pytest.approx(metrics["cider"], abs=1e-3)
+    assert {row["confidence"] for row in rows} == {"0.5000"}
+
+
+def _with_cider(values):
+    return [ScoredCaption(i, "a", ["a"], {"cider": v, "rouge_l": 0, "bleu4": 0}) for i, v in enumerate(values)]
+
+
+def test_best_median_and_worst_are_what_they_say():
+    values = list(np.random.default_rng(0).permutation(101))
+    chosen = choose(_with_cider(values), 5)
+    ciders = {title: [row.scores["cider"] for row in rows] for title, rows in chosen.items()}
+    assert ciders == {
+        "Best captions": [100, 99, 98, 97, 96],
+        "Median captions": [52, 51, 50, 49, 48],
+        "Worst captions": [0, 1, 2, 3, 4],
+    }
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 7, 26, 27, 28])
+def test_no_caption_is_shown_twice(number):
+    shown = [row.image_id for rows in choose(_with_cider([0.0] * number)).values() for row in rows]
+    assert len(shown) == len(set(shown)) == (number if number < 3 else 3 * min(9, number // 3))
+
+
+def test_the_page_in_a_browser_shows_pictures_and_plots_and_runs_nothing_foreign(tmp_path):
+    scored, metrics = _scored()
+    page = tmp_path / "report.html"
+    assert write_page(_evaluation(scored, metrics), page, _photo)
+    assert_offline(page)
+    assert page.stat().st_size < 8_000_000
+    found = open_page(page)
+    assert found["problems"] == [] and found["resources"] == [] and found["hacked"] is None
+    assert len(found["images"]) == 27 and min(found["images"]) > 200
+    assert [plot["svgs"] > 0 and plot["marks"] > 5 and plot["width"] > 300 for plot in found["plots"]] == [True, True]
+    assert found["overflow"] <= 0
+    for shown in (
+        "Best captions",
+        "Median captions",
+        "Worst captions",
+        NASTY,
+        "125",
+        "8.0",
+        "batches of 64, 2 threads",
+    ):
+        assert shown in found["text"]
+
+
+def test_pictures_that_cannot_be_had_leave_a_page_and_one_warning(tmp_path, caplog):
+    def broken(image_id):
+        raise OSError(f"{image_id}.jpg: no such file")
+
+    scored, metrics = _scored()
+    with caplog.at_level(logging.WARNING):
+        assert write_page(_evaluation(scored, metrics), tmp_path / "report.html", broken)
+    assert [r.message for r in caplog.records if "27 pictures left out" in r.message]
+    text = (tmp_path / "report.html").read_text()
+    assert text.count("no picture") == 27
+
+
+def test_a_page_that_cannot_be_made_is_a_warning(tmp_path, caplog):
+    scored, metrics = _scored()
+    (tmp_path / "report.html").mkdir()
+    assert not write_page(_evaluation(scored, metrics), tmp_path / "report.html")
+    assert "report.html left out" in caplog.text
+
+
+def test_words_that_no_reference_has_are_marked():
+    row = ScoredCaption(1, "A blue dog.", ["a brown dog", "The cat"], {})
+    assert row.words == [("A", True), ("blue", False), ("dog.", True)]

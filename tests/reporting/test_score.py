@@ -1,0 +1,177 @@
+"""`fastcap score`: the official format, the official numbers, and one clear error for each mistake."""
+
+import contextlib
+import csv
+import io
+import json
+
+import pytest
+from PIL import Image
+
+from fastcap.data.results import pair_results, read_results, write_results
+from fastcap.metrics.java import JavaError, find_java
+from fastcap.reporting import score as score_command
+from tests.reporting.report_browser import assert_offline
+
+NUMBER = 12
+CAPTIONS = [f"a {w} dog runs on the grass" for w in "red big old new sad wet hot shy odd raw fat dry".split()]
+NASTY = {3: "", 5: 'says "hi" (\N{DOG FACE})\r\nand [runs]', 7: "dog dog dog"}
+
+
+def _references(path, number=NUMBER, **changes):
+    images = [{"id": 100 + i, "file_name": f"{i}.jpg"} for i in range(number)]
+    annotations = [
+        {"id": 3 * i + k, "image_id": 100 + i, "caption": text}
+        for i in range(number)
+        for k, text in enumerate((CAPTIONS[i], f"The dog number {i} plays outside.", "Dogs (two) on grass"))
+    ]
+    path.write_text(json.dumps({"images": images, "annotations": annotations, **changes}))
+    return path
+
+
+def _results(path, rows=None):
+    if rows is None:
+        rows = [{"image_id": 100 + i, "caption": NASTY.get(i, CAPTIONS[i - i % 2]), "more": [1]} for i in range(NUMBER)]
+    path.write_text(json.dumps(rows))
+    return path
+
+
+@pytest.fixture
+def files(tmp_path):
+    return str(_results(tmp_path / "results.json")), str(_references(tmp_path / "references.json"))
+
+
+def test_scores_equal_pycocoevalcaps_on_files_that_pycocotools_reads(files, tmp_path):
+    try:
+        find_java()
+    except JavaError:
+        pytest.skip("no Java: PTB's tokenizer cannot run")
+    from pycocoevalcap.bleu.bleu import Bleu
+    from pycocoevalcap.cider.cider import Cider
+    from pycocoevalcap.rouge.rouge import Rouge
+    from pycocotools.coco import COCO
+
+    from fastcap.metrics.ptb import ptb_tokenize
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO(files[1])
+        given = truth.loadRes(files[0])
+        ids = truth.getImgIds()
+
+        def tokens(coco):
+            texts = {i: [a["caption"] for a in coco.imgToAnns[i]] for i in ids}
+            done = iter(ptb_tokenize([text for i in ids for text in texts[i]]))
+            return {i: [next(done) for _ in texts[i]] for i in ids}
+
+        references, candidates = tokens(truth), tokens(given)
+        bleu = Bleu(4).compute_score(references, candidates)[0]
+        theirs = {f"bleu{n}": 100 * value for n, value in enumerate(bleu, start=1)}
+        theirs["rouge_l"] = 100 * Rouge().compute_score(references, candidates)[0]
+        theirs["cider"] = 100 * Cider().compute_score(references, candidates)[0]
+    ours = score_command.score(score_command.parse_arguments([*files, "--tokenizer", "ptb"]))
+    assert ours == pytest.approx(theirs, abs=1e-6)
+    assert ours["cider"] > 10
+
+
+def test_everything_asked_for_is_written(files, tmp_path, capsys):
+    (tmp_path / "photos").mkdir()
+    for i in range(NUMBER):
+        Image.new("RGB", (300, 200), "teal").save(tmp_path / f"photos/{i}.jpg")
+    out = [str(tmp_path / name) for name in ("out.json", "out.csv", "out.html")]
+    options = ["--json", out[0], "--per-image", out[1], "--html", out[2], "--images", str(tmp_path / "photos")]
+    score_command.main([*files, "--tokenizer", "simple", "--metrics", "cider,rouge_l", *options])
+    printed = capsys.readouterr().out
+    assert "cider" in printed and "bleu" not in printed
+    content = json.loads((tmp_path / "out.json").read_text())
+    assert set(content["metrics"]) == {"cider", "rouge_l"} and content["tokenizer"] == "simple"
+    with open(out[1], encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == content["images"] == NUMBER
+    assert rows[0]["file_name"] == "0.jpg" and rows[5]["caption"] == NASTY[5] and rows[0]["confidence"] == ""
+    mean = sum(float(row["cider"]) for row in rows) / NUMBER
+    assert mean == pytest.approx(content["metrics"]["cider"], abs=1e-3)
+    assert_offline(tmp_path / "out.html")
+    assert (tmp_path / "out.html").read_text(encoding="utf-8").count("data:image/jpeg") == NUMBER
+
+
+def test_written_results_read_back(tmp_path):
+    captions = {5: 'a "b" \N{DOG FACE}\u2028', 2: ""}
+    write_results(tmp_path / "r.json", captions.items())
+    assert json.loads((tmp_path / "r.json").read_text(encoding="ascii"))[1] == {"image_id": 2, "caption": ""}
+    assert read_results(tmp_path / "r.json") == captions
+
+
+GOOD = {"image_id": 100, "caption": "a dog"}
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ({"image_id": 1}, "results.json: must hold a JSON list"),
+        ([], "results.json: the list of captions is empty"),
+        (["a dog"], "results.json: [0] must be an object, found str"),
+        ([GOOD, {"caption": "a"}], "results.json: [1].image_id must be an integer, found nothing"),
+        ([GOOD, {"image_id": 101}], "results.json: [1].caption must be a string, found nothing"),
+        ([{"image_id": "100", "caption": "a"}], "[0].image_id must be an integer, found str '100'"),
+        ([{"image_id": True, "caption": "a"}], "[0].image_id must be an integer, found bool"),
+        ([{"image_id": 100.0, "caption": "a"}], "[0].image_id must be an integer, found float"),
+        ([{"image_id": 100, "caption": ["a"]}], "[0].caption must be a string, found list"),
+        ([GOOD, {"image_id": 101, "caption": "b"}, GOOD], "[2].image_id 100 is a duplicate of [0]"),
+        ([GOOD, {"image_id": 7, "caption": "b"}], "[1].image_id 7 is not among the ids of images in"),
+        ([GOOD], "no caption for 11 of the 12 images with references"),
+    ],
+)
+def test_a_bad_result_file_is_one_line(rows, message, tmp_path, capsys):
+    _results(tmp_path / "results.json", rows)
+    _references(tmp_path / "references.json")
+    _fails([str(tmp_path / "results.json"), str(tmp_path / "references.json")], message, capsys)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "results.json: result file is not readable JSON"),
+        (None, "results.json: result file is missing"),
+    ],
+)
+def test_a_file_that_is_no_json_is_one_line(text, message, tmp_path, capsys):
+    if text:
+        (tmp_path / "results.json").write_text(text)
+    _references(tmp_path / "references.json")
+    _fails([str(tmp_path / "results.json"), str(tmp_path / "references.json")], message, capsys)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--metrics", "cider,blue"], "--metrics cider,blue: choose from"),
+        (["--metrics", ","], "--metrics ,: choose from"),
+        (["--images", "."], "--images needs --html"),
+        (["--html", "x.html", "--images", "nowhere"], "--images nowhere: no such folder"),
+        (["--json", "nowhere/x.json"], "--json nowhere/x.json: there is no folder nowhere"),
+        (["--per-image", "."], "--per-image .: is a folder"),
+    ],
+)
+def test_a_bad_option_is_named(options, message, files, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    _fails([*files, *options], message, capsys)
+
+
+def _fails(arguments, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        score_command.main([*arguments, "--tokenizer", "simple"])
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("fastcap: error: ") and message in error and error.count("\n") == 1
+
+
+def test_a_subset_is_scored_on_request_and_counted(tmp_path, caplog):
+    rows = [{"image_id": 100 + i, "caption": CAPTIONS[i]} for i in range(5)]
+    references = _references(tmp_path / "references.json")
+    content = json.loads(references.read_text())
+    content["annotations"] = [a for a in content["annotations"] if a["image_id"] != 104]
+    del content["images"][0]["file_name"]
+    references.write_text(json.dumps(content))
+    pairs = pair_results(_results(tmp_path / "results.json", rows), references, allow_missing=True)
+    assert [(p.image_id, p.file_name) for p in pairs] == [(100, ""), (101, "1.jpg"), (102, "2.jpg"), (103, "3.jpg")]
+    assert "7 images without a caption" in caplog.text and "1 images without a reference" in caplog.text

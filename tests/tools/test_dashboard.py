@@ -1,0 +1,119 @@
+"""The dashboard's definition: every key that it plots is one that training logs."""
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+from omegaconf import OmegaConf
+
+from fastcap.tools import dashboard
+from tests.tiny import tiny_config
+from tests.wandb_file import read_runs
+
+
+@pytest.fixture(scope="module")
+def definition():
+    return dashboard.definition(dashboard.build_workspace(entity="somebody", project="fastcap"))
+
+
+def _panels(definition):
+    return [
+        panel for section in definition["spec"]["section"]["panelBankConfig"]["sections"] for panel in section["panels"]
+    ]
+
+
+def _strings(node):
+    """Every text in a panel's configuration that may name a metric."""
+    if isinstance(node, dict):
+        return [s for key, value in node.items() if "itle" not in key for s in _strings(value)]
+    if isinstance(node, list):
+        return [s for value in node for s in _strings(value)]
+    return [node] if isinstance(node, str) else []
+
+
+def test_the_sections_are_there(definition):
+    names = [section["name"] for section in definition["spec"]["section"]["panelBankConfig"]["sections"]]
+    assert {"Quality", "Runs and sweeps compared", "Losses", "Experts", "Time"} <= set(names)
+    views = {panel["viewType"] for panel in _panels(definition)}
+    assert {"Run History Line Plot", "Parallel Coordinates Plot", "Run Comparer", "Media Browser"} <= views
+    metrics = {key for panel in _panels(definition) for key in panel["config"].get("metrics", [])}
+    assert {"val/cider", "val/bleu4", "dlag/mae", "train/loss", "time/images_per_s"} <= metrics
+
+
+def test_every_plotted_key_is_logged(definition, multirun):
+    logged = read_runs(multirun[0][0])[0].keys
+    named = {text for panel in _panels(definition) for text in _strings(panel["config"]) if "/" in text}
+    patterns = {text for text in named if "\\" in text}
+    assert len(named) > 30 and len(patterns) == 1
+    keys = {text.removeprefix("summary:") for text in named - patterns}
+    keys = {re.sub(r"\.(max|min|mean|last)$", "", key) for key in keys}
+    assert not keys - logged
+    assert all(any(re.fullmatch(pattern, key) for key in logged) for pattern in patterns)
+    axes = {panel["config"]["xAxis"] for panel in _panels(definition) if panel["viewType"] == "Run History Line Plot"}
+    assert axes <= logged
+
+
+def test_summaries_that_are_plotted_are_kept(definition, multirun):
+    kept = {m.name: m.summary for m in read_runs(multirun[0][0])[0].metrics if m.name}
+    named = {text for panel in _panels(definition) for text in _strings(panel["config"])}
+    asked = [re.fullmatch(r"(?:summary:)?(.+/.+)\.(max|min|mean)", text) for text in named]
+    asked = [found.groups() for found in asked if found]
+    assert ("val/cider", "max") in asked
+    assert all(getattr(kept[name], how) for name, how in asked)
+
+
+def test_every_swept_key_is_in_the_configuration():
+    cfg = tiny_config()
+    assert all(OmegaConf.select(cfg, key) is not None for key in dashboard.SWEPT)
+
+
+def test_print_needs_no_account(capsys):
+    dashboard.main(["--print", "--project", "mine"])
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["project"] == "mine" and _panels(printed)
+
+
+def test_without_an_account_one_line_says_what_to_do(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(dashboard, "has_account", lambda: False)
+    with pytest.raises(SystemExit) as stop:
+        dashboard.main([])
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "wandb login" in error and "--print" in error
+
+
+def test_with_an_account_it_is_saved_and_its_address_printed(monkeypatch, capsys):
+    from wandb_workspaces.workspaces import Workspace
+
+    saved = []
+    monkeypatch.setattr(dashboard, "has_account", lambda: True)
+    monkeypatch.setattr(dashboard, "default_entity", lambda: "somebody")
+    monkeypatch.setattr(Workspace, "save", lambda self: saved.append(self))
+    monkeypatch.setattr(Workspace, "url", "https://wandb.ai/somebody/mine?nw=1")
+    dashboard.main(["--project", "mine"])
+    assert capsys.readouterr().out.split() == ["Dashboard", "https://wandb.ai/somebody/mine?nw=1"]
+    assert (saved[0].entity, saved[0].project) == ("somebody", "mine")
+
+    def refuse(self):
+        raise RuntimeError("permission denied\nmore")
+
+    monkeypatch.setattr(Workspace, "save", refuse)
+    with pytest.raises(SystemExit):
+        dashboard.main(["--project", "mine"])
+    assert "W&B did not take the dashboard: permission denied\n" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_really_without_an_account(tmp_path):
+    """No key in the environment and an empty home: the check itself asks nobody."""
+    done = subprocess.run(
+        [sys.executable, "-m", "fastcap.tools.dashboard"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        env={"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "PYTHONPATH": "."},
+    )
+    assert done.returncode == 2 and done.stderr.startswith("fastcap: error: no W&B account"), done.stderr

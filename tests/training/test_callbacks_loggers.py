@@ -1,0 +1,126 @@
+"""Rows that survive a resume, TensorBoard, names, and what is printed."""
+
+import csv
+
+import pytest
+
+from fastcap.eval import evaluate
+from fastcap.train import train
+from fastcap.training import RunInfo, csv_logger, tensorboard_logger
+from fastcap.training.loggers import ID_FILE
+from fastcap.training.run_info import short_name
+from tests.tiny import tiny_config
+
+
+def _rows(folder):
+    with (folder / "metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_run_resumed_in_place_keeps_its_rows(tmp_path):
+    small = (
+        "data.source.num_train=16",
+        "data.source.num_val=8",
+        "trainer.log_every_n_steps=1",
+        "~callbacks.refinement",
+    )
+    train(tiny_config(*small, "trainer.max_epochs=1"), tmp_path)
+    before = _rows(tmp_path)
+    checkpoint = tmp_path / "checkpoints/last.ckpt"
+    train(tiny_config(*small, "trainer.max_epochs=2", f"resume={checkpoint}"), tmp_path)
+    after = _rows(tmp_path)
+    assert [{k: v for k, v in row.items() if v} for row in after[: len(before)]] == [
+        {k: v for k, v in row.items() if v} for row in before
+    ]
+    steps = [int(row["step"]) for row in after if row["train/loss"]]
+    assert steps == [0, 1, 2, 3]
+    assert sum(bool(row["val/cider"]) for row in after) == 2
+
+    moved = checkpoint.rename(tmp_path / "moved.ckpt")
+    assert "val/cider" in evaluate(moved, "val", {}, tmp_path / "eval"), "the checkpoint it went on from is gone"
+
+
+def test_steps_that_are_done_again_are_not_there_twice(tmp_path):
+    first = csv_logger(RunInfo(tmp_path))
+    for step in range(5):
+        first.log_metrics({"train/loss": float(step)}, step=step)
+    first.save()
+    again = csv_logger(RunInfo(tmp_path, resume=tmp_path / "last.ckpt", resumed_step=3))
+    assert [row["step"] for row in _rows(tmp_path)] == ["0", "1", "2"], "kept even if the run breaks off here"
+    again.log_metrics({"train/loss": 30.0, "val/cider": 1.0}, step=3)
+    again.save()
+    rows = _rows(tmp_path)
+    assert [(row["step"], row["train/loss"], row["val/cider"]) for row in rows] == [
+        ("0", "0.0", ""),
+        ("1", "1.0", ""),
+        ("2", "2.0", ""),
+        ("3", "30.0", "1.0"),
+    ]
+
+
+def test_a_new_run_in_an_old_folder_starts_over(tmp_path):
+    for value in (1.0, 2.0):
+        logger = csv_logger(RunInfo(tmp_path))
+        logger.log_metrics({"train/loss": value}, step=0)
+        logger.save()
+    assert [row["train/loss"] for row in _rows(tmp_path)] == ["2.0"]
+    assert not (tmp_path / ID_FILE).exists()
+
+
+def test_tensorboard_has_scalars_pictures_and_captions(multirun):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    folder = multirun[0][0]
+    events = EventAccumulator(str(folder / "tensorboard"), size_guidance={"images": 0}).Reload()
+    tags = events.Tags()
+    assert {"val/cider", "val/bleu4", "train/loss", "moe/load_e0", "dlag/mae", "speed_quality/cider"} <= set(
+        tags["scalars"]
+    )
+    assert {"val/samples/0", "val/samples/11", "val/refinement/0", "speed_quality/picture/0"} <= set(tags["images"])
+    assert len(events.Scalars("speed_quality/cider")) == 2
+
+    def text(tag):
+        return events.Tensors(f"{tag}/text_summary")[0].tensor_proto.string_val[0].decode()
+
+    first = (folder / "captions.json").read_text().split('"caption": "')[1].split('"')[0]
+    assert first in text("val/samples") and first in text("val/captions")
+    assert text("val/captions").startswith("| epoch | image_id | caption |")
+    assert '"optim"' in text("config")
+
+
+def test_a_missing_tensorboard_is_named(tmp_path, monkeypatch):
+    import fastcap.training.loggers as loggers
+
+    def missing(run):
+        raise ModuleNotFoundError("No module named 'tensorboard'")
+
+    monkeypatch.setattr(loggers, "RunTensorBoardLogger", missing)
+    with pytest.raises(ValueError, match=r"TensorBoard is not installed: pip install .*\[tensorboard\]"):
+        tensorboard_logger(RunInfo(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "name"),
+    [
+        ([], ""),
+        (["optim.optimizer.lr=1e-3", "decoder=dense"], "lr=1e-3 decoder=dense"),
+        (["decoder.dim=8", "alignment.dim=9"], "decoder.dim=8 alignment.dim=9"),
+        (["++seed=3", "~callbacks.progress", "logger=csv", "resume=/x/last.ckpt"], "seed=3"),
+        (["data.source.root=" + "x" * 200], "root=" + "x" * 94 + "…"),
+    ],
+)
+def test_names_are_short_overrides(overrides, name):
+    assert short_name(overrides) == name
+
+
+def test_a_run_without_overrides_is_named_by_its_folder(tmp_path):
+    assert RunInfo(tmp_path / "2026-01-01_ab").name == "2026-01-01_ab"
+
+
+def test_nothing_is_advertised_and_no_version_number_is_shown(multirun):
+    printed = multirun[1]
+    assert "Epoch 0/0" in printed and "train/loss" in printed and "val/cider" in printed
+    for noise in ("v_num", "Tip", "GPU available", "will be deleted", "deprecated", "` stopped", "Images sizes"):
+        assert noise not in printed, noise
+    assert "arning" not in printed

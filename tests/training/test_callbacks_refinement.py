@@ -1,0 +1,137 @@
+"""Refinement's pictures and tables, and the speed/quality curve, of a tiny run."""
+
+import csv
+import json
+from itertools import groupby
+
+import numpy as np
+import pytest
+import torch
+
+from fastcap import caption as caption_command
+from fastcap.caption import free_path
+from fastcap.training import speed
+from fastcap.training.media import read_picture
+
+
+@pytest.fixture
+def folder(multirun):
+    return multirun[0][0]
+
+
+def _table(path):
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_table_tells_how_each_caption_came_about(folder):
+    rows = _table(folder / "refinement/epoch_000.csv")
+    assert list(rows[0]) == ["image_id", "step", "position", "token", "confidence", "remasked"]
+    captions = {str(row["image_id"]): row["caption"] for row in json.loads((folder / "captions.json").read_text())}
+    images = list(dict.fromkeys(row["image_id"] for row in rows))
+    assert len(images) == 3
+    for image in images:
+        steps = {}
+        for row in (row for row in rows if row["image_id"] == image):
+            steps.setdefault(int(row["step"]), []).append(row)
+        assert sorted(steps) == [1, 2, 3]
+        last = [row["token"] for row in steps[3]]
+        assert " ".join(word for word, _ in groupby(last)) == captions[image], "repeats are collapsed at the end"
+        assert not any(row["remasked"] == "1" for row in steps[3])
+        assert any(row["remasked"] == "1" for row in steps[1])
+        for step in (1, 2):
+            for now, later in zip(steps[step], steps[step + 1], strict=True):
+                assert 0 < float(now["confidence"]) <= 1
+                if now["remasked"] == "0":
+                    assert (now["token"], now["confidence"]) == (later["token"], later["confidence"])
+
+
+def test_each_image_has_its_picture(folder):
+    pictures = sorted((folder / "refinement").glob("*.png"))
+    assert [p.name for p in pictures] == [f"epoch_000_{number}.png" for number in (10000000, 10000001, 10000002)]
+    assert all(read_picture(p).std() > 5 for p in pictures)
+
+
+def test_the_curve_meets_the_run_at_its_own_setting(folder):
+    rows = _table(folder / "speed_quality.csv")
+    metrics = json.loads((folder / "results.json").read_text())["metrics"]
+    assert [int(row["num_steps"]) for row in rows] == [1, 3]
+    assert float(rows[1]["cider"]) == pytest.approx(metrics["val/cider"], abs=1e-3)
+    assert float(rows[1]["bleu4"]) == pytest.approx(metrics["val/bleu4"], abs=1e-3)
+    assert all(float(row["decode_ms"]) > 0 for row in rows)
+    assert read_picture(folder / "speed_quality.png").std() > 5
+
+
+def test_the_curve_is_of_the_best_weights_and_touches_nothing(folder, monkeypatch):
+    import lightning as L
+
+    from fastcap.build import build_datamodule, build_module, load_checkpoint
+    from fastcap.training import RunCheckpoint, SpeedQuality
+    from tests.tiny import tiny_config
+
+    cfg = tiny_config("refinement.num_steps=3")
+    datamodule = build_datamodule(cfg)
+    datamodule.prepare()
+    datamodule.setup("fit")
+    module = build_module(cfg, datamodule)
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    checkpoint = RunCheckpoint()
+    checkpoint.best_model_path = str(folder / "checkpoints/best.ckpt")
+    root = folder.parent / "curve"
+    root.mkdir()
+    trainer = L.Trainer(
+        default_root_dir=root, callbacks=[checkpoint], logger=False, accelerator="cpu", enable_progress_bar=False
+    )
+    trainer.state.fn = L.pytorch.trainer.states.TrainerFn.FITTING
+    callback = SpeedQuality(steps=[3, 1], max_images=10)
+    callback.setup(trainer, module, "fit")
+    marked = []
+    monkeypatch.setattr(speed, "draw_curve", lambda path, points, chosen, note: marked.append((chosen, note)))
+    monkeypatch.setattr(speed, "read_picture", lambda path: None)
+    for batch in datamodule.dataloader("val"):
+        callback.on_validation_batch_end(trainer, module, None, batch, 0)
+    assert sum(map(len, callback._batches)) == 10
+    batches = list(callback._batches)
+    random = torch.get_rng_state()
+    callback.on_fit_end(trainer, module)
+    assert module.model.refinement.num_steps == 3 and torch.equal(random, torch.get_rng_state())
+    row, _ = _table(root / "speed_quality.csv")
+    assert [chosen for chosen, _ in marked] == [3] and marked[0][1].startswith("10 validation images")
+
+    best = load_checkpoint(folder / "checkpoints/best.ckpt", {"refinement.num_steps": 3})
+    from fastcap.metrics import CaptionMetrics
+
+    metric = CaptionMetrics(["cider"])
+    for batch in batches:
+        metric.update(batch.image_ids.tolist(), module.texts(best.model.generate(batch.images)), batch.references)
+    assert float(row["cider"]) == pytest.approx(metric.compute()["cider"], abs=1e-3)
+    assert all(torch.equal(before[name], value) for name, value in module.state_dict().items())
+
+
+def test_caption_draws_the_same_picture(folder, tmp_path, capsys):
+    from PIL import Image
+
+    for place, colour in (("a", "red"), ("b", "blue")):
+        (tmp_path / place).mkdir()
+        Image.new("RGB", (80, 60), colour).save(tmp_path / place / "photo.jpg")
+    pictures = tmp_path / "pictures"
+    ckpt = str(folder / "checkpoints/best.ckpt")
+    caption_command.main([str(tmp_path), "--ckpt", ckpt, "--picture", str(pictures), "--json"])
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["picture"] for row in rows] == [str(pictures / "photo.png"), str(pictures / "photo_2.png")]
+    assert "steps" not in rows[0]
+    assert all(np.std(read_picture(pictures / name)) > 5 for name in ("photo.png", "photo_2.png"))
+
+
+def test_picture_must_be_a_folder(tmp_path, capsys):
+    file = tmp_path / "file"
+    file.write_text("")
+    with pytest.raises(SystemExit):
+        caption_command.main(["a.jpg", "--picture", str(file)])
+    assert "--picture" in capsys.readouterr().err
+
+
+def test_pictures_of_one_name_do_not_overwrite_one_another(tmp_path):
+    taken = set()
+    names = [free_path(tmp_path, f"{place}/x.jpg", taken).name for place in "abc"]
+    assert names == ["x.png", "x_2.png", "x_3.png"]

@@ -1,0 +1,235 @@
+"""An offline W&B run, read back from its file."""
+
+import json
+import logging
+
+import numpy as np
+import pytest
+
+from fastcap.training import RunInfo, wandb_logger
+from fastcap.training.loggers import ID_FILE
+from fastcap.training.media import read_picture
+from tests.wandb_file import read_run, read_runs
+
+PROMISED = (
+    "val/cider val/bleu1 val/bleu2 val/bleu3 val/bleu4 val/rouge_l val/loss val/loss_token val/loss_length "
+    "val/loss_alignment val/loss_concept train/loss train/loss_token train/loss_length train/loss_balance "
+    "train/loss_alignment train/loss_concept moe/load_e0 moe/load_e1 dlag/mae time/images_per_s "
+    "time/eval_images_per_s epoch trainer/global_step speed_quality/cider speed_quality/decode_ms "
+    "speed_quality/num_steps val/captions val/samples val/refinement speed_quality/picture"
+)
+
+
+@pytest.fixture(scope="module")
+def offline(multirun):
+    folders, _ = multirun
+    return [read_runs(folder) for folder in folders]
+
+
+def test_each_job_of_a_multirun_is_one_run_of_its_own(multirun, offline):
+    folders, _ = multirun
+    assert [len(runs) for runs in offline] == [1, 1]
+    (first,), (second,) = offline
+    assert first.run.run_id != second.run.run_id
+    for folder, run in zip(folders, (first, second), strict=True):
+        assert (folder / ID_FILE).read_text().strip() == run.run.run_id
+        assert run.exit_code == 0
+
+
+def test_runs_are_named_grouped_and_typed(offline):
+    for (run,), rate in zip(offline, ("0.001", "0.002"), strict=True):
+        assert run.run.run_group == "scenes" and run.run.job_type == "sweep" and run.run.project == "fastcap"
+        assert run.run.display_name.startswith(f"lr={rate} ")  # what the sweep varies comes first
+        assert len(run.run.display_name) <= 100 and "logger" not in run.run.display_name
+
+
+def test_every_promised_key_is_there(offline):
+    (run,), _ = offline
+    assert set(PROMISED.split()) <= run.keys
+
+
+def test_the_whole_configuration_is_there(offline):
+    for (run,), rate in zip(offline, (1e-3, 2e-3), strict=True):
+        assert run.config["optim"]["optimizer"]["lr"] == rate
+        assert run.config["data"]["source"]["num_train"] == 32 and run.config["refinement"]["num_steps"] == 3
+        assert "${" not in json.dumps(run.config)
+
+
+def test_scalars_equal_the_results_file(multirun, offline):
+    folders, _ = multirun
+    for folder, (run,) in zip(folders, offline, strict=True):
+        metrics = json.loads((folder / "results.json").read_text())["metrics"]
+        for key in ("val/cider", "val/bleu1", "dlag/mae"):
+            (logged,) = [row[key] for row in run.history if key in row]
+            assert logged == pytest.approx(metrics[key], rel=1e-6)
+
+
+def test_the_caption_table_holds_what_the_run_wrote(multirun, offline):
+    (folder, _), _ = multirun
+    (run,), _ = offline
+    (entry,) = [row["val/captions"] for row in run.history if "val/captions" in row]
+    table = json.loads((run.folder / "files" / entry["path"]).read_text())
+    assert table["columns"] == ["epoch", "image_id", "image", "caption", "references", "score", "cider"]
+    captions = {str(row["image_id"]): row for row in json.loads((folder / "captions.json").read_text())}
+    assert len(table["data"]) == 12
+    for _, image_id, image, caption, references, score, cider in table["data"]:
+        row = captions[image_id]
+        assert (caption, references.split("\n")) == (row["caption"], row["references"])
+        assert score == pytest.approx(row["score"], abs=1e-3) and cider >= 0
+        assert image == "Image"  # the pictures themselves travel in the table's artifact
+    (artifact,) = [artifact for artifact in run.artifacts if artifact.type == "run_table"]
+    pictures = [entry.local_path for entry in artifact.manifest.contents if entry.path.endswith(".png")]
+    assert len(pictures) == 12 and all(read_picture(path).shape == (32, 32, 3) for path in pictures)
+
+
+def test_pictures_lie_in_the_run_folder_with_their_captions(offline):
+    (run,), _ = offline
+    for key, count in (("val/samples", 12), ("val/refinement", 3), ("speed_quality/picture", 1)):
+        (entry,) = [row[key] for row in run.history if key in row]
+        assert entry["_type"] == "images/separated" and entry["count"] == count
+        assert len(entry["captions"]) == count and all(entry["captions"])
+        files = [run.folder / "files" / name for name in entry["filenames"]]
+        sizes = {read_picture(file).shape[1::-1] for file in files}
+        assert sizes == {(entry["width"], entry["height"])}
+
+
+def test_axes_and_best_values_are_defined(offline):
+    (run,), _ = offline
+    names = {metric.name or metric.glob_name: metric for metric in run.metrics}
+    order = [metric.name for metric in run.metrics if metric.name]
+    axis = {name: order[m.step_metric_index - 1] if m.step_metric_index else m.step_metric for name, m in names.items()}
+    assert axis["val/cider"] == axis["val/*"] == axis["dlag/mae"] == "epoch"
+    assert axis["train/*"] == axis["moe/*"] == "trainer/global_step"
+    assert axis["speed_quality/cider"] == "speed_quality/decode_ms"
+    assert names["val/cider"].summary.max and names["val/bleu4"].summary.max
+    assert names["val/loss"].summary.min and names["dlag/mae"].summary.min
+
+
+def _logger(run, **options):
+    logger = wandb_logger(run, **options)
+    logger.log_metrics({"train/loss": 1.0}, step=0)
+    logger.close()
+    return logger
+
+
+def test_a_resumed_run_keeps_its_id_and_a_new_one_does_not(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path))
+    folders = [tmp_path / name for name in ("first", "moved", "branch")]
+    for folder in folders:
+        folder.mkdir()
+    first, moved, branch = folders
+    checkpoint = first / "checkpoints" / "last.ckpt"
+    _logger(RunInfo(first))
+    _logger(RunInfo(first, resume=checkpoint, resumed_step=4))
+    old, resumed = read_runs(first)
+    assert old.run.run_id == resumed.run.run_id
+    assert old.run.display_name == "first"
+    _logger(RunInfo(moved, resume=checkpoint))
+    assert read_runs(moved)[0].run.run_id == old.run.run_id
+    _logger(RunInfo(branch, resume=checkpoint, job_type="sweep"))
+    assert read_runs(branch)[0].run.run_id != old.run.run_id
+    _logger(RunInfo(first, job_type="eval"))
+    started_over = max(read_runs(first), key=lambda run: run.folder.stat().st_ctime)
+    assert started_over.run.run_id != old.run.run_id and started_over.run.job_type == "eval"
+
+
+def test_checkpoints_are_artifacts_on_request_only(multirun, tmp_path, monkeypatch):
+    import lightning as L
+
+    from fastcap.training import RunCheckpoint
+
+    monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path))
+    (source, _), _ = multirun
+    for asked in (True, False):
+        folder = tmp_path / str(asked)
+        folder.mkdir()
+        logger = wandb_logger(RunInfo(folder), log_checkpoint=asked)
+        checkpoint = RunCheckpoint()
+        checkpoint.best_model_path = checkpoint.last_model_path = str(source / "checkpoints/best.ckpt")
+        checkpoint.best_model_score = checkpoint.current_score = L.pytorch.utilities.types.torch.tensor(1.0)
+        logger.after_save_checkpoint(checkpoint)
+        logger.finalize("success")
+        logger.close()
+        (run,) = read_runs(folder)
+        kinds = [artifact.type for artifact in run.artifacts]
+        assert kinds == (["model"] if asked else [])
+
+
+def test_a_wandb_that_cannot_start_is_a_warning(tmp_path, monkeypatch, caplog):
+    import wandb
+
+    def refuse(**_):
+        raise RuntimeError("no service")
+
+    monkeypatch.setattr(wandb, "init", refuse)
+    assert wandb_logger(RunInfo(tmp_path)) is None
+    assert "no service" in caplog.text
+
+
+def test_without_a_network_the_run_goes_on_offline(tmp_path, monkeypatch, caplog):
+    import wandb
+
+    from fastcap.training import loggers
+
+    start = wandb.init
+
+    def unreachable(**options):
+        if options["mode"] == "online":
+            raise TimeoutError("no network")
+        return start(**options)
+
+    monkeypatch.setattr(wandb, "init", unreachable)
+    monkeypatch.setattr(loggers, "has_account", lambda: True)
+    monkeypatch.delenv("WANDB_MODE")
+    monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path))
+    _logger(RunInfo(tmp_path))
+    assert "no network" in caplog.text
+    (run,) = read_runs(tmp_path)
+    assert run.keys >= {"train/loss"}
+    assert (tmp_path / ID_FILE).read_text().strip() == run.run.run_id
+
+
+def test_a_wandb_that_breaks_off_is_one_warning(tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path))
+    logger = wandb_logger(RunInfo(tmp_path))
+    experiment = logger.experiment
+    experiment.finish()
+    with caplog.at_level(logging.WARNING):
+        logger.log_metrics({"val/cider": 1.0}, step=1)
+        logger.log_pictures("val/samples", [np.zeros((4, 4, 3), np.uint8)], ["a"], 1)
+        logger.log_rows("val/captions", ["a"], [[1]], 1)
+        logger.log_curve("speed_quality", [{"decode_ms": 1.0, "cider": 2.0}], "decode_ms")
+        logger.finalize("success")
+        logger.close(failed=True)
+    assert caplog.text.count("W&B failed") == 1
+
+
+def test_a_run_that_fails_is_marked(tmp_path, monkeypatch):
+    """W&B's run ends with the job, whatever ends the job."""
+    from fastcap.train import train
+    from tests.tiny import tiny_config
+
+    monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path))
+    monkeypatch.setattr("fastcap.train.L.Trainer.fit", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        train(tiny_config("logger=wandb"), tmp_path)
+    (run,) = read_runs(tmp_path)
+    assert run.exit_code == 1
+
+    import wandb
+
+    assert wandb.run is None
+
+
+def test_disabled_is_respected(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    assert wandb_logger(RunInfo(tmp_path)) is None
+    assert not list(tmp_path.iterdir())
+
+
+def test_reader_survives_records_over_block_borders(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path))
+    logger = wandb_logger(RunInfo(tmp_path, config={"long": "x" * 100_000}))
+    logger.close()
+    (folder,) = (tmp_path / "wandb").glob("offline-run-*")
+    assert read_run(folder).config["long"] == "x" * 100_000

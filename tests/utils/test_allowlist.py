@@ -1,0 +1,73 @@
+"""A checkpoint's configuration builds FastCap's parts, and nothing else unless told."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastcap.build import load_checkpoint
+from fastcap.training.checkpoints import CheckpointError
+from fastcap.utils.allowlist import untrusted
+
+NAMED = sorted(
+    set(re.findall(r"_target_: (\S+)", "".join(p.read_text(encoding="utf-8") for p in Path("conf").rglob("*.yaml"))))
+)
+
+
+@pytest.mark.parametrize("target", NAMED)
+def test_whatever_conf_names_is_trusted(target):
+    assert untrusted({"backbone": {"_target_": target}}) is None
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "os.system",
+        "builtins.eval",
+        "torch.hub.load",
+        "hydra.utils.instantiate",
+        "fastcap.build.instantiate",
+        "fastcap.data.pixels.os.system",  # defined elsewhere, though reached by our name
+        "fastcap.data.datamodule.Path",
+        "lightning.pytorch.callbacks.model_checkpoint.os.remove",
+        "fastcap.data.coco.Missing",
+        "fastcap.training.files.AtomicCheckpointIO.remove_checkpoint",
+        "fastcapsule.evil",
+        7,
+    ],
+)
+def test_programs_are_not(target):
+    found = untrusted({"decoder": {"layers": [{"part": {"_target_": target}}]}})
+    assert found is not None and found.startswith(f"decoder.layers.0.part._target_` is {target!r}")
+
+
+def test_a_package_of_ones_own_is_trusted_by_name(monkeypatch):
+    config = {"backbone": {"_target_": "mine.backbones.Large"}}
+    assert "FASTCAP_TRUST=mine" in untrusted(config)
+    monkeypatch.setenv("FASTCAP_TRUST", "other, mine")
+    assert untrusted(config) is None
+    assert untrusted({"backbone": {"_target_": "mineral.Large"}}) is not None
+
+
+def test_a_checkpoint_that_names_a_program_runs_none(tiny_checkpoint, tmp_path):
+    proof, path = tmp_path / "proof", tmp_path / "evil.ckpt"
+    checkpoint = torch.load(tiny_checkpoint, weights_only=True)
+    checkpoint["fastcap"]["config"]["refinement"] = {"_target_": "pathlib.Path.mkdir", "self": str(proof)}
+    torch.save(checkpoint, path)
+    with pytest.raises(CheckpointError, match=r"evil\.ckpt: field `fastcap\.config\.refinement\._target_` is 'pathlib"):
+        load_checkpoint(path)
+    assert not proof.exists()
+
+
+def test_a_setting_newer_than_the_checkpoint_may_be_given(tiny_checkpoint, tmp_path):
+    checkpoint = torch.load(tiny_checkpoint, weights_only=True)
+    del checkpoint["fastcap"]["config"]["refinement"]["similarity_weight"]
+    torch.save(checkpoint, tmp_path / "old.ckpt")
+    assert load_checkpoint(tmp_path / "old.ckpt").model.refinement.rank_weights.similarity == 0
+    assert (
+        load_checkpoint(
+            tmp_path / "old.ckpt", {"refinement.similarity_weight": 0.2}
+        ).model.refinement.rank_weights.similarity
+        == 0.2
+    )
