@@ -172,8 +172,8 @@ class Sampled:
 Past: TypeAlias = "tuple[Tensor, Tensor]"
 
 
-# Captions (B, K, L) and their lengths (B, K) to how well each fits its image, (B, K).
-Similarity: TypeAlias = "Callable[[Tensor, Tensor], Tensor]"
+# Captions (B, K, L) and their lengths (B, K) to a score of each, (B, K).
+CaptionScore: TypeAlias = "Callable[[Tensor, Tensor], Tensor]"
 
 # Gives the probability that the image's people name each word's concept, (B, V).
 Likely: TypeAlias = "Callable[[], Tensor]"
@@ -188,14 +188,12 @@ class Judges:
     """What images have to say of their captions, asked for where its weight is above zero.
 
     Attributes:
-        similarity: How well each caption fits its image.
         naming: How many concepts of each caption are expected to be named rightly.
         likely: Which words' concepts people would name.
         phrases: Which neighbouring words people would write together.
     """
 
-    similarity: Similarity | None = None
-    naming: Similarity | None = None
+    naming: CaptionScore | None = None
     likely: Likely | None = None
     phrases: PhraseProbability | None = None
 

@@ -4,8 +4,8 @@ Two losses pull: a contrastive one between whole images and whole captions (CLIP
 the image name its captions' words (visual concepts, Fang et al. 2015, arXiv 1411.4952) and, where there are any, their
 phrases: pairs of neighbouring words (visual phrases, Sadeghi and Farhadi 2011), which say what goes with what.
 Only ``project`` is on the way to the decoder, and it sees the image alone: no caption can leak into what is decoded.
-What both losses taught also tells which of several finished captions fits the image best. Where the channels that name
-things are of their own (``judge_dim``), the decoder has not seen them: what it mistakes, they need not.
+Where the channels that name things are of their own (``judge_dim``), the decoder has not seen them: what it mistakes,
+they need not.
 """
 
 from __future__ import annotations
@@ -177,7 +177,7 @@ class CrossModalFeatureAlignment(nn.Module):
         return features * self.feature_dropout(features.new_ones(len(features), 1, features.shape[2]))
 
     def embed(self, memory: Tensor, tokens: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Embed images and their captions for the contrastive loss, and to choose among finished captions.
+        """Embed images and their captions for the contrastive loss (training only).
 
         Args:
             memory: Image memory. (B, N, D)
@@ -185,39 +185,12 @@ class CrossModalFeatureAlignment(nn.Module):
             lengths: Content tokens of each caption. (B, K)
 
         Returns:
-            Unit vectors of images (B, embed_dim) and captions (B, K, embed_dim), and the scale of their similarities.
+            Unit vectors of images (B, embed_dim) and captions (B, K, embed_dim), and the scale of their similarities,
+            at most 100 as in CLIP.
         """
-        return self.embed_image(memory), self.embed_captions(tokens, lengths), self._scale().squeeze()
-
-    def embed_image(self, memory: Tensor) -> Tensor:
-        """Give images their place. memory: (B, N, D); returns unit vectors (B, embed_dim)."""
-        return F.normalize(self.image_head(memory.mean(1)), dim=-1)
-
-    def embed_captions(self, tokens: Tensor, lengths: Tensor) -> Tensor:
-        """Give captions their place. tokens: (B, K, L), lengths: (B, K); returns unit vectors (B, K, embed_dim)."""
-        text = self.text_encoder(tokens.flatten(0, 1), lengths.flatten())
-        return F.normalize(text, dim=-1).unflatten(0, tokens.shape[:2])
-
-    def similarity(self, memory: Tensor, tokens: Tensor, lengths: Tensor) -> Tensor:
-        """Tell how well captions fit their images, as logits of the contrastive loss.
-
-        Args:
-            memory: Image memory. (B, N, D)
-            tokens: Caption ids. (B, K, L)
-            lengths: Content tokens of each caption. (B, K)
-
-        Returns:
-            The learned scale times the cosine of each caption's and its image's embeddings. (B, K)
-        """
-        return self.compare(self.embed_image(memory), self.embed_captions(tokens, lengths))
-
-    def compare(self, image: Tensor, captions: Tensor) -> Tensor:
-        """Multiply the scale and cosines. image: (B, embed_dim), captions: (B, K, embed_dim); returns (B, K)."""
-        return self._scale() * (captions * image.unsqueeze(1)).sum(-1)
-
-    def _scale(self) -> Tensor:
-        """Return the learned scale of similarities, at most 100 as in CLIP: (1,)."""
-        return self.log_scale.clamp(max=math.log(100.0)).exp()
+        image = F.normalize(self.image_head(memory.mean(1)), dim=-1)
+        text = F.normalize(self.text_encoder(tokens.flatten(0, 1), lengths.flatten()), dim=-1)
+        return image, text.unflatten(0, tokens.shape[:2]), self.log_scale.clamp(max=math.log(100.0)).exp().squeeze()
 
     def judges(self, encoded: Encoded) -> Judges:
         """What generation may ask about images.
@@ -226,7 +199,6 @@ class CrossModalFeatureAlignment(nn.Module):
         """
         probability = cache(partial(self.concept_probability, encoded.seen))
         return Judges(
-            similarity=partial(self.similarity, encoded.memory),
             naming=lambda tokens, lengths: self.naming(probability(), tokens, lengths),
             likely=lambda: self.word_probability(probability()),
             phrases=lambda before, after: self.phrase_probability(probability(), before, after),

@@ -19,7 +19,6 @@ class AutoregressiveGenerator:
     Args:
         special: The special token ids.
         num_beams: Candidates kept at each word.
-        similarity_weight: Weight of the image's similarity with a beam in the end, added to its mean log-probability.
         naming_weight: Weight of the concepts that a beam is expected to name rightly, less ``naming_cost`` a word.
         naming_cost: What each word costs, in rightly named concepts.
 
@@ -33,7 +32,6 @@ class AutoregressiveGenerator:
         self,
         special: SpecialTokens,
         num_beams: int = 1,
-        similarity_weight: float = 0.0,
         naming_weight: float = 0.0,
         naming_cost: float = 0.4,
     ) -> None:
@@ -41,7 +39,7 @@ class AutoregressiveGenerator:
             raise ValueError(f"refinement.num_beams = {num_beams} must be at least 1")
         self.special = special
         self.num_beams = num_beams
-        self.rank_weights = Weights(similarity_weight, naming_weight, naming_cost)
+        self.rank_weights = Weights(naming_weight, naming_cost)
 
     @torch.no_grad()
     def generate(
@@ -59,14 +57,14 @@ class AutoregressiveGenerator:
             memory: Image memory. (B, N, D)
             length_logits: Of no use here: [EOS] ends a caption. (B, max_length)
             record_steps: Of no use here: a word is never changed.
-            judges: Asked for similarity and naming where they are weighed, as in ``ICMRDecoder.generate``; likely words
+            judges: Asked for naming where it is weighed, as in ``ICMRDecoder.generate``; likely words
                 and phrases are of no use here, as the words before were known when each was written.
 
         Returns:
             The best candidate of each image.
 
         Raises:
-            ValueError: If a similarity or naming is to be weighed and there is none.
+            ValueError: If naming is to be weighed and there is none.
         """
         images, beams, device = memory.shape[0], self.num_beams, memory.device
         cache = decoder.prepare(memory)

@@ -28,7 +28,6 @@ class ICMRDecoder:
         num_steps: Decoder passes T.
         schedule: How many tokens are masked again after each step: ``linear`` or ``cosine``.
         num_lengths: Length candidates an image, refined as one batch; the best mean log-probability wins.
-        similarity_weight: Weight of the image's similarity with a candidate, added to its mean log-probability.
         bigram_weight: Weight of what neighbours are worth together, as the decoder has counted them (its ``bigrams``):
             the words of a step are then chosen together, and candidates judged by it too. Zero chooses each by itself.
         num_choices: Words considered at each position where they are chosen together.
@@ -57,7 +56,6 @@ class ICMRDecoder:
         schedule: str = "linear",
         num_lengths: int = 3,
         collapse_repeats: bool = False,
-        similarity_weight: float = 0.0,
         bigram_weight: float = 0.0,
         num_choices: int = 4,
         naming_weight: float = 0.0,
@@ -76,7 +74,7 @@ class ICMRDecoder:
         self.schedule = SCHEDULES[schedule]
         self.num_lengths = num_lengths
         self.collapse_repeats = collapse_repeats
-        self.rank_weights = Weights(similarity_weight, naming_weight, naming_cost)
+        self.rank_weights = Weights(naming_weight, naming_cost)
         self.bigram_weight = check_weight("bigram_weight", bigram_weight)
         self.num_choices = num_choices
         self.concept_weight = check_weight("concept_weight", concept_weight)
@@ -99,8 +97,8 @@ class ICMRDecoder:
             memory: Image memory. (B, N, D)
             length_logits: Scores of the lengths 1..max_length. (B, max_length)
             record_steps: Keep every step of the chosen candidates.
-            judges: What the images have to say, each asked where its weight is above zero: how well candidates fit
-                (``similarity_weight``), how many concepts each is expected to name rightly (``naming_weight``), which
+            judges: What the images have to say, each asked where its weight is above zero: how many concepts each
+                candidate is expected to name rightly (``naming_weight``), which
                 words' concepts are likely (``concept_weight``) and which neighbours (``phrase_weight``).
 
         Returns:
@@ -119,7 +117,7 @@ class ICMRDecoder:
         refined = self._refine(denoiser, cache, lengths, choose, record_steps, gain)
         tokens, confidence, together, steps, num_passes = refined
 
-        # 5. The candidate whose words are likeliest on average, go together, fit the image and name what is there.
+        # 5. The candidate whose words are likeliest on average, go together and name what is there.
         scores, drafted = confidence.sum(1) / lengths, lengths
         total = scores if together is None else scores + together / lengths
         tokens, lengths = self._collapse(tokens) if self.collapse_repeats else (tokens, lengths)

@@ -1,4 +1,4 @@
-"""Choose among the candidates of an image: by their words' probabilities, and by how well they fit the image."""
+"""Choose among the candidates of an image: by their words' probabilities, and by the concepts that they name."""
 
 from __future__ import annotations
 
@@ -25,7 +25,6 @@ class Weights:
     """What counts beside the words' probabilities where one of several candidates is chosen.
 
     Attributes:
-        similarity: Weight of the image's similarity with a candidate.
         naming: Weight of the concepts that a candidate is expected to name rightly, less what its words cost.
         cost: What each word of a candidate costs, in rightly named concepts.
 
@@ -33,16 +32,11 @@ class Weights:
         ValueError: If one is negative or no number.
     """
 
-    similarity: float = 0.0
     naming: float = 0.0
     cost: float = 0.0
 
     def __post_init__(self) -> None:
-        for name, value in (
-            ("similarity_weight", self.similarity),
-            ("naming_weight", self.naming),
-            ("naming_cost", self.cost),
-        ):
+        for name, value in (("naming_weight", self.naming), ("naming_cost", self.cost)):
             check_weight(name, value)
 
 
@@ -55,11 +49,7 @@ def rank(
 ) -> Tensor:
     """Pick the best candidate of each image.
 
-    A language model prefers what is often said; the alignment, trained to tell captions of this image from those of
-    others, what is true of this one. The sum is noisy-channel reranking's (Yee et al. 2019, arXiv 1908.05731), with a
-    contrastive model (CLIP, arXiv 2103.00020) as the channel.
-
-    The mean log-probability also prefers what is short and safe. People's captions reward what is named rightly and
+    The mean log-probability prefers what is short and safe. People's captions reward what is named rightly and
     punish what is not, so the expected number of rightly named concepts counts (visual concepts, Fang et al. 2015,
     arXiv 1411.4952, whose captions are ranked by such scores too), and every word has its price.
 
@@ -68,23 +58,17 @@ def rank(
         tokens: The candidates as they would be shown. (B, K, L)
         lengths: Content tokens of each. (B, K)
         weights: What counts beside it; zeros leave it out.
-        judges: Asked for the similarity, and how many concepts are expected to be named rightly.
+        judges: Asked how many concepts are expected to be named rightly.
 
     Returns:
         Index of the best candidate. (B,)
 
     Raises:
-        ValueError: If a similarity or naming is to be weighed and there is none.
+        ValueError: If naming is to be weighed and there is none.
     """
     total = log_probability
     if log_probability.shape[1] == 1:
         return total.argmax(1)
-    if weights.similarity > 0:
-        if judges.similarity is None:
-            raise ValueError(
-                f"refinement.similarity_weight = {weights.similarity} needs a similarity of images and captions"
-            )
-        total = total + weights.similarity * judges.similarity(tokens, lengths).to(total.dtype)
     if weights.naming > 0:
         if judges.naming is None:
             raise ValueError(f"refinement.naming_weight = {weights.naming} needs the image's concepts")

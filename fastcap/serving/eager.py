@@ -99,8 +99,6 @@ def open_eager(
 def count_parameters(model: FastCap) -> int:
     """Count the parameters that captioning reads: what only training's losses use is left out."""
     parts: list[nn.Module] = [model.backbone, model.alignment.projection, model.decoder, model.length]
-    if model.refinement.rank_weights.similarity > 0:
-        parts += [model.alignment.image_head, model.alignment.text_encoder]
     weights = (getattr(model.refinement, name, 0) for name in ("concept_weight", "phrase_weight"))
     if max(model.refinement.rank_weights.naming, *weights) > 0:
         parts += model.alignment.naming_layers()

@@ -175,7 +175,7 @@ def _write_variant(
     facts = replace(facts, runtime=runtime, precision=precision)
     for name in facts.graphs:
         source, target = base / f"{name}.onnx", folder / f"{name}{SUFFIXES[runtime]}"
-        in_int8 = precision == "int8" and name != "fit"  # too small to gain anything
+        in_int8 = precision == "int8"
         if in_int8 and runtime == "onnx":
             quantized[name] = quantize_onnx(source, target, feeds[name])
         elif in_int8:

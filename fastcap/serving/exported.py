@@ -42,7 +42,6 @@ class EncodedGroup:
         group: The group's number.
         rows: Its images in the batch. (B',)
         length_logits: Scores of the lengths 1..max_length. (B', max_length)
-        image: Embeddings that captions are compared with. (B', embed_dim)
         named: Probability of each concept, then of each phrase. (B', C + P)
         cache: Inputs of its step graph that depend on the image alone.
     """
@@ -50,7 +49,6 @@ class EncodedGroup:
     group: int
     rows: np.ndarray
     length_logits: np.ndarray
-    image: np.ndarray
     named: np.ndarray
     cache: dict[str, np.ndarray]
 
@@ -129,11 +127,11 @@ class ExportedNetwork:
         """Compute what one group's graphs keep of some images of a batch, from the encoder's outputs."""
         if len(rows) < len(outputs[0]):
             outputs = [output[rows] for output in outputs]
-        memory, length_logits, weights, image, concepts = outputs
+        memory, length_logits, weights, concepts = outputs
         kept = self.graphs[f"prepare_{group}"]({"memory": memory, "expert_weights": weights})
         cache = {f"cache_{number}": value for number, value in enumerate(kept)}
         probability = 1.0 / (1.0 + np.exp(-concepts.astype(np.float32)))
-        return EncodedGroup(group, rows, length_logits, image, probability, cache)
+        return EncodedGroup(group, rows, length_logits, probability, cache)
 
     def decode(
         self, encoded: tuple[np.ndarray, list[EncodedGroup]], num_steps: int | None, record_steps: bool
@@ -153,9 +151,6 @@ class ExportedNetwork:
                 words, log_probability = step({"tokens": tokens, "lengths": lengths, **known})
                 return words, log_probability
 
-            def fit(tokens: np.ndarray, lengths: np.ndarray, image: np.ndarray = group.image) -> np.ndarray:
-                return self.graphs["fit"]({"tokens": tokens, "lengths": lengths, "image": image})[0]
-
             def naming(tokens: np.ndarray, lengths: np.ndarray, named: np.ndarray = group.named) -> np.ndarray:
                 return expected_names(named, self.word_concepts, self.bigrams, tokens, lengths)
 
@@ -163,7 +158,7 @@ class ExportedNetwork:
             links = Links(
                 self.bigrams, settings.bigram_weight, settings.phrase_weight, of_phrases, settings.trigram_weight
             )
-            judges = fit, links, naming
+            judges = links, naming
             part = refine(predict, group.length_logits, self.special, settings, record_steps, *judges)
             parts.append((group.rows, part))
         decoded = join(parts, self.special.pad)

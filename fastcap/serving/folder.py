@@ -6,7 +6,6 @@
     EXPORT/VARIANT/bigrams.npz  what neighbouring words are worth, two and three in a row
     EXPORT/VARIANT/weights.bin  weights of all its graphs
     EXPORT/VARIANT/encoder.*    pixels -> image memory, length logits, expert weights, image embedding
-    EXPORT/VARIANT/fit.*        finished captions and image embedding -> how well each fits its image
     EXPORT/VARIANT/prepare_G.*  memory -> what decoding keeps of an image, for the experts of group G
     EXPORT/VARIANT/step_G.*     one refinement step, run as often as wanted
 
@@ -75,7 +74,6 @@ class ModelFacts:
         """Names of all graphs."""
         return [
             "encoder",
-            "fit",
             *(f"{kind}_{group}" for group in range(len(self.groups)) for kind in ("prepare", "step")),
         ]
 

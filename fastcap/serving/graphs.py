@@ -42,8 +42,8 @@ class Encoder(nn.Module):
             images: uint8, RGB. (B, H, W, 3)
 
         Returns:
-            Memory (B, N, D), length logits (B, max_length), expert weights (B, E), the image's place beside captions
-            (B, embed_dim), and the logits of concepts and phrases (B, C + P).
+            Memory (B, N, D), length logits (B, max_length), expert weights (B, E), and the logits of concepts and
+            phrases (B, C + P).
         """
         memory, seen = self.model.encode(images.permute(0, 3, 1, 2))
         alignment, weights = self.model.alignment, self.model.decoder.gate(memory).weights
@@ -51,21 +51,8 @@ class Encoder(nn.Module):
             memory,
             self.model.length(memory),
             weights,
-            alignment.embed_image(memory),
             alignment.concept_logits(seen),
         )
-
-
-class Fit(nn.Module):
-    """How well captions fit their images, as ``CrossModalFeatureAlignment.similarity`` has it."""
-
-    def __init__(self, model: FastCap) -> None:
-        super().__init__()
-        self.alignment = model.alignment
-
-    def forward(self, tokens: Tensor, lengths: Tensor, image: Tensor) -> Tensor:
-        """tokens: (B, K, L), lengths: (B, K), image: its place (B, embed_dim); returns (B, K)."""
-        return self.alignment.compare(image, self.alignment.embed_captions(tokens, lengths))
 
 
 class Prepare(nn.Module):
@@ -173,19 +160,14 @@ def graph_sources(model: FastCap, image_size: int) -> Iterator[tuple[str, GraphS
     images = torch.randint(0, 256, (2, image_size, image_size, 3), dtype=torch.uint8)
     with torch.no_grad():
         encoder = Encoder(model)
-        memory, _, weights, place, _ = encoder(images)
+        memory, _, weights, _ = encoder(images)
         yield (
             "encoder",
-            GraphSource(
-                encoder, (images,), ["images"], ["memory", "lengths", "experts", "image", "concepts"], ({0: batch},)
-            ),
+            GraphSource(encoder, (images,), ["images"], ["memory", "lengths", "experts", "concepts"], ({0: batch},)),
         )
         tokens = torch.full((2, 3, min(5, decoder.max_length)), model.refinement.special.mask)
         lengths = torch.full((2, 3), tokens.shape[2])
         candidate_shapes = ({0: batch, 1: candidates, 2: length}, {0: batch, 1: candidates})
-        inputs: tuple[Any, ...] = (tokens, lengths, place)
-        names = ["tokens", "lengths", "image"]
-        yield "fit", GraphSource(Fit(model), inputs, names, ["fit"], (*candidate_shapes, {0: batch}))
         for group, experts in enumerate(expert_groups(decoder)):
             prepare = Prepare(decoder, experts)
             cache = prepare(memory, weights)

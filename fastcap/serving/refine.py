@@ -27,7 +27,7 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
 Predict = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 # Finished captions (B, K, L) and their lengths (B, K) to how well each fits its image, (B, K).
-Fit = Callable[[np.ndarray, np.ndarray], np.ndarray]
+Score = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,6 @@ class RefinementSettings:
     schedule: str = "linear"
     num_lengths: int = 3
     collapse_repeats: bool = False
-    similarity_weight: float = 0.0
     bigram_weight: float = 0.0
     num_choices: int = 4
     naming_weight: float = 0.0
@@ -86,9 +85,8 @@ def refine(
     special: SpecialTokens,
     settings: RefinementSettings,
     record_steps: bool = False,
-    fit: Fit | None = None,
     links: Links | None = None,
-    naming: Fit | None = None,
+    naming: Score | None = None,
 ) -> Decoded:
     """Caption a batch of images; the numbers are those of ``ICMRDecoder.generate``.
 
@@ -98,12 +96,11 @@ def refine(
         special: The special token ids.
         settings: How to refine.
         record_steps: Keep every step of the chosen candidates.
-        fit: Asked how well each candidate fits its image, where ``similarity_weight`` is above zero.
         links: What neighbours gain, where ``bigram_weight``, ``phrase_weight`` or ``trigram_weight`` is above zero.
         naming: Asked how many concepts each candidate is expected to name rightly, where ``naming_weight`` is.
 
     Raises:
-        ValueError: If a fit, neighbours or naming are to be weighed and there is nothing to tell them.
+        ValueError: If neighbours or naming are to be weighed and there is nothing to tell them.
     """
     weighed = [n for n in ("bigram_weight", "phrase_weight", "trigram_weight") if getattr(settings, n) > 0]
     if not weighed:
@@ -141,16 +138,12 @@ def refine(
             break
         tokens = np.where(remasked, special.mask, tokens)
 
-    # 5. The candidate whose words are likeliest on average, go together, fit the image and name what is there.
+    # 5. The candidate whose words are likeliest on average, go together and name what is there.
     scores = np.where(pad, 0.0, confidence).sum(2, dtype=np.float32) / lengths.astype(np.float32)
     shown, final = collapse(tokens, special.pad) if settings.collapse_repeats else (tokens, lengths)
     total = scores
     if links is not None:
         total = scores + together / lengths.astype(np.float32)
-    if settings.similarity_weight > 0 and lengths.shape[1] > 1:
-        if fit is None:
-            raise ValueError(f"refinement.similarity_weight = {settings.similarity_weight} needs a fit")
-        total = total + np.float32(settings.similarity_weight) * fit(shown, final)
     if settings.naming_weight > 0 and lengths.shape[1] > 1:
         if naming is None:
             raise ValueError(f"refinement.naming_weight = {settings.naming_weight} needs the image's concepts")

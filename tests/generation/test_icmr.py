@@ -129,7 +129,7 @@ def test_it_owns_no_weights():
         ({"num_steps": 0}, "num_steps"),
         ({"num_lengths": 0}, "num_lengths"),
         ({"schedule": "sine"}, "linear, cosine"),
-        ({"similarity_weight": -1}, "similarity_weight"),
+        ({"naming_weight": -1}, "naming_weight"),
     ],
 )
 def test_wrong_settings_are_named(arguments, message):

@@ -17,23 +17,23 @@ MEMORY = torch.randn(6, 7, 16, generator=torch.Generator().manual_seed(1))
 
 @pytest.fixture(params=["refinement", "beams"])
 def caption(request):
-    """Caption ``MEMORY`` with four candidates an image, given a weight and a similarity."""
+    """Caption ``MEMORY`` with four candidates an image, given a weight and a score of what they name."""
     torch.manual_seed(0)
     options = {"dim": 16, "num_layers": 2, "num_experts": 3, "top_k": 2}
     if request.param == "beams":
         decoder = AutoregressiveDecoder(VOCAB, LONGEST, pad_id=0, **options).eval()
-        return lambda weight, similarity, naming=None: AutoregressiveGenerator(
-            SPECIAL, 4, weight, naming_weight=1e6 * bool(naming)
-        ).generate(decoder, MEMORY, torch.zeros(6, LONGEST), judges=Judges(similarity, naming))
+        return lambda weight, naming: AutoregressiveGenerator(SPECIAL, 4, weight, 0.0).generate(
+            decoder, MEMORY, torch.zeros(6, LONGEST), judges=Judges(naming)
+        )
     decoder = MoEDecoder(VOCAB, LONGEST, pad_id=0, **options).eval()
     torch.nn.init.normal_(decoder.word.weight, std=1.0)
     logits = torch.randn(6, LONGEST, generator=torch.Generator().manual_seed(2))
-    return lambda weight, similarity, naming=None: ICMRDecoder(
-        SPECIAL, 2, num_lengths=4, similarity_weight=weight, naming_weight=1e6 * bool(naming)
-    ).generate(decoder, MEMORY, logits, judges=Judges(similarity, naming))
+    return lambda weight, naming: ICMRDecoder(
+        SPECIAL, 2, num_lengths=4, naming_weight=weight, naming_cost=0.0
+    ).generate(decoder, MEMORY, logits, judges=Judges(naming))
 
 
-def test_a_heavy_similarity_decides_and_scores_stay_those_of_the_words(caption):
+def test_a_heavy_score_decides_and_scores_stay_those_of_the_words(caption):
     seen = []
 
     def last(tokens, lengths):
@@ -52,18 +52,9 @@ def test_a_heavy_similarity_decides_and_scores_stay_those_of_the_words(caption):
     assert not torch.isin(tokens, torch.tensor([SPECIAL.mask, SPECIAL.bos, SPECIAL.eos])).any()
 
 
-def test_a_similarity_that_is_asked_for_must_be_there(caption):
-    with pytest.raises(ValueError, match=r"similarity_weight = 0\.1 needs a similarity"):
+def test_concepts_that_are_asked_for_must_be_there(caption):
+    with pytest.raises(ValueError, match=r"naming_weight = 0\.1 needs the image's concepts"):
         caption(0.1, None)
-
-
-def test_the_sum_decides():
-    log_probability = torch.tensor([[-1.0, -1.3], [-1.0, -1.3]])
-    tokens, lengths = torch.full((2, 2, 3), 7), torch.tensor([[3, 3], [3, 3]])
-    fit = torch.tensor([[1.0, 5.0], [1.0, 3.0]])
-    assert rank(log_probability, tokens, lengths, Weights(0.1), Judges(lambda t, n: fit)).tolist() == [1, 0]
-    # One candidate is no choice.
-    assert rank(log_probability[:, :1], tokens[:, :1], lengths[:, :1], Weights(0.1, 0.1), Judges()).tolist() == [0, 0]
 
 
 def test_names_count_and_words_cost():
@@ -72,25 +63,13 @@ def test_names_count_and_words_cost():
 
     def chosen(weight, cost):
         judges = Judges(naming=lambda t, n: named)
-        return rank(log_probability, tokens, lengths, Weights(0.0, weight, cost), judges).item()
+        return rank(log_probability, tokens, lengths, Weights(weight, cost), judges).item()
 
     assert chosen(0.0, 0.4) == 0
     assert chosen(1.0, 0.0) == 1  # -0.5, 0.3, 0.1
     assert chosen(1.0, 0.45) == 0  # -1.4, -1.5, -1.7
     assert chosen(1.0, 0.35) == 1  # -1.2, -1.1, -1.3
     assert chosen(0.3, 0.1) == 2  # -0.91, -0.87, -0.86
-
-
-def test_both_judges_are_heard(caption):
-    plain, named = caption(0.0, None), caption(0.0, None, naming=lambda tokens, lengths: torch.arange(4.0).expand(6, 4))
-    assert plain.tokens.tolist() != named.tokens.tolist()
-    assert (named.scores <= plain.scores).all()
-
-
-def test_naming_that_is_asked_for_must_be_there():
-    tokens, lengths = torch.full((1, 2, 3), 7), torch.tensor([[3, 3]])
-    with pytest.raises(ValueError, match=r"naming_weight = 0\.5 needs the image's concepts"):
-        rank(torch.zeros(1, 2), tokens, lengths, Weights(0.0, 0.5), Judges())
 
 
 def test_a_beam_without_words_is_never_chosen():

@@ -58,16 +58,3 @@ def test_a_checkpoint_that_names_a_program_runs_none(tiny_checkpoint, tmp_path):
     with pytest.raises(CheckpointError, match=r"evil\.ckpt: field `fastcap\.config\.refinement\._target_` is 'pathlib"):
         load_checkpoint(path)
     assert not proof.exists()
-
-
-def test_a_setting_newer_than_the_checkpoint_may_be_given(tiny_checkpoint, tmp_path):
-    checkpoint = torch.load(tiny_checkpoint, weights_only=True)
-    del checkpoint["fastcap"]["config"]["refinement"]["similarity_weight"]
-    torch.save(checkpoint, tmp_path / "old.ckpt")
-    assert load_checkpoint(tmp_path / "old.ckpt").model.refinement.rank_weights.similarity == 0
-    assert (
-        load_checkpoint(
-            tmp_path / "old.ckpt", {"refinement.similarity_weight": 0.2}
-        ).model.refinement.rank_weights.similarity
-        == 0.2
-    )
