@@ -87,7 +87,7 @@ distill: $(STAMP) ## Teach a backbone what a packaged ImageNet encoder sees: ARG
 pretrain: $(STAMP) ## Train a backbone on class folders: ARGS="data_dir=DIR"
 	$(PY) -m fastcap.jobs.pretrain $(ARGS)
 
-bench: $(STAMP) ## Measure: ARGS="captioners --models PATH", "growth", "scan", "backbone --sizes 224 --batches 1"
+bench: $(STAMP) ## Measure: ARGS="captioners --models PATH", "decoding --models PATH", "backbone --sizes 224 --batches 1"
 	$(PY) -m fastcap.tools.bench $(if $(ARGS),$(ARGS),backbone)
 
 results: $(STAMP) ## Runs into experiments/results.csv, its rows into tables: RUNS="runs/a"; ARGS=bench.csv for the headline

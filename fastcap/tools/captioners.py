@@ -20,7 +20,7 @@ from fastcap.tools.systems import Spec, build
 
 MIN_RUNS, MAX_RUNS = 5, 200
 _FLAGS = ("avx", "avx2", "fma", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
-_PACKAGES = ("torch", "transformers", "onnxruntime", "openvino", "numpy", "pillow")
+_PACKAGES = ("torch", "transformers", "onnxruntime", "numpy", "pillow")
 METHOD = (
     "Image file to text, batch 1: reading and decoding the JPEG, resizing, the network, words. One process, all "
     "systems warm and taking turns; each runs as often as its time budget allows, at least {least} times. p50 and p95 "

@@ -1,8 +1,6 @@
 """The benchmark measures what it says."""
 
 import csv
-import importlib.util
-import itertools
 import json
 import time
 
@@ -15,11 +13,10 @@ from PIL import Image
 from fastcap.backbone import cross_scan, mixer
 from fastcap.backbone.fold import prepare_for_inference
 from fastcap.backbone.scan import ssd_scan
-from fastcap.build import CONFIG_DIR, ConfigError
+from fastcap.build import CONFIG_DIR
 from fastcap.tools import bench
 from fastcap.tools.backbones import SEQUENTIAL, build, default_backbones
 from fastcap.tools.measure import count_gflop, in_fresh_processes, peak_memory_mb, time_interleaved
-from fastcap.tools.scans import BASELINES, ON_DEMAND, UNTRAINED, measure_scans, other_forms, our_forms
 
 OURS = "spatial_mamba_mini"
 
@@ -50,58 +47,6 @@ def test_table_plot_and_facts(measured):
     with Image.open(folder / "backbone.png") as picture:
         assert min(picture.size) > 500
         assert len(picture.convert("RGB").getcolors(maxcolors=1 << 20)) > 20  # lines were drawn
-
-
-def test_scan_forms_are_timed_against_the_recurrence(tmp_path, capsys):
-    options = ["--side", "6", "--width", "16", "--head-dims", "4", "--rounds", "1", "--threads", "1"]
-    bench.main(["scan", *options, "--out", str(tmp_path)])
-    with open(tmp_path / "scan.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
-    forms = [form for form in our_forms() | other_forms() if form not in ON_DEMAND]
-    assert [row["form"] for row in rows if row["pass"] == "forward"] == forms
-    assert [row["form"] for row in rows if row["pass"] != "forward"] == [
-        form for form in forms if form not in UNTRAINED
-    ]
-    for row, (column, form) in itertools.product(rows, BASELINES.items()):
-        base = [r for r in rows if r["form"] == form and r["pass"] == row["pass"]]
-        assert bool(row[column]) == bool(base)
-        for same in base:
-            expected = float(same["ms"]) / float(row["ms"])
-            assert float(row[column]) == pytest.approx(expected, rel=0.05, abs=0.01)
-    assert "36 tokens" in capsys.readouterr().out
-    with pytest.raises(SystemExit):
-        bench.main(["scan", "--width", "10", "--head-dims", "3"])
-    assert "does not divide" in capsys.readouterr().err
-
-
-def test_forms_of_the_scan_can_be_chosen():
-    rows, _ = measure_scans(side=2, width=4, head_dims=[4], rounds=1, names=["sequential", "chunks"])
-    assert {row["form"] for row in rows} == {"sequential", "chunks"}
-    assert all(row["speedup"] > 0 and row["speedup_over_mambapy"] is None for row in rows)
-    with pytest.raises(ConfigError, match="no scan 'parallel'"):
-        measure_scans(side=2, width=4, head_dims=[4], rounds=1, names=["parallel"])
-
-
-@pytest.mark.parametrize(
-    "form", ["published_sequential", "published_indexed", "mambapy_sequential", "mambapy_parallel", "chunks", "dual"]
-)
-def test_forms_of_the_scan_are_one_function(form):
-    if form.startswith("mambapy"):
-        pytest.importorskip("mambapy", reason="comparing with mambapy needs the extra `peers`")
-    generator = torch.Generator().manual_seed(0)
-    x, log_decay, b, c = (torch.randn(2, 3, 5, *size, generator=generator) for size in ((8, 3), (8,), (4,), (4,)))
-    inputs = x, -log_decay.abs() - 0.01, b, c
-    torch.testing.assert_close(
-        (our_forms() | other_forms())[form](*inputs), our_forms()["sequential"](*inputs), rtol=1e-4, atol=1e-4
-    )
-
-
-def test_without_mambapy_its_speedups_are_left_empty(monkeypatch):
-    monkeypatch.setattr("fastcap.tools.scans.mambapy_scans", dict)
-    rows, facts = measure_scans(side=2, width=4, head_dims=[4], rounds=1)
-    assert {row["speedup_over_mambapy"] for row in rows} == {None} and facts["mambapy"] is None
-    assert all(row["speedup_over_published"] for row in rows)
-    assert not any(row["form"].startswith("mambapy") for row in rows)
 
 
 def test_the_sequential_version_is_the_same_network():
@@ -193,42 +138,6 @@ def test_defaults_hold_ours_beside_their_sequential_versions_and_the_peers():
     assert {name + SEQUENTIAL for name in ours} | {"vit_small", "efficientnet_lite0"} == set(names) - set(ours)
     arguments = bench.parse_arguments(["backbone"])
     assert arguments.sizes == [128, 224, 384, 512] and arguments.batches == [1, 16]
-
-
-def test_loaders_deliver_what_is_counted(tmp_path, capsys):
-    (tmp_path / "set" / "images").mkdir(parents=True)
-    for i in range(12):
-        Image.new("RGB", (20, 20), (i, 0, 0)).save(tmp_path / "set" / "images" / f"{i}.jpg")
-    words = {"images": [{"id": i, "file_name": f"{i}.jpg"} for i in range(12)]}
-    words["annotations"] = [{"image_id": i % 12, "caption": "a dog"} for i in range(60)]
-    (tmp_path / "set" / "c.json").write_text(json.dumps(words))
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "metrics.csv").write_text("epoch,time/images_per_s\n0,\n0,50\n1,150\n")
-    loaders = ["folder", "cached"] + (["shards", "shards-jpeg"] if importlib.util.find_spec("litdata") else [])
-    options = ["loader", "--root", str(tmp_path / "set"), "--annotations", "c.json", "--size", "16", "--batch", "4"]
-    options += ["--workers", "0", "--rounds", "1", "--out", str(tmp_path)]
-    began = time.perf_counter()
-    bench.main([*options, "--loaders", *loaders, "--runs", str(tmp_path / "run"), "--consumed", "10"])
-    most = 256 * 2 * len(loaders) / (time.perf_counter() - began)  # two rounds, of which one is timed
-    with open(tmp_path / "loader.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert [row["loader"] for row in rows] == loaders and {row["workers"] for row in rows} == {"0"}
-    for row in rows:
-        rate = float(row["images_per_s"])
-        assert rate > most / 2 / len(loaders) and float(row["x run"]) == pytest.approx(rate / 100, abs=0.01)
-        assert float(row["x given"]) == pytest.approx(rate / 10, abs=0.01)
-    facts = json.loads((tmp_path / "loader.json").read_text())
-    assert facts["bytes_per_image"]["cached"] == 3 * 16 * 16 and facts["images"] == 12
-    assert "training takes 100 images/s (run)" in capsys.readouterr().out
-    for wrong, message in [
-        (["--loaders", "tape"], "no loader 'tape'"),
-        (["--runs", str(tmp_path / "set")], "no time/images_per_s"),
-        (["--consumed", "0"], "--consumed must be a positive number"),
-        (["--workers", "-1"], "positive integer"),
-    ]:
-        with pytest.raises(SystemExit):
-            bench.main([*options, *wrong])
-        assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
