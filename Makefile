@@ -21,7 +21,7 @@ export REFERENCES ?=
 RUNS ?=
 SWEEP ?= experiment=scenes_smoke refinement.num_steps=1,2,4
 
-.PHONY: help setup data shards train eval caption export demo score report distill pretrain bench sweep results dashboard \
+.PHONY: help setup data train eval caption export demo score report distill pretrain bench sweep results dashboard \
 	test test-slow lint types check format clean
 
 help: ## List the targets
@@ -56,9 +56,6 @@ $(STAMP): pyproject.toml constraints.txt
 
 data: $(STAMP) ## Fetch MS COCO and Karpathy's split (20 GB), going on where it stopped: ARGS="coco --root DIR --year 2017"
 	$(PY) -m fastcap.jobs.fetch $(if $(ARGS),$(ARGS),coco)
-
-shards: $(STAMP) ## Write data=coco_streaming's shards of resized images: ARGS="data.source.root=DIR data.image_size=224"
-	$(PY) -m fastcap.jobs.shards $(ARGS)
 
 train: $(STAMP) ## Train: ARGS are Hydra overrides
 	$(PY) -m fastcap.train $(ARGS)

@@ -21,8 +21,7 @@ COMMANDS = {
     "bench": "measure speed, memory and arithmetic (bench backbone --sizes 224 --batches 1)",
     "distill": "teach a backbone what a packaged ImageNet encoder sees, on any images (folder=DIR)",
     "pretrain": "train a backbone on class folders, ImageNet's layout (data_dir=DIR)",
-    "data": "fetch MS COCO (data coco), convert split files (data karpathy FILE), choose references (data consensus)",
-    "shards": "write data=coco_streaming's shards of resized images (data.source.root=DIR)",
+    "data": "fetch MS COCO (data coco), convert Karpathy's split files (data karpathy FILE)",
     "dashboard": "build the W&B dashboard of all runs (--print shows its definition without an account)",
 }
 MODULES = {  # where the module is not called like its command
@@ -34,7 +33,6 @@ MODULES = {  # where the module is not called like its command
     "distill": "jobs.distill",
     "pretrain": "jobs.pretrain",
     "data": "jobs.fetch",
-    "shards": "jobs.shards",
     "dashboard": "tools.dashboard",
 }
 USAGE = "usage: fastcap COMMAND ...\n\n" + "\n".join(f"  {name:<11}{text}" for name, text in COMMANDS.items())

@@ -17,7 +17,7 @@ from fastcap.data.dataset import CaptionDataset, CaptionTokens
 from fastcap.data.errors import DataError, log_once
 from fastcap.data.features import FeatureCache, cached_tensors
 from fastcap.data.pixels import PixelCache
-from fastcap.data.sampler import EpochSampler, ResumableLoader, ShardSampler
+from fastcap.data.sampler import EpochSampler, ResumableLoader
 from fastcap.data.taught import read_taught
 from fastcap.data.tokenizer import CaptionTokenizer
 from fastcap.types import CaptionRecords
@@ -247,11 +247,7 @@ class CaptionDataModule(LightningDataModule):
         """
         dataset = self._dataset("train", training=True)
         shuffle = not getattr(self.trainer, "overfit_batches", 0)  # overfitting: the same batches every epoch
-        together = getattr(dataset.records, "shuffle_shards", None)
         sampler = EpochSampler(len(dataset), self.batch_size, training=True, seed=self.seed, shuffle=shuffle)
-        if together and shuffle:
-            shards = dataset.records.shards[dataset.positions]  # type: ignore[attr-defined]  # a ShardedRecords
-            sampler = ShardSampler(shards, together, self.batch_size, seed=self.seed)
         if not len(sampler):
             raise DataError(f"train: {len(dataset)} usable images do not fill a batch_size of {self.batch_size}")
         return self._loader(dataset, sampler)

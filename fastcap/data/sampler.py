@@ -89,32 +89,6 @@ class EpochSampler(Sampler[BatchIndex]):
         return order[rank::world]
 
 
-class ShardSampler(EpochSampler):
-    """Training order that meets the shards one after the other, in an order drawn from (seed, epoch).
-
-    The images of so many neighbouring shards are shuffled together, and each process takes a run of the whole, so
-    that it reads only its share of the shards.
-
-    Args:
-        shards: Shard of each item. (N,)
-        num_together: Shards that are shuffled together.
-        batch_size: Images of one batch, of each process.
-        seed: Seed of the order.
-    """
-
-    def __init__(self, shards: np.ndarray, num_together: int, batch_size: int, seed: int = 0) -> None:
-        super().__init__(len(shards), batch_size, training=True, seed=seed)
-        self.shards, self.num_together = shards, num_together
-
-    def _share(self, rank: int, world: int) -> np.ndarray:
-        chance = np.random.default_rng([self.seed, self.epoch])
-        turn = chance.permutation(int(self.shards.max()) + 1)[self.shards] // self.num_together
-        mixed = chance.permutation(self.num_items)
-        order = mixed[np.argsort(turn[mixed], kind="stable")]
-        share = self.num_items // world
-        return order[rank * share : (rank + 1) * share]
-
-
 class ResumableLoader(DataLoader[CaptionBatch]):
     """A DataLoader that knows how far it got, so that a run resumed in mid-epoch meets the batches it had not seen.
 

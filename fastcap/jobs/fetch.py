@@ -1,4 +1,4 @@
-"""Data sets: `fastcap data coco` fetches, `karpathy FILE` converts splits, `consensus FILE` chooses captions."""
+"""Data sets: `fastcap data coco` fetches MS COCO, `fastcap data karpathy FILE` converts Karpathy's split files."""
 
 from __future__ import annotations
 
@@ -6,12 +6,9 @@ import argparse
 from pathlib import Path
 
 from fastcap.cli import UserError, one_clear_error
-from fastcap.data import DataError
-from fastcap.data.coco import parse_annotations
 from fastcap.data.download import coco
 from fastcap.data.download.karpathy import COUNTS, convert
 from fastcap.data.download.transfer import ATTEMPTS, Transfer, progress_bar
-from fastcap.data.results import write_results
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -37,10 +34,6 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     karpathy.add_argument("source", type=Path, metavar="FILE", help="Karpathy's JSON")
     karpathy.add_argument("--out", type=Path, help="folder to write into (default: annotations/ beside FILE)")
     karpathy.add_argument("--no-restval", action="store_true", help="leave COCO's `restval` images out of train")
-
-    agreed = commands.add_parser("consensus", help="choose each image's caption that its others agree with most")
-    agreed.add_argument("source", type=Path, metavar="FILE", help="COCO caption annotations")
-    agreed.add_argument("--out", type=Path, required=True, help="result file to write, as data.taught takes it")
     return parser.parse_args(arguments)
 
 
@@ -77,24 +70,11 @@ def convert_karpathy(options: argparse.Namespace) -> None:
         raise UserError(f"{options.source}: {found} images, Karpathy's {name} has {COUNTS[name]}")
 
 
-def choose_consensus(options: argparse.Namespace) -> None:
-    """Write the caption of each image that its others agree with most."""
-    from fastcap.metrics.consensus import consensus
-
-    _, captions, _ = parse_annotations(options.source, need_files=False)
-    captions = {image_id: texts for image_id, texts in captions.items() if texts}
-    if not captions:
-        raise DataError(f"{options.source}: no image has a caption")
-    chosen = zip(captions.items(), consensus(list(captions.values())), strict=True)
-    write_results(options.out, ((image_id, texts[place]) for (image_id, texts), place in chosen))
-    print(f"{len(captions)} captions  {options.out}")
-
-
 @one_clear_error
 def main(arguments: list[str] | None = None) -> None:
     """Entry point."""
     options = parse_arguments(arguments)
-    {"coco": fetch_coco, "karpathy": convert_karpathy, "consensus": choose_consensus}[options.command](options)
+    {"coco": fetch_coco, "karpathy": convert_karpathy}[options.command](options)
 
 
 if __name__ == "__main__":
