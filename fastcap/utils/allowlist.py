@@ -10,8 +10,8 @@ from typing import Any
 ENVIRONMENT = "FASTCAP_TRUST"
 # Classes of these modules, and functions of the second list, do nothing but build parts.
 CLASSES = (
-    *(f"fastcap.{name}" for name in ("alignment", "backbone", "callbacks", "data", "decoder", "generation")),
-    *(f"fastcap.{name}" for name in ("metrics", "module", "optim", "pretraining", "sweeping", "trainer")),
+    *(f"fastcap.{name}" for name in ("alignment", "backbone", "data", "decoder", "generation", "jobs")),
+    *(f"fastcap.{name}" for name in ("losses", "metrics", "module", "optim", "training")),
     *(f"lightning.pytorch.{name}" for name in ("accelerators", "callbacks", "loggers", "plugins", "profilers")),
     *("lightning.pytorch.strategies", "lightning.pytorch.trainer", "torch.nn", "torch.optim"),
 )
