@@ -203,8 +203,7 @@ def build_module(cfg: DictConfig, datamodule: CaptionDataModule, model: FastCap 
         model = build_model(cfg, tokenizer, *concepts, fresh=not cfg.get("resume"))
         model.decoder.count(itertools.chain.from_iterable(references.values()))
     if model.alignment.judge_head is not None:  # what no loss moves is frozen: DDP waits for every other gradient
-        for layer in model.alignment.naming_layers():
-            layer.requires_grad_(cfg.objective.judge_weight > 0)
+        model.alignment.judge_head.requires_grad_(cfg.objective.judge_weight > 0)
     return CaptioningModule(
         model=model,
         special=tokenizer.special,

@@ -41,8 +41,7 @@ class Encoded(NamedTuple):
     Attributes:
         memory: Image memory, which captions are decoded from. (B, N, D)
         seen: What concepts and phrases are named from: mean and maximum over patches of the memory (B, 2 D), or of the
-            channels that only judge captions (B, 2 J), or what is kept of these (B, R); None in training while these
-            do not learn.
+            channels that only judge captions (B, 2 J); None in training while these do not learn.
     """
 
     memory: Tensor

@@ -139,7 +139,7 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.tiny_captioner import write_checkpoint
 
     path = tmp_path_factory.mktemp("export") / "tiny.ckpt"
-    return write_checkpoint(path, "data.phrase_mentions=2", "alignment.judge_dim=10", "alignment.judge_rank=6")
+    return write_checkpoint(path, "data.phrase_mentions=2", "alignment.judge_dim=10")
 
 
 @pytest.fixture(scope="session")

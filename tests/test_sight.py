@@ -38,13 +38,13 @@ def test_afterwards_the_image_memory_may_learn_slower_than_the_decoder():
 
 
 def test_channels_that_judge_learn_with_sight_and_stay_as_they_are_afterwards():
-    judge = "alignment.judge_dim=8", "alignment.judge_rank=4", "data.phrase_mentions=2"
+    judge = "alignment.judge_dim=8", "data.phrase_mentions=2"
     module, batch = _system("objective=sight", *judge)
     losses, _ = module.losses(batch, torch.Generator().manual_seed(0))
     assert {"concept", "phrase", "judge_concept", "judge_phrase"} <= losses.keys()
     losses["total"].backward()
     alignment, dim = module.model.alignment, module.model.decoder.dim
-    assert all(layer.weight.grad.any() for layer in alignment.naming_layers())
+    assert alignment.judge_head.weight.grad.any()
     assert alignment.projection.weight.grad[dim:].any()
     module, batch = _system("objective.judge_weight=0", *judge)
     losses, _ = module.losses(batch, torch.Generator().manual_seed(0))
@@ -52,6 +52,6 @@ def test_channels_that_judge_learn_with_sight_and_stay_as_they_are_afterwards():
     losses["total"].backward()
     alignment = module.model.alignment
     assert alignment.project(torch.randn(2, 4, alignment.projection.in_features)).seen is None, "nobody asks for it"
-    assert not any(p.requires_grad for layer in alignment.naming_layers() for p in layer.parameters())
+    assert not any(p.requires_grad for p in alignment.judge_head.parameters())
     assert not alignment.projection.weight.grad[dim:].any()
     assert alignment.projection.weight.grad[:dim].any()

@@ -11,7 +11,7 @@ they need not.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cache, partial
 from typing import Any
 
@@ -19,7 +19,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastcap.alignment.low_rank import factorise, note_products
 from fastcap.types import Encoded, Judges
 
 UNLEARNT = -30.0  # logit of a concept that no loss weighs: a probability of 1e-13, finite where it is weighed by zero
@@ -70,15 +69,11 @@ class CrossModalFeatureAlignment(nn.Module):
             dropout, Tompson et al. 2015, arXiv 1411.4280): against learning a small set of images by heart.
         judge_dim: Width J of further channels behind the features, for naming concepts and phrases when captions are
             written; zero names them from the memory. They lose other channels than the memory in training.
-        judge_rank: Width R of what is kept of those channels' mean and maximum before anything is named: 2 J x (C + P)
-            numbers would all be read for every image. Zero keeps all: train so, and start what follows at a low rank
-            from there (``reduced``), which loses nothing; trained at a low rank, they learn slower.
     """
 
     word_concepts: Tensor
     concept_weights: Tensor  # of concepts and phrases (C + P,)
     phrases: Tensor  # of words a and b, as a * V + b, ascending (P,)
-    seen_products: Tensor  # of what a judge of full rank met in training (2 J + 1, 2 J + 1)
 
     def __init__(
         self,
@@ -92,23 +87,17 @@ class CrossModalFeatureAlignment(nn.Module):
         phrase_weights: Sequence[float] = (),
         feature_dropout: float = 0.0,
         judge_dim: int = 0,
-        judge_rank: int = 0,
     ) -> None:
         super().__init__()
-        for name, value in (("judge_dim", judge_dim), ("judge_rank", judge_rank)):
-            if value < 0:
-                raise ValueError(f"alignment.{name} = {value} must not be negative")
+        if judge_dim < 0:
+            raise ValueError(f"alignment.judge_dim = {judge_dim} must not be negative")
         self.feature_dropout = nn.Dropout(feature_dropout)
         self.widths = [dim, judge_dim]
         self.projection = nn.Linear(feature_dim, dim + judge_dim)
         self.image_head = nn.Linear(dim, embed_dim)
         self.num_concepts, self.vocab_size = max(concepts) + 1, len(concepts)
         self.concept_head = nn.Linear(2 * dim, self.num_concepts + len(phrases))
-        kept = judge_rank if judge_dim else 0
-        self.judge_reduction = nn.Linear(2 * judge_dim, kept, bias=False) if kept else None
-        self.judge_head = nn.Linear(kept or 2 * judge_dim, self.num_concepts + len(phrases)) if judge_dim else None
-        noted = 2 * judge_dim + 1 if judge_dim and not kept else 0
-        self.register_buffer("seen_products", torch.zeros(noted, noted))
+        self.judge_head = nn.Linear(2 * judge_dim, self.num_concepts + len(phrases)) if judge_dim else None
         self.register_buffer("word_concepts", torch.tensor(list(concepts)), persistent=False)
         weights = torch.ones(self.num_concepts) if concept_weights is None else torch.tensor(list(concept_weights))
         self.register_buffer("concept_weights", torch.cat([weights, torch.tensor(list(phrase_weights))]))
@@ -124,51 +113,12 @@ class CrossModalFeatureAlignment(nn.Module):
             return Encoded(memory, summary(memory))
         if not self.training:
             memory, judging = self.projection(features).split(self.widths, dim=-1)
-            return Encoded(memory, self._kept(summary(judging)))
+            return Encoded(memory, summary(judging))
         weights, biases = (t.split(self.widths) for t in (self.projection.weight, self.projection.bias))
         memory = F.linear(self._drop(features), weights[0], biases[0])
         if not self.judge_head.weight.requires_grad:
             return Encoded(memory, None)
-        seen = summary(F.linear(self._drop(features), weights[1], biases[1]))
-        if self.judge_reduction is None:
-            note_products(self.seen_products, seen)
-        return Encoded(memory, self._kept(seen))
-
-    def _kept(self, seen: Tensor) -> Tensor:
-        """What is left of the judging channels' mean and maximum. (B, 2 J) -> (B, R)."""
-        return seen if self.judge_reduction is None else self.judge_reduction(seen)
-
-    def naming_layers(self) -> list[nn.Linear]:
-        """Return the layers behind ``projection`` that name concepts and phrases when captions are written."""
-        if self.judge_head is None:
-            return [self.concept_head]
-        return [layer for layer in (self.judge_reduction, self.judge_head) if layer is not None]
-
-    def reduced(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Bring a judge of full rank, trained elsewhere, to the rank of this one, on the images that it met.
-
-        Args:
-            state: Tensors of another alignment, by name.
-
-        Returns:
-            The same, with the judging head's tensors in the place of theirs where both have the same channels and only
-            this one has a rank.
-
-        Raises:
-            ValueError: If the other met no images in training.
-        """
-        found, head = dict(state), state.get("judge_head.weight")
-        if self.judge_reduction is None or "judge_reduction.weight" in state or head is None:
-            return found
-        if head.shape[1] == self.judge_reduction.in_features:
-            found["judge_reduction.weight"], found["judge_head.weight"], found["judge_head.bias"] = factorise(
-                head,
-                state["judge_head.bias"],
-                state.get("seen_products", head.new_zeros(1, 1)),
-                state["concept_weights"],
-                self.judge_reduction.out_features,
-            )
-        return found
+        return Encoded(memory, summary(F.linear(self._drop(features), weights[1], biases[1])))
 
     def _drop(self, features: Tensor) -> Tensor:
         """Leave out channels in training, each everywhere at once. (B, N, C) to the same."""
@@ -289,9 +239,8 @@ class CrossModalFeatureAlignment(nn.Module):
         return truth.scatter_(1, named, 1.0)[:, 1:], logits, judged
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """Take over any number of phrases; a checkpoint from before there was any of it changes nothing."""
-        state_dict.setdefault(prefix + "seen_products", self.seen_products)
-        found = state_dict.setdefault(prefix + "phrases", self.phrases)
+        """Take over any number of phrases."""
+        found = state_dict.get(prefix + "phrases", self.phrases)
         if found.shape != self.phrases.shape:
             self.phrases = torch.empty_like(found, device=self.phrases.device)
             size = self.num_concepts + len(found)

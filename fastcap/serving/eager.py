@@ -101,5 +101,5 @@ def count_parameters(model: FastCap) -> int:
     parts: list[nn.Module] = [model.backbone, model.alignment.projection, model.decoder, model.length]
     weights = (getattr(model.refinement, name, 0) for name in ("concept_weight", "phrase_weight"))
     if max(model.refinement.rank_weights.naming, *weights) > 0:
-        parts += model.alignment.naming_layers()
+        parts.append(model.alignment.judge_head or model.alignment.concept_head)
     return sum(p.numel() for part in parts for p in part.parameters())

@@ -91,17 +91,10 @@ def start_from(model: FastCap, paths: Path | str | Sequence[Path | str], tokeniz
     model soup (Wortsman et al. 2022, arXiv 2203.05482), which generalises like their ensemble at the cost of one.
 
     Raises:
-        CheckpointError: If a checkpoint is unusable or of another vocabulary, some differ in their tensors, or a judge
-            cannot be brought to the new model's rank.
+        CheckpointError: If a checkpoint is unusable or of another vocabulary, or some differ in their tensors.
     """
     paths = [paths] if isinstance(paths, str | Path) else list(paths)
     theirs = average(paths, [_model_state(path, tokenizer) for path in paths])
-    part = "alignment."
-    try:
-        alignment = model.alignment.reduced({k.removeprefix(part): v for k, v in theirs.items() if k.startswith(part)})
-    except ValueError as error:
-        raise CheckpointError(f"init.captioner: {paths[0]}: alignment.judge_rank: {error}") from error
-    theirs |= {part + name: value for name, value in alignment.items()}
     own = model.state_dict()
     fitting = {k: v for k, v in theirs.items() if k in own and own[k].shape == v.shape}
     model.load_state_dict(fitting, strict=False)

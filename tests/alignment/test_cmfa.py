@@ -148,9 +148,8 @@ def test_judging_channels_are_their_own():
         [gradient] = torch.autograd.grad(head.sum(), alignment.projection.weight, retain_graph=True)
         moved = gradient.abs().sum(1) > 0
         assert moved[rows].any() and not torch.cat([moved[: rows.start], moved[rows.stop :]]).any()
-    for name in ("judge_dim", "judge_rank"):
-        with pytest.raises(ValueError, match=rf"alignment\.{name} = -1"):
-            CrossModalFeatureAlignment(12, 16, (-1, 0), **{name: -1})
+    with pytest.raises(ValueError, match=r"alignment\.judge_dim = -1"):
+        CrossModalFeatureAlignment(12, 16, (-1, 0), judge_dim=-1)
 
 
 def test_judges_that_do_not_learn_see_nothing_in_training():
@@ -163,16 +162,3 @@ def test_judges_that_do_not_learn_see_nothing_in_training():
         alignment.judges(images).likely()
     _, logits, judged = alignment.name_concepts(images, torch.tensor([[[1, 2, 4]]]).repeat(4, 1, 1))
     assert logits.shape == (4, 3) and judged is None
-
-
-def test_judging_channels_are_kept_at_a_low_rank():
-    torch.manual_seed(0)
-    alignment = CrossModalFeatureAlignment(12, 16, (-1, 0, 1, 1, 2), judge_dim=5, judge_rank=2).eval()
-    features = torch.rand(4, 6, 12)
-    images = alignment.project(features)
-    assert images.seen.shape == (4, 2)
-    means_and_maxima = summary(alignment.projection(features)[..., 16:])
-    torch.testing.assert_close(images.seen, alignment.judge_reduction(means_and_maxima))
-    assert torch.linalg.matrix_rank(alignment.judge_head.weight @ alignment.judge_reduction.weight) == 2
-    assert alignment.naming_layers() == [alignment.judge_reduction, alignment.judge_head]
-    assert CrossModalFeatureAlignment(12, 16, (-1, 0), judge_rank=2).judge_reduction is None
