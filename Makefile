@@ -1,4 +1,5 @@
-# FastCap's commands; `make` lists them. Every target sets up what it needs, so each works alone, first, and again.
+# FastCap's commands; `make` lists them. Every target sets up what it needs, and no more, so each works alone, first, and
+# again.
 #
 #   make train ARGS="data=flickr8k trainer.max_epochs=3"      ARGS goes to the program as it stands
 
@@ -8,9 +9,17 @@ SHELL := /bin/bash
 
 VENV := .venv
 PY := $(VENV)/bin/python
-STAMP := $(VENV)/.fastcap-setup
+FASTCAP := $(PY) -m fastcap.cli
+# One .venv in stages, a stamp each: what captions with an exported model, the page's packages, torch and all that trains,
+# the tools that test.
+LIGHT := $(VENV)/.fastcap-light
+DEMO := $(VENV)/.fastcap-demo
+TRAIN := $(VENV)/.fastcap-train
+DEV := $(VENV)/.fastcap-dev
 # Interpreters to create .venv with; the first that is Python 3.11 or newer is taken.
 PYTHON ?= python3.11 python3 python
+# Where to take torch from: https://download.pytorch.org/whl/cpu has builds without CUDA (0.2 GB in the place of 4).
+TORCH_INDEX ?=
 
 ARGS ?=
 # Through the environment, so that a path may hold spaces and quotes.
@@ -28,11 +37,11 @@ help: ## List the targets
 	@echo 'make TARGET [ARGS="..."]'
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' Makefile
 
-setup: $(STAMP) ## Create .venv and install FastCap into it; instant when done
+setup: $(DEV) ## Install all of FastCap into .venv; TORCH_INDEX=https://download.pytorch.org/whl/cpu spares CUDA's 4 GB
 
-# The stamp comes last, so an interrupted set-up starts over here: a broken .venv is made anew, and a package that pip
+# A stamp comes last, so an interrupted set-up starts over here: a broken .venv is made anew, and a package that pip
 # had not finished (it writes RECORD last) is forgotten, so that pip installs it again.
-$(STAMP): pyproject.toml constraints.txt
+$(LIGHT): pyproject.toml constraints.txt
 	@if ! $(PY) -c 'import sys, pip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
 	  base=; \
 	  for python in $(PYTHON); do \
@@ -51,69 +60,83 @@ $(STAMP): pyproject.toml constraints.txt
 	fi
 	@find $(VENV)/lib -maxdepth 3 -type d \
 	  \( -name '~*' -o -name '*.dist-info' ! -exec test -e '{}/RECORD' \; \) -prune -exec rm -rf '{}' +
-	$(PY) -m pip install -c constraints.txt -e '.[dev]'
+	$(PY) -m pip install -c constraints.txt -e .
 	@touch $@
 
-data: $(STAMP) ## Fetch MS COCO and Karpathy's split (20 GB), going on where it stopped: ARGS="coco --root DIR --year 2017"
-	$(PY) -m fastcap.jobs.fetch $(if $(ARGS),$(ARGS),coco)
+$(DEMO): $(LIGHT)
+	$(PY) -m pip install -c constraints.txt -e '.[demo]'
+	@touch $@
 
-train: $(STAMP) ## Train: ARGS are Hydra overrides
-	$(PY) -m fastcap.train $(ARGS)
+$(TRAIN): $(LIGHT)
+	$(if $(TORCH_INDEX),$(PY) -m pip install -c constraints.txt --index-url $(TORCH_INDEX) torch torchvision)
+	$(PY) -m pip install -c constraints.txt -e '.[train]'
+	@touch $@
 
-eval: $(STAMP) ## Evaluate: the newest run's checkpoint, or ARGS="ckpt=PATH"
-	$(PY) -m fastcap.eval $(ARGS)
+$(DEV): $(LIGHT)
+	$(if $(TORCH_INDEX),$(PY) -m pip install -c constraints.txt --index-url $(TORCH_INDEX) torch torchvision)
+	$(PY) -m pip install -c constraints.txt -e '.[dev]'
+	@touch $(DEMO) $(TRAIN) $@
 
-caption: $(STAMP) ## Caption a photograph or a folder: PHOTO=path
-	$(PY) -m fastcap.caption $(if $(PHOTO),"$$PHOTO") $(ARGS)
+data: $(TRAIN) ## Fetch MS COCO and Karpathy's split (20 GB), going on where it stopped: ARGS="coco --root DIR --year 2017"
+	$(FASTCAP) data $(if $(ARGS),$(ARGS),coco)
 
-export: $(STAMP) ## Export the newest checkpoint, or ARGS="PATH --out DIR", to ONNX and OpenVINO
-	$(PY) -m fastcap.export $(ARGS)
+train: $(TRAIN) ## Train: ARGS are Hydra overrides
+	$(FASTCAP) train $(ARGS)
 
-demo: $(STAMP) ## Try a captioner in the browser: the newest run's, or ARGS="--model PATH --port 8000"
-	$(PY) -m fastcap.serving.demo $(ARGS)
+eval: $(TRAIN) ## Evaluate: the newest run's checkpoint, or ARGS="ckpt=PATH"
+	$(FASTCAP) eval $(ARGS)
 
-score: $(STAMP) ## Score anybody's captions: RESULTS=captions.json REFERENCES=annotations.json, both in COCO's format
-	$(PY) -m fastcap.reporting.score $(if $(RESULTS),"$$RESULTS") $(if $(REFERENCES),"$$REFERENCES") $(ARGS)
+caption: $(LIGHT) ## Caption a photograph or a folder: PHOTO=path
+	$(FASTCAP) caption $(if $(PHOTO),"$$PHOTO") $(ARGS)
 
-report: $(STAMP) ## Compare runs in one offline page, report.html: RUNS="runs/a runs/b", or all of runs/
-	$(PY) -m fastcap.reporting.compare $(RUNS) $(ARGS)
+export: $(TRAIN) ## Export the newest checkpoint, or ARGS="PATH --out DIR", to ONNX
+	$(FASTCAP) export $(ARGS)
 
-distill: $(STAMP) ## Teach a backbone what a packaged ImageNet encoder sees: ARGS="folder=DIR"
-	$(PY) -m fastcap.jobs.distill $(ARGS)
+demo: $(DEMO) ## Try a captioner in the browser: the newest run's, or ARGS="--model PATH --port 8000"
+	$(FASTCAP) demo $(ARGS)
 
-pretrain: $(STAMP) ## Train a backbone on class folders: ARGS="data_dir=DIR"
-	$(PY) -m fastcap.jobs.pretrain $(ARGS)
+score: $(TRAIN) ## Score anybody's captions: RESULTS=captions.json REFERENCES=annotations.json, both in COCO's format
+	$(FASTCAP) score $(if $(RESULTS),"$$RESULTS") $(if $(REFERENCES),"$$REFERENCES") $(ARGS)
 
-bench: $(STAMP) ## Measure: ARGS="captioners --models PATH", "decoding --models PATH", "backbone --sizes 224 --batches 1"
-	$(PY) -m fastcap.tools.bench $(if $(ARGS),$(ARGS),backbone)
+report: $(TRAIN) ## Compare runs in one offline page, report.html: RUNS="runs/a runs/b", or all of runs/
+	$(FASTCAP) report $(RUNS) $(ARGS)
 
-results: $(STAMP) ## Runs into experiments/results.csv, its rows into tables: RUNS="runs/a"; ARGS=bench.csv for the headline
-	$(if $(ARGS),$(PY) -m fastcap.tools.bench table $(ARGS) --readme README.md)
-	$(PY) -m fastcap.reporting.results $(RUNS)
+distill: $(TRAIN) ## Teach a backbone what a packaged ImageNet encoder sees: ARGS="folder=DIR"
+	$(FASTCAP) distill $(ARGS)
 
-sweep: $(STAMP) ## Train once for each combination: ARGS="sweep_name=lr optim.optimizer.lr=1e-3,3e-4", or a small default (SWEEP)
-	$(PY) -m fastcap.train -m $(if $(ARGS),$(ARGS),$(SWEEP))
+pretrain: $(TRAIN) ## Train a backbone on class folders: ARGS="data_dir=DIR"
+	$(FASTCAP) pretrain $(ARGS)
 
-dashboard: $(STAMP) ## Build the W&B dashboard; ARGS="--print" shows its definition without an account
-	$(PY) -m fastcap.tools.dashboard $(ARGS)
+bench: $(DEV) ## Measure: ARGS="captioners --models PATH", "decoding --models PATH", "backbone --sizes 224 --batches 1"
+	$(FASTCAP) bench $(if $(ARGS),$(ARGS),backbone)
 
-test: $(STAMP) ## Run the tests, less the slow ones: ARGS="-k scan"
-	$(PY) -m pytest $(ARGS)
+results: $(TRAIN) ## Runs into experiments/results.csv, its rows into tables: RUNS="runs/a"; ARGS=bench.csv for the headline
+	$(if $(ARGS),$(FASTCAP) bench table $(ARGS) --readme README.md)
+	$(FASTCAP) results $(RUNS)
 
-test-slow: $(STAMP) ## Run the slow tests alone
+sweep: $(TRAIN) ## Train once for each combination: ARGS="sweep_name=lr optim.optimizer.lr=1e-3,3e-4", or a small default (SWEEP)
+	$(FASTCAP) train -m $(if $(ARGS),$(ARGS),$(SWEEP))
+
+dashboard: $(DEV) ## Build the W&B dashboard; ARGS="--print" shows its definition without an account
+	$(FASTCAP) dashboard $(ARGS)
+
+test: $(DEV) ## Run the tests, less the slow ones: ARGS="-k scan"
+	$(PY) -m pytest -n 2 $(ARGS)
+
+test-slow: $(DEV) ## Run the slow tests alone
 	$(PY) -m pytest -m slow $(ARGS) || { code=$$?; [ $$code -eq 5 ] || exit $$code; echo 'No slow test was selected.'; }
 
-lint: $(STAMP) ## Check style and formatting
+lint: $(DEV) ## Check style and formatting
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 
-types: $(STAMP) ## Check types
+types: $(DEV) ## Check types
 	$(PY) -m mypy
 
 check: lint types ## Everything short of the tests: lint, types, layering
 	$(PY) -m pytest tests/test_layering.py
 
-format: $(STAMP) ## Format, and fix what can be fixed by itself
+format: $(DEV) ## Format, and fix what can be fixed by itself
 	$(PY) -m ruff check --fix-only .
 	$(PY) -m ruff format .
 

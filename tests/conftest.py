@@ -146,7 +146,7 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_export(tiny_checkpoint: Path) -> tuple[Path, dict[str, Any]]:
     """Its export to ONNX, made once: (folder, report)."""
     for package in ("onnxscript", "onnxruntime"):
-        pytest.importorskip(package, reason="exporting needs the extra `export`")
+        pytest.importorskip(package, reason="exporting needs the extra `train`")
     from fastcap.serving.export import ExportOptions, export
 
     folder = tiny_checkpoint.parent / "exported"

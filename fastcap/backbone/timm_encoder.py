@@ -16,7 +16,7 @@ from fastcap.backbone.components import PrincipalComponents
 from fastcap.backbone.spatial_mamba import GridPosition
 from fastcap.types import IMAGE_MEAN, IMAGE_STD
 
-INSTALL = "pip install -c constraints.txt -e '.[peers]'"
+INSTALL = "pip install -c constraints.txt -e '.[train]'"
 
 
 class GridEncoder(nn.Module):

@@ -15,7 +15,7 @@ from fastcap.serving.folder import SUFFIXES, WEIGHTS, ExportError
 # Inputs by name to outputs in the graph's order; any number of threads may call one at a time.
 Graph = Callable[[dict[str, np.ndarray]], list[np.ndarray]]
 
-INSTALL = "pip install -c constraints.txt -e '.[export]'"
+INSTALL = "pip install -c constraints.txt -e '.[train]'"
 
 
 class LazyGraphs:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from fastcap.build import ConfigError
 from fastcap.data.pixels import decode_image
 
-INSTALL = "pip install -c constraints.txt -e '.[peers]'"
+INSTALL = "pip install -c constraints.txt -e '.[baselines]'"
 _CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 _HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 Options = Mapping[str, Mapping[str, Any]]

@@ -37,8 +37,8 @@ def test_torch_export_keeps_the_function(backbone):
 
 
 def onnx_difference(module, images, path):
-    pytest.importorskip("onnxscript", reason="ONNX export needs the extra `export`")
-    onnxruntime = pytest.importorskip("onnxruntime", reason="running ONNX needs the extra `export`")
+    pytest.importorskip("onnxscript", reason="ONNX export needs the extra `train`")
+    onnxruntime = pytest.importorskip("onnxruntime", reason="running ONNX needs the extra `train`")
     torch.onnx.export(module, (images,), path, dynamo=True, verbose=False)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     [output] = session.run(None, {session.get_inputs()[0].name: images.numpy()})

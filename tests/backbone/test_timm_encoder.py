@@ -181,5 +181,5 @@ def test_wrong_names_are_named():
 )
 def test_a_missing_package_says_what_to_install(missing, build, monkeypatch):
     monkeypatch.setitem(sys.modules, missing, None)
-    with pytest.raises(ValueError, match=rf"{missing.replace('_', '-')}.*pip install.*\[peers\]"):
+    with pytest.raises(ValueError, match=rf"{missing.replace('_', '-')}.*pip install.*\[train\]"):
         build()

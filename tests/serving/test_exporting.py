@@ -111,7 +111,7 @@ def test_wrong_options_are_named(arguments, capsys):
 @pytest.mark.slow
 def test_every_variant(tiny_checkpoint, tmp_path, capsys):
     for package in ("onnxscript", "onnxruntime", "openvino", "nncf"):
-        pytest.importorskip(package, reason="exporting needs the extra `export`")
+        pytest.importorskip(package, reason="exporting needs the extra `train`")
     folder = tmp_path / "export"
     arguments = [
         f"ckpt={tiny_checkpoint}",

@@ -5,8 +5,8 @@ import pytest
 
 from fastcap.serving.quantize_onnx import Layer, keep_noisiest, noise, quantize_onnx, summary
 
-onnx = pytest.importorskip("onnx", reason="exporting needs the extra `export`")
-onnxruntime = pytest.importorskip("onnxruntime", reason="exporting needs the extra `export`")
+onnx = pytest.importorskip("onnx", reason="exporting needs the extra `train`")
+onnxruntime = pytest.importorskip("onnxruntime", reason="exporting needs the extra `train`")
 
 CHANNELS = 8
 

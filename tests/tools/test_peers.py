@@ -60,5 +60,5 @@ def test_wrong_peers_are_named(monkeypatch):
     with pytest.raises(ConfigError, match="no peer 'clip'; choose from blip-base, git-base, vit-gpt2"):
         build_peer("clip")
     monkeypatch.setitem(sys.modules, "transformers.utils", None)
-    with pytest.raises(ConfigError, match=r"peers need transformers: pip install .*\[peers\]"):
+    with pytest.raises(ConfigError, match=r"peers need transformers: pip install .*\[baselines\]"):
         build_peer("git-base")
