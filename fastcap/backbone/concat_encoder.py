@@ -22,11 +22,9 @@ class ConcatEncoder(GridEncoder):
             first one's; others' are resized to it.
         position: Add a learned code of the grid position to the features.
         norm: Standardise every channel (BatchNorm).
-        components: Principal components kept in the place of all channels, if all encoders are frozen; training finds
-            them.
 
     Raises:
-        ValueError: If there are fewer than two encoders, or one has a norm, a position code or components of its own.
+        ValueError: If there are fewer than two encoders, or one has a norm or a position code of its own.
     """
 
     def __init__(
@@ -34,28 +32,26 @@ class ConcatEncoder(GridEncoder):
         encoders: Sequence[GridEncoder],
         position: bool = True,
         norm: bool = False,
-        components: int | None = None,
     ) -> None:
         super().__init__()
         if len(encoders) < 2:
             raise ValueError(f"backbone.encoders: at least two are needed, found {len(encoders)}")
         for index, encoder in enumerate(encoders):
-            if encoder.norm is not None or encoder.position is not None or encoder.components is not None:
+            if encoder.norm is not None or encoder.position is not None:
                 raise ValueError(
-                    f"backbone.encoders.{index}: norm, position and components must be left out, those of the whole "
-                    "come after"
+                    f"backbone.encoders.{index}: norm and position must be left out, those of the whole come after"
                 )
         self.net = nn.ModuleList(encoders)
-        self._finish(sum(encoder.feature_dim for encoder in encoders), norm, position, components)
+        self._finish(sum(encoder.feature_dim for encoder in encoders), norm, position)
 
     @property
     def frozen(self) -> bool:
         """Whether all encoders keep their weights as they are."""
         return all(getattr(encoder, "frozen", False) for encoder in self.net)
 
-    def full_map(self, images: Tensor) -> Tensor:
+    def feature_map(self, images: Tensor) -> Tensor:
         """Compute the features on the first encoder's grid. (B, 3, H, W) -> (B, h, w, C)."""
-        first, *others = (cast(GridEncoder, encoder).full_map(images) for encoder in self.net)
+        first, *others = (cast(GridEncoder, encoder).feature_map(images) for encoder in self.net)
         return torch.cat([first, *(_resized(features, first) for features in others)], dim=-1)
 
 

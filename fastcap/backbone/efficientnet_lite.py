@@ -29,7 +29,6 @@ class EfficientNetLite(TimmEncoder):
         out_index: Level whose features are taken, or None for the last layer's.
         levels: Earlier levels beside the last layer's, as in ``TimmEncoder``: 3 (stride 16), 4 (stride 32).
         norm: Standardise every channel, as in ``TimmEncoder``.
-        components: Principal components kept in the place of all channels, as in ``TimmEncoder``.
 
     Raises:
         ValueError: If timm or the weights' package is not installed.
@@ -45,7 +44,6 @@ class EfficientNetLite(TimmEncoder):
         out_index: int | None = None,
         levels: Sequence[int] = (),
         norm: bool = False,
-        components: int | None = None,
     ) -> None:
         self.variant = variant
         super().__init__(
@@ -57,7 +55,6 @@ class EfficientNetLite(TimmEncoder):
             out_index=out_index,
             levels=levels,
             norm=norm,
-            components=components,
             pixel_mean=PIXEL_MEAN,
             pixel_std=PIXEL_STD,
         )

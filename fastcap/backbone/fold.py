@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Collection
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -69,34 +68,3 @@ def fold_batch_norms(module: nn.Module, images: Tensor) -> int:
         convolution.weight, convolution.bias = fused.weight, fused.bias
         replace(module, norm, getattr(norm, "act", nn.Identity()))
     return len(pairs)
-
-
-@torch.no_grad()
-def fold_projection(backbone: nn.Module, projection: nn.Module) -> nn.Module:
-    """Make one layer of a frozen encoder's principal components and the projection behind them.
-
-    Args:
-        backbone: Changed in place: what it gave, projected, is what it gives now.
-        projection: The linear layer behind it.
-
-    Returns:
-        What is left to do behind the backbone: nothing, or the projection itself where there are no components or a
-        norm lies between.
-    """
-    components = getattr(backbone, "components", None)
-    if components is None or backbone.norm is not None or not isinstance(projection, nn.Linear):
-        return projection
-    components.project = _one_layer(components.project, projection)
-    if backbone.position is not None:
-        position: Any = backbone.position
-        position.project.weight = nn.Parameter(projection.weight @ position.project.weight)
-    backbone.feature_dim = projection.out_features
-    return nn.Identity()
-
-
-def _one_layer(first: nn.Linear, second: nn.Linear) -> nn.Linear:
-    both = nn.Linear(first.in_features, second.out_features)
-    weight = second.weight.double()
-    both.weight.copy_(weight @ first.weight.double())
-    both.bias.copy_(weight @ first.bias.double() + second.bias.double())
-    return both

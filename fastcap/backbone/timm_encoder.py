@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastcap.backbone.components import PrincipalComponents
 from fastcap.backbone.spatial_mamba import GridPosition
 from fastcap.types import IMAGE_MEAN, IMAGE_STD
 
@@ -20,32 +19,23 @@ INSTALL = "pip install -c constraints.txt -e '.[train]'"
 
 
 class GridEncoder(nn.Module):
-    """What encoders that give a grid of features have in common: what comes after ``full_map``.
+    """What encoders that give a grid of features have in common: what comes after ``feature_map``.
 
-    Subclasses define ``full_map`` and ``frozen``, and call ``_finish`` once they know how wide it is.
+    Subclasses define ``feature_map`` and ``frozen``, and call ``_finish`` once they know how wide it is.
     """
 
     frozen: Any
-    components: PrincipalComponents | None
     norm: nn.BatchNorm2d | None
     position: GridPosition | None
 
-    def _finish(self, full_dim: int, norm: bool, position: bool, components: int | None = None) -> None:
-        if components and not self.frozen:
-            raise ValueError(f"backbone.components = {components} needs a frozen encoder: they are found once")
-        self.components = PrincipalComponents(full_dim, components) if components else None
-        self.feature_dim = components or full_dim
+    def _finish(self, feature_dim: int, norm: bool, position: bool) -> None:
+        self.feature_dim = feature_dim
         self.norm = nn.BatchNorm2d(self.feature_dim) if norm else None
         self.position = GridPosition(self.feature_dim) if position else None
 
-    def full_map(self, images: Tensor) -> Tensor:
-        """Compute all channels of the features on their grid. (B, 3, H, W) -> (B, h, w, C)."""
-        raise NotImplementedError
-
     def feature_map(self, images: Tensor) -> Tensor:
         """Compute the features on their grid, without norm and position code. (B, 3, H, W) -> (B, h, w, D)."""
-        features = self.full_map(images)
-        return features if self.components is None else self.components(features)
+        raise NotImplementedError
 
     def forward(self, images: Tensor) -> Tensor:
         """Turn images into patch features.
@@ -81,7 +71,6 @@ class TimmEncoder(GridEncoder):
             (hypercolumns, Hariharan et al. 2015, arXiv 1411.5752): what a classifier has no use for any more, such
             as colours, textures and poses.
         norm: Standardise every channel (BatchNorm, trained even when the rest is frozen): levels differ in scale.
-        components: Principal components of a frozen model's features that are kept in their place; training finds them.
         options: Further arguments of ``timm.create_model``, e.g. ``dynamic_img_size: true`` of a ViT.
         pixel_mean: Mean that the model's pixels (0 to 1) are standardised with; None takes timm's for this name.
         pixel_std: Standard deviation likewise.
@@ -103,7 +92,6 @@ class TimmEncoder(GridEncoder):
         out_index: int | None = None,
         levels: Sequence[int] = (),
         norm: bool = False,
-        components: int | None = None,
         options: Mapping[str, Any] | None = None,
         pixel_mean: Sequence[float] | None = None,
         pixel_std: Sequence[float] | None = None,
@@ -120,7 +108,7 @@ class TimmEncoder(GridEncoder):
         self._remove_head()
         self._set_pixels(pixel_mean or expected["mean"], pixel_std or expected["std"])
         side = (options or {}).get("img_size") or expected.get("input_size", (3, 224, 224))[-1]
-        self._finish(self._probe(side), norm, position, components)
+        self._finish(self._probe(side), norm, position)
         self.net.to(memory_format=torch.channels_last)  # convolutions: about twice as fast on CPUs
         if frozen:
             self.net.requires_grad_(False)
@@ -141,8 +129,8 @@ class TimmEncoder(GridEncoder):
                     module.eval()
         return self
 
-    def full_map(self, images: Tensor) -> Tensor:
-        """Compute all channels of the features on their grid. (B, 3, H, W) -> (B, h, w, C)."""
+    def feature_map(self, images: Tensor) -> Tensor:
+        """Compute the features on their grid, without norm and position code. (B, 3, H, W) -> (B, h, w, D)."""
         with torch.no_grad() if self.frozen else nullcontext():
             pixels = images * self.pixel_scale + self.pixel_shift
             pixels = pixels.contiguous(memory_format=torch.channels_last)
@@ -202,7 +190,7 @@ class TimmEncoder(GridEncoder):
         shadow.frozen = False
         try:
             with torch.enable_grad():
-                features = shadow.full_map(torch.zeros(1, 3, side, side, device="meta"))
+                features = shadow.feature_map(torch.zeros(1, 3, side, side, device="meta"))
                 features.sum().backward()
         except (AssertionError, IndexError) as error:
             if not self.levels:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
@@ -15,7 +14,7 @@ from torch import Tensor
 from fastcap.data.concepts import Phrases, agreed_phrases, concept_agreement
 from fastcap.data.dataset import CaptionDataset, CaptionTokens
 from fastcap.data.errors import DataError, log_once
-from fastcap.data.features import FeatureCache, cached_tensors
+from fastcap.data.features import FeatureCache
 from fastcap.data.pixels import PixelCache
 from fastcap.data.sampler import EpochSampler, ResumableLoader
 from fastcap.data.taught import read_taught
@@ -27,8 +26,6 @@ if TYPE_CHECKING:
 
 _STAGES = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}
 _EVAL_CAPTIONS = 5
-_COMPONENT_IMAGES = 2000  # enough patches for some hundred components
-_COMPONENT_BATCH = 32
 
 
 class CaptionSource(Protocol):
@@ -188,32 +185,6 @@ class CaptionDataModule(LightningDataModule):
         """
         for split in _STAGES.get(stage or "", ()):
             self._dataset(split, training=split == "train")
-
-    def find_components(
-        self, encode: Callable[[Tensor], Tensor], fit: Callable[[Iterable[Tensor]], dict[str, Tensor]], key: object
-    ) -> dict[str, Tensor]:
-        """Have principal components fitted to training images, or find them fitted in the cache.
-
-        Args:
-            encode: uint8 pixels (B, 3, S, S) to features (B, h, w, C).
-            fit: Features of a few images each to the components' tensors by name.
-            key: Plain data that changes whenever the components would.
-
-        Raises:
-            DataError: When the cached file cannot be written or read.
-        """
-        dataset = self._dataset("train", training=True)
-        taken = np.arange(0, len(dataset), -(-len(dataset) // _COMPONENT_IMAGES))
-
-        def find() -> dict[str, Tensor]:
-            batches = np.array_split(taken, -(-len(taken) // _COMPONENT_BATCH))
-            with torch.inference_mode():
-                return fit(encode(dataset.view(0, positions)) for positions in batches)
-
-        if self.cache_dir is None:
-            return find()
-        content = [*self._augmentation(dataset), taken.tolist(), key]
-        return cached_tensors(self.cache_dir, f"{dataset.records.name}-components", content, find)
 
     def cache_features(self, encode: Callable[[Tensor], Tensor], key: object) -> None:
         """Encode ``feature_views`` views of the training images, or find them encoded, and train on those.

@@ -13,8 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
 from torch import Tensor
 
 from fastcap.data.errors import DataError, log_once
@@ -28,32 +26,6 @@ def _path(cache_dir: str | os.PathLike[str], name: str, suffix: str, *key: objec
     """Name a file by the plain data that decides what is in it."""
     digest = hashlib.sha256(json.dumps([_VERSION, *key]).encode()).hexdigest()[:24]
     return Path(cache_dir) / f"{name}-{digest}{suffix}"
-
-
-def cached_tensors(
-    cache_dir: str | os.PathLike[str], name: str, key: object, find: Callable[[], dict[str, Tensor]]
-) -> dict[str, Tensor]:
-    """Read tensors that were found before, or find and keep them.
-
-    Args:
-        cache_dir: Folder of the file, made when missing.
-        name: What the file's name begins with.
-        key: Plain data that changes whenever the tensors would.
-        find: Makes them.
-
-    Raises:
-        DataError: When the file cannot be written or read.
-    """
-    path = _path(cache_dir, name, ".safetensors", key)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with locked(path.with_suffix(".lock")):  # every process takes what the first one found
-            if not path.exists():
-                with replacing(path) as file:
-                    file.write(save({name: value.contiguous() for name, value in find().items()}))
-        return load(path.read_bytes())
-    except (OSError, SafetensorError) as error:
-        raise DataError(f"{path}: cache cannot be written or read ({error}); delete it or set cache_dir") from error
 
 
 class FeatureCache:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -16,38 +15,19 @@ from fastcap.training.checkpoints import read_checkpoint
 
 
 def prepare_backbone(cfg: DictConfig, datamodule: CaptionDataModule, model: FastCap) -> None:
-    """Do what is done once to a backbone before training: find its components, cache its features, compile it.
+    """Do what is done once to a backbone before training: cache its features, compile it.
 
     A run that goes on from a checkpoint (``resume``) has its frozen weights there: they are taken first.
 
     Raises:
         ConfigError: If features are to be cached, and the backbone is being trained.
     """
-    if cfg.resume and (datamodule.feature_views or getattr(model.backbone, "components", None) is not None):
+    if cfg.resume and datamodule.feature_views:
         state = read_checkpoint(cfg.resume)["state_dict"]
         prefix = "model.backbone."
         model.backbone.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
-    find_components(cfg, datamodule, model)
     cache_features(cfg, datamodule, model)
     compile_backbone(cfg, model)
-
-
-def find_components(cfg: DictConfig, datamodule: CaptionDataModule, model: FastCap) -> None:
-    """Fit the backbone's principal components to training images, where it has any that no checkpoint brought."""
-    components = getattr(model.backbone, "components", None)
-    if components is None or components.fitted:
-        return
-
-    def encode(images: Tensor) -> Tensor:
-        with _precision(cfg, images):
-            return model.backbone.full_map(model.standardise(images))
-
-    def fit(batches: Iterable[Tensor]) -> dict[str, Tensor]:
-        components.fit(batches)
-        return dict(components.state_dict())
-
-    key = [_digest(cfg, model.backbone.net), components.project.out_features]
-    components.load_state_dict(datamodule.find_components(encode, fit, key))
 
 
 def cache_features(cfg: DictConfig, datamodule: CaptionDataModule, model: FastCap) -> None:
@@ -65,15 +45,12 @@ def cache_features(cfg: DictConfig, datamodule: CaptionDataModule, model: FastCa
             f"data.feature_views = {datamodule.feature_views} needs a frozen backbone (backbone.frozen=true, as "
             "backbone=efficientnet_lite0 has it)"
         )
-    parts = [model.backbone.net]
-    if getattr(model.backbone, "components", None) is not None:
-        parts.append(model.backbone.components)
 
     def encode(images: Tensor) -> Tensor:
         with _precision(cfg, images):
             return model.backbone.feature_map(model.standardise(images))
 
-    datamodule.cache_features(encode, _digest(cfg, *parts))
+    datamodule.cache_features(encode, _digest(cfg, model.backbone.net))
 
 
 def _bf16(cfg: DictConfig) -> bool:
@@ -85,12 +62,11 @@ def _precision(cfg: DictConfig, images: Tensor) -> torch.autocast:
     return torch.autocast(images.device.type, torch.bfloat16, enabled=_bf16(cfg))
 
 
-def _digest(cfg: DictConfig, *parts: nn.Module) -> str:
+def _digest(cfg: DictConfig, net: nn.Module) -> str:
     """Name what frozen weights give, in the run's precision."""
     digest = hashlib.sha256(b"bf16" if _bf16(cfg) else b"")
-    for part in parts:
-        for name, value in part.state_dict().items():
-            digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+    for name, value in net.state_dict().items():
+        digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 

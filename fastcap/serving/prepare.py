@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Collection
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fastcap.backbone.fold import fold_projection, prepare_for_inference
+from fastcap.backbone.fold import prepare_for_inference
 from fastcap.model import FastCap
 from fastcap.utils.prepacking import PACKABLE, PackedLinear, pack_layers, packs
 
@@ -28,8 +27,6 @@ def prepare_model(model: FastCap, image_size: int, pack: Collection[type[nn.Modu
         pack: Kinds of layers whose weights are laid out. ``torch.compile`` takes packed convolutions but no packed
             linear layers, an export neither.
     """
-    alignment: Any = model.alignment
-    alignment.projection = fold_projection(model.backbone, alignment.projection)
     model.backbone = prepare_for_inference(model.backbone, image_size, pack)
     if nn.Linear in pack and packs(model.decoder.head_bias):
         _pack_decoding(model, image_size)

@@ -53,7 +53,7 @@ def test_prepared_for_inference_it_computes_the_same():
 def test_what_it_cannot_join_is_refused():
     with pytest.raises(ValueError, match="at least two are needed, found 1"):
         ConcatEncoder([_encoder()])
-    with pytest.raises(ValueError, match=r"encoders\.1: norm, position and components must be left out"):
+    with pytest.raises(ValueError, match=r"encoders\.1: norm and position must be left out"):
         ConcatEncoder([_encoder(), TimmEncoder("resnet18")])
 
 

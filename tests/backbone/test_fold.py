@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from fastcap.backbone.fold import fold_batch_norms, fold_projection, prepare_for_inference
+from fastcap.backbone.fold import fold_batch_norms, prepare_for_inference
 from fastcap.backbone.spatial_mamba import SpatialMambaBackbone
 from fastcap.utils.prepacking import pack_layers
 
@@ -104,40 +104,3 @@ def test_training_mode_is_refused():
     ):
         with pytest.raises(ValueError, match="eval"):
             prepare(_backbone())
-
-
-@pytest.mark.parametrize("position", [True, False])
-def test_components_and_the_projection_behind_them_become_one_layer(position):
-    pytest.importorskip("timm")
-    from fastcap.backbone.timm_encoder import TimmEncoder
-
-    torch.manual_seed(0)
-    encoder = TimmEncoder("resnet10t", frozen=True, position=position, components=24).eval()
-    images = torch.randn(3, 3, 64, 96)
-    encoder.components.fit([encoder.full_map(torch.randn(16, 3, 64, 96))])  # 96 patches
-    projection = nn.Linear(24, 10)
-    with torch.inference_mode():
-        expected = projection(encoder(images))
-    kept = fold_projection(encoder, projection)
-    assert isinstance(kept, nn.Identity) and encoder.feature_dim == 10
-    assert encoder.components.project.weight.shape == (10, 512)
-    with torch.inference_mode():
-        assert (encoder(images) - expected).norm() < 1e-4 * expected.norm()
-        other = torch.randn(1, 3, 96, 64)
-        assert encoder(other).shape == (1, 6, 10)
-    prepared = prepare_for_inference(encoder, 64)
-    assert prepared is not encoder
-    with torch.inference_mode():
-        assert (prepared(images) - expected).norm() < 1e-3 * expected.norm()
-
-
-def test_a_projection_stays_where_there_is_nothing_to_fold_it_into():
-    pytest.importorskip("timm")
-    from fastcap.backbone.timm_encoder import TimmEncoder
-
-    projection = nn.Linear(512, 10)
-    assert fold_projection(TimmEncoder("resnet10t", frozen=True), projection) is projection
-    normed = TimmEncoder("resnet10t", frozen=True, components=24, norm=True)
-    behind = nn.Linear(24, 10)
-    assert fold_projection(normed, behind) is behind and normed.feature_dim == 24
-    assert fold_projection(_backbone(), projection) is projection
