@@ -16,6 +16,7 @@ import lightning as L
 import torch
 from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
@@ -41,6 +42,7 @@ from fastcap.training import (
 )
 from fastcap.training.checkpoints import FORMAT_VERSION, RUNS_DIR, model_state, read_checkpoint, start_from
 from fastcap.utils.allowlist import untrusted
+from fastcap.utils.errors import UserError
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +90,7 @@ class LoadedCheckpoint:
         return int(data.get("eval_image_size") or data["image_size"])
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError, ValueError):
     """A configuration that builds nothing; the message names the part and the reason."""
 
 
@@ -102,7 +104,7 @@ def construct(node: DictConfig, **facts: Any) -> Any:
         return instantiate(node, _partial_=True)(**facts)
     except DataError:
         raise
-    except (ValueError, InstantiationException) as error:
+    except (ValueError, InstantiationException, MisconfigurationException) as error:
         cause = error.__cause__ or error
         raise ConfigError(f"{node.get('_target_')}: {cause}") from error
     except TypeError as error:  # a key of another version, out of a checkpoint's configuration

@@ -5,9 +5,13 @@ from __future__ import annotations
 import functools
 import os
 import runpy
+import select
 import sys
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
+
+from fastcap.utils.errors import UserError
 
 COMMANDS = {
     "train": "train a captioner (Hydra overrides: data=flickr8k trainer.max_epochs=5 ...; -m for a sweep)",
@@ -47,10 +51,6 @@ EXTRAS = {
 USAGE = "usage: fastcap COMMAND ...\n\n" + "\n".join(f"  {name:<11}{text}" for name, text in COMMANDS.items())
 
 
-class UserError(Exception):
-    """A mistake of the user's, said in one line."""
-
-
 def one_clear_error(function: Callable[..., Any]) -> Callable[..., Any]:
     """Turn errors about the user's input into one line on standard error and exit status 2.
 
@@ -60,49 +60,135 @@ def one_clear_error(function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         try:
-            return function(*args, **kwargs)
+            result = function(*args, **kwargs)
+            sys.stdout.flush()  # a closed pipe shows itself here, not when the interpreter ends
+            return result
         except KeyboardInterrupt:
             sys.exit(130)
         except Exception as error:
-            cause = missing_extra(error) or _users_mistake(error)
-            if cause is None or os.environ.get("FASTCAP_DEBUG"):
+            if isinstance(error, BrokenPipeError) and _reader_left():
+                # `fastcap caption FOLDER | head -1` has what it wants. Python flushes again as it ends.
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                sys.exit(141)  # as a program that SIGPIPE ends
+            line = _one_line(error)
+            if line is None or os.environ.get("FASTCAP_DEBUG"):
                 raise
-            print(f"fastcap: error: {cause}", file=sys.stderr)
+            print(f"fastcap: error: {line}".encode("utf-8", "backslashreplace").decode(), file=sys.stderr)
             sys.exit(2)
 
     return wrapped
 
 
-# What counts as the user's mistake: an error of a module that was never imported cannot have been raised.
-_MISTAKES = (
-    ("fastcap.data.errors", "DataError"),
-    ("fastcap.build", "CheckpointError"),
-    ("fastcap.build", "ConfigError"),
-    ("fastcap.reporting", "RunFolderError"),
-    ("fastcap.recipes", "RecipeError"),
-    ("fastcap.serving.folder", "ExportError"),
-    ("fastcap.training", "CheckpointWriteError"),
-    ("fastcap.training", "FolderInUseError"),
-    ("fastcap.training", "ShardingError"),
-    ("omegaconf.errors", "OmegaConfBaseException"),
+def hydra_command(config_name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Make a function of a configuration a command: its mistakes, and Hydra's refusals, are one line each.
+
+    Args:
+        config_name: The file of ``conf/`` that it starts from.
+    """
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        import hydra
+
+        from fastcap.build import CONFIG_DIR
+
+        # Inside, an error ends the process before Hydra adds its own lines; outside are errors of Hydra's own.
+        run = hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name=config_name)(one_clear_error(function))
+
+        @functools.wraps(function)
+        def command() -> Any:
+            os.environ["HYDRA_FULL_ERROR"] = "1"  # raise, do not print
+            sys.argv[1:] = [argument if argument[:1] == "-" else readable(argument) for argument in sys.argv[1:]]
+            return run()
+
+        return one_clear_error(command)
+
+    return decorate
+
+
+def readable(override: str) -> str:
+    """Put quotes around a path that Hydra's grammar would not read as it stands, as in ``ckpt=a/epoch=3.ckpt``.
+
+    Raises:
+        UserError: If Hydra cannot read the override and its value is no path, or a group is to have no choice.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    from fastcap.build import CONFIG_DIR
+
+    key, equals, value = override.partition("=")
+    if not equals:
+        return override
+    if value == "null" and (group := Path(CONFIG_DIR, key.lstrip("+"))).is_dir():
+        choices = ", ".join(sorted(path.stem for path in group.glob("*.yaml")))
+        raise UserError(f"{override}: a group needs a choice, one of {choices}")
+    try:
+        parsed = OverridesParser.create().parse_override(override)
+        if not (parsed.is_sweep_override() and os.path.exists(value)):
+            return override
+        reason = ""
+    except HydraException as error:
+        reason = str(error).splitlines()[0]
+    if (os.sep in value or os.path.exists(value)) and value[0] not in "'\"[{":
+        escaped = value.replace("'", "\\'")
+        return f"{key}='{escaped}'"
+    raise UserError(f"{override}: Hydra cannot read this ({reason}); quote the value twice: \"{key}='{value}'\"")
+
+
+# Refusals of the libraries below, by where the class is defined: what was asked for cannot be had.
+_REFUSALS = (
+    "hydra.errors.",
+    "omegaconf.errors.",
+    "lightning.fabric.utilities.exceptions.",
+    "torch.OutOfMemoryError",
+    "torch.distributed.Dist",
+    "builtins.MemoryError",
 )
 
 
-def missing_extra(error: BaseException | None) -> str | None:
+def missing_extra(error: BaseException) -> str | None:
     """Say which extra to install where a package is missing; None for every other error."""
-    while error is not None and not isinstance(error, ModuleNotFoundError):
-        error = error.__cause__
-    name = (error.name or "").partition(".")[0] if error else ""
+    name = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
     extra = next((extra for extra, modules in EXTRAS.items() if name in modules), None)
     return extra and f"the package {name} is missing: pip install 'fastcap[{extra}]' (in a checkout: make setup)"
 
 
-def _users_mistake(error: BaseException | None) -> BaseException | None:
-    """Find the user's mistake behind an error: Hydra and Lightning wrap what they call."""
-    kinds = (UserError, *(getattr(sys.modules[module], name) for module, name in _MISTAKES if module in sys.modules))
-    while error is not None and not isinstance(error, kinds):
-        error = error.__cause__
-    return error
+def _one_line(error: BaseException) -> str | None:
+    """What the user needs to know of an error; None of a bug. Hydra and Lightning wrap what they call."""
+    chain = [error]
+    while (cause := chain[-1].__cause__) is not None:
+        chain.append(cause)
+    for known in (_users_mistake, missing_extra, _refusal, _of_the_system):
+        for link in chain:
+            if (text := known(link)) is not None:
+                return " ".join(text.split())
+    return None
+
+
+def _users_mistake(error: BaseException) -> str | None:
+    return str(error) if isinstance(error, UserError) else None
+
+
+def _refusal(error: BaseException) -> str | None:
+    names = [f"{kind.__module__}.{kind.__qualname__}" for kind in type(error).__mro__]
+    return str(error) or names[0] if any(name.startswith(_REFUSALS) for name in names) else None
+
+
+def _of_the_system(error: BaseException) -> str | None:
+    """An error of a file, a folder, a disk, a port."""
+    if not isinstance(error, OSError) or not error.strerror:
+        return None
+    return f"{os.fsdecode(error.filename)}: {error.strerror}" if error.filename else error.strerror
+
+
+def _reader_left() -> bool:
+    """Whether nobody reads standard output any more."""
+    try:
+        watch = select.poll()
+        watch.register(sys.stdout.fileno(), select.POLLOUT)
+        return any(event & select.POLLERR for _, event in watch.poll(0))
+    except (OSError, ValueError):
+        return False
 
 
 def print_table(title: str, values: Mapping[str, float]) -> None:
@@ -116,6 +202,7 @@ def print_table(title: str, values: Mapping[str, float]) -> None:
     Console().print(table)
 
 
+@one_clear_error
 def main() -> None:
     """Run the subcommand named first on the command line."""
     if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):

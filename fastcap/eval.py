@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import hydra
 import numpy as np
 import torch
 from hydra.core.hydra_config import HydraConfig
@@ -20,13 +19,12 @@ from omegaconf import DictConfig, OmegaConf
 
 import fastcap
 from fastcap.build import (
-    CONFIG_DIR,
     build_datamodule,
     build_module,
     build_trainer,
     load_checkpoint,
 )
-from fastcap.cli import UserError, one_clear_error, print_table
+from fastcap.cli import UserError, hydra_command, print_table
 from fastcap.data.pixels import decode_thumbnail
 from fastcap.data.results import write_results
 from fastcap.metrics import CaptionMetrics, caption_faults, count_lengths
@@ -187,8 +185,7 @@ def checkpoint_overrides(task: list[str]) -> dict[str, Any]:
     return chosen
 
 
-@hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name="eval")
-@one_clear_error
+@hydra_command("eval")
 def _main(cfg: DictConfig) -> float | None:
     hydra_cfg = HydraConfig.get()
     ckpt = find_checkpoint(cfg.ckpt)

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import hydra
 import lightning as L
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -19,19 +18,18 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from fastcap.build import (
-    CONFIG_DIR,
     build_datamodule,
     build_module,
     build_trainer,
     settle_resume,
 )
-from fastcap.cli import UserError, one_clear_error, print_table
+from fastcap.cli import UserError, hydra_command, print_table
 from fastcap.jobs.folders import swept_first
 from fastcap.jobs.jobs import run_job, write_json
 from fastcap.jobs.prepare import prepare_backbone
 from fastcap.module import CaptioningModule
 from fastcap.recipes import run_recipe
-from fastcap.training import EXIT_STATUS, Preempted, close_loggers, only_writer, requeue
+from fastcap.training import EXIT_STATUS, Preempted, close_loggers, only_writer, requeue, seed_run
 from fastcap.training.checkpoints import check_resume, read_checkpoint
 from fastcap.utils.provenance import describe_run
 
@@ -64,7 +62,7 @@ def train(cfg: DictConfig, run_dir: Path, overrides: Sequence[str] = (), job_typ
 
 def _train(cfg: DictConfig, run_dir: Path, overrides: Sequence[str], job_type: str) -> dict[str, float]:
     started = time.perf_counter()
-    L.seed_everything(cfg.seed, workers=True, verbose=False)
+    seed_run(cfg.seed)
     datamodule = build_datamodule(cfg)
     datamodule.prepare()
     if cfg.resume:
@@ -144,8 +142,7 @@ def _report(
         )
 
 
-@hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name="train")
-@one_clear_error
+@hydra_command("train")
 def main(cfg: DictConfig) -> float | None:
     """Entry point; returns the validation CIDEr for sweepers, and None for a sweep's job that failed."""
     job = HydraConfig.get()

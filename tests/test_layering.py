@@ -60,7 +60,7 @@ ROOMS = {
     "module": room("model losses metrics optim utils", "lightning"),
     "data.download": room("data"),
     "data": room("types utils", "lightning"),
-    "metrics": room("types"),
+    "metrics": room("types utils"),
     "losses": room("types"),
     "optim": room("types"),
     "model": room("backbone alignment decoder generation"),

@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import os
 
+from fastcap.utils.errors import UserError
+
 _LOG = logging.getLogger("fastcap.data")
 
 
-class DataError(ValueError):
+class DataError(UserError, ValueError):
     """Bad input data; the message names the file and field."""
 
 

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from fastcap.build import CONFIG_DIR
-from fastcap.cli import one_clear_error
+from fastcap.cli import hydra_command
 from fastcap.jobs.pretraining_run import pretrain_backbone
 
 
-@hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name="distill")
-@one_clear_error
+@hydra_command("distill")
 def main(cfg: DictConfig) -> float | None:
     """Entry point; returns the validation cosine similarity for sweepers."""
     job = HydraConfig.get()

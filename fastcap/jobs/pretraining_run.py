@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
@@ -16,7 +15,7 @@ from fastcap.build import build_backbone, build_trainer, construct, open_checkpo
 from fastcap.cli import print_table
 from fastcap.data.images import ImageDataModule
 from fastcap.jobs.base import BackbonePretraining
-from fastcap.training import close_loggers
+from fastcap.training import close_loggers, seed_run
 from fastcap.training.checkpoints import CheckpointError
 
 
@@ -38,7 +37,7 @@ def pretrain_backbone(
         The last validation's metrics.
     """
     started = time.perf_counter()
-    L.seed_everything(cfg.seed, workers=True, verbose=False)
+    seed_run(cfg.seed)
     pixels = max(int(cfg.image_size), int(cfg.get("teacher_size") or 0))
     images: ImageDataModule = construct(cfg.images, image_size=pixels, seed=cfg.seed)
     module: BackbonePretraining = construct(

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
+from fastcap.utils.errors import UserError
+
 # Encoding and locale are pinned because METEOR parses "0.5" with the machine's locale and Java before 18 reads with the
 # machine's encoding. The serial collector starts faster; without perf data nothing is written to /tmp/hsperfdata_*.
 _OPTIONS = (
@@ -24,7 +26,7 @@ _OPTIONS = (
 )
 
 
-class JavaError(RuntimeError):
+class JavaError(UserError, RuntimeError):
     """Java, or a jar run by it, is missing, failed or took too long."""
 
 

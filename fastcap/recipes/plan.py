@@ -11,6 +11,8 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
+from fastcap.utils.errors import UserError
+
 _PLACE = re.compile(r"\{(\w+)\}")
 _NAME = re.compile(r"\w+")
 # What Hydra's grammar takes without quotes, so that a folder may stand within any override.
@@ -18,7 +20,7 @@ _PLAIN_PATH = re.compile(r"[\w./+:@%-]+")
 _NOT_PASSED_ON = ("recipe", "resume", "sweep_name")
 
 
-class RecipeError(ValueError):
+class RecipeError(UserError, ValueError):
     """A recipe that cannot be followed; the message names the stage and what is wrong."""
 
 

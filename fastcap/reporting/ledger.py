@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fastcap.reporting.runs import Run
+from fastcap.utils.errors import UserError
 
 COLUMNS = (
     *("date", "commit", "dirty", "seed", "overrides", "decoder", "data", "split", "images", "steps", "cider", "bleu4"),
@@ -23,7 +24,7 @@ _ABSOLUTE = re.compile(r"(?<![\w.\-])/(?:[^/\s,\]}'\"]+/)*[^/\s,\]}'\"]+")
 Row = dict[str, str]
 
 
-class LedgerError(ValueError):
+class LedgerError(UserError, ValueError):
     """A ledger that cannot be used; the message names the file and what is wrong."""
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from fastcap.reporting.history import Point, read_history
+from fastcap.utils.errors import UserError
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +25,7 @@ _TRIVIAL = re.compile(r"~?(logger|callbacks|hydra)\b")
 _MARKS = ("metrics.csv", "results.json", ".hydra/config.yaml", ".hydra/overrides.yaml")
 
 
-class RunFolderError(ValueError):
+class RunFolderError(UserError, ValueError):
     """A folder that holds no run; the message names it."""
 
 

@@ -21,6 +21,7 @@ from typing import Any
 
 from fastcap.serving.refine import RefinementSettings
 from fastcap.types import SpecialTokens
+from fastcap.utils.errors import UserError
 
 FORMAT_VERSION = 6  # raised when a folder comes to mean something else
 INDEX, MODEL, TOKENIZER, WEIGHTS = "export.json", "model.json", "tokenizer.json", "weights.bin"
@@ -29,7 +30,7 @@ SUFFIXES = {"onnx": ".onnx", "openvino": ".xml"}
 PRECISIONS = ("fp32", "bf16", "int8")
 
 
-class ExportError(ValueError):
+class ExportError(UserError, ValueError):
     """An exported model that cannot be used; the message names the file and what is wrong."""
 
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from fastcap.tools.systems import OURS, TWIN
+from fastcap.utils.errors import UserError
 
 COLUMNS = ("system", "runtime", "precision", "params", "file_mb", "p50_ms", "p95_ms", "peak_mb")
 MORE_COLUMNS = ("resolution", "threads", "beams", "steps", "weights", "runs")
@@ -18,7 +19,7 @@ _SMALL = 1e-9
 Row = Mapping[str, str]
 
 
-class TableError(ValueError):
+class TableError(UserError, ValueError):
     """A table that cannot be used; the message names the file and what is wrong."""
 
 

@@ -5,7 +5,7 @@ from fastcap.training.batch_norm import BatchNormSync
 from fastcap.training.checkpoint import LastCheckpoint, RunCheckpoint
 from fastcap.training.files import AtomicCheckpointIO, CheckpointWriteError, is_url, join
 from fastcap.training.loggers import close_loggers, csv_logger, tensorboard_logger, wandb_logger
-from fastcap.training.memory import keep_freed_memory
+from fastcap.training.machine import keep_freed_memory, seed_run
 from fastcap.training.preemption import EXIT_STATUS, Preempted, StopSignal, requeue
 from fastcap.training.progress import RunProgressBar, quiet
 from fastcap.training.refinement_pictures import RefinementPictures
@@ -54,6 +54,7 @@ __all__ = [
     "open_checkpoint",
     "quiet",
     "requeue",
+    "seed_run",
     "tensorboard_logger",
     "unfinished_run",
     "wandb_logger",

@@ -11,8 +11,10 @@ import fsspec
 import torch
 from lightning.pytorch.plugins import CheckpointIO
 
+from fastcap.utils.errors import UserError
 
-class CheckpointWriteError(Exception):
+
+class CheckpointWriteError(UserError):
     """A checkpoint that could not be written; the message names the file and the reason."""
 
 

@@ -14,6 +14,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_only
 
 from fastcap.training.files import AtomicCheckpointIO, is_url, join, upgrade
+from fastcap.utils.errors import UserError
 
 log = logging.getLogger(__name__)
 
@@ -21,11 +22,11 @@ NEWEST_FIRST = ("last.ckpt", AtomicCheckpointIO.PREVIOUS, "best.ckpt")
 LOCK_FILE = ".running"
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError, ValueError):
     """A checkpoint that cannot be used; the message names the file and what is wrong."""
 
 
-class FolderInUseError(Exception):
+class FolderInUseError(UserError):
     """A run folder that another process writes to."""
 
 

@@ -19,10 +19,12 @@ from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forwar
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
+from fastcap.utils.errors import UserError
+
 _STEPS = ("training_step", "validation_step", "test_step")
 
 
-class ShardingError(Exception):
+class ShardingError(UserError):
     """A module whose weights cannot be shared out."""
 
 

@@ -1,12 +1,28 @@
-"""How the C library gives memory to tensors on a CPU."""
+"""What a run settles with the machine before it starts: random seeds, and how memory is given to tensors on a CPU."""
 
 from __future__ import annotations
 
 import ctypes
 import platform
 
+import lightning as L
+
+from fastcap.utils.errors import UserError
+
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # of mallopt, in glibc's malloc.h
 _NEVER = 2**31 - 1
+
+
+def seed_run(seed: int) -> None:
+    """Seed Python's, numpy's and torch's generators, and those of the workers that load data.
+
+    Raises:
+        UserError: If the seed is out of range.
+    """
+    try:
+        L.seed_everything(seed, workers=True, verbose=False)
+    except ValueError as error:
+        raise UserError(f"seed = {seed}: {error}") from error
 
 
 def keep_freed_memory() -> bool:
