@@ -26,7 +26,6 @@ class EfficientNetLite(TimmEncoder):
         frozen: Keep the weights as they are: no gradients, and BatchNorm stays in eval mode.
         frozen_norms: Where it is not frozen, BatchNorm's statistics stay those of ImageNet.
         position: Add a learned code of the grid position to the features.
-        out_index: Level whose features are taken, or None for the last layer's.
         levels: Earlier levels beside the last layer's, as in ``TimmEncoder``: 3 (stride 16), 4 (stride 32).
         norm: Standardise every channel, as in ``TimmEncoder``.
 
@@ -41,7 +40,6 @@ class EfficientNetLite(TimmEncoder):
         frozen: bool = True,
         frozen_norms: bool = True,
         position: bool = True,
-        out_index: int | None = None,
         levels: Sequence[int] = (),
         norm: bool = False,
     ) -> None:
@@ -52,7 +50,6 @@ class EfficientNetLite(TimmEncoder):
             frozen=frozen,
             frozen_norms=frozen_norms,
             position=position,
-            out_index=out_index,
             levels=levels,
             norm=norm,
             pixel_mean=PIXEL_MEAN,

@@ -66,7 +66,6 @@ class TimmEncoder(GridEncoder):
         frozen: Keep the weights as they are: no gradients, and BatchNorm stays in eval mode.
         frozen_norms: Keep BatchNorm's statistics alone as they are: fine-tuning on small batches, and faster.
         position: Add a learned code of the grid position to the features (trained, even when the rest is frozen).
-        out_index: Level whose features are taken (timm's ``forward_intermediates``), or None for the last layer's.
         levels: Earlier levels whose features stand beside the last layer's, finer grids with neighbours side by side
             (hypercolumns, Hariharan et al. 2015, arXiv 1411.5752): what a classifier has no use for any more, such
             as colours, textures and poses.
@@ -89,7 +88,6 @@ class TimmEncoder(GridEncoder):
         frozen: bool = False,
         frozen_norms: bool = False,
         position: bool = True,
-        out_index: int | None = None,
         levels: Sequence[int] = (),
         norm: bool = False,
         options: Mapping[str, Any] | None = None,
@@ -97,15 +95,15 @@ class TimmEncoder(GridEncoder):
         pixel_std: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
-        if levels and out_index is not None:
-            raise ValueError("backbone.levels stand beside the last layer's features: out_index must be null")
-        self.name, self.frozen, self.frozen_norms, self.out_index = name, frozen, frozen_norms, out_index
+        self.name, self.frozen, self.frozen_norms = name, frozen, frozen_norms
         self.levels = sorted(set(levels))
         self.net = create_net(name, options)
         if pretrained:
             self.load_pretrained(pretrained)
         expected = self.net.pretrained_cfg
-        self._remove_head()
+        if self.levels and not hasattr(self.net, "forward_intermediates"):
+            raise ValueError(f"backbone.levels: timm's {name} gives no intermediate features")
+        self.net.reset_classifier(0, "")
         self._set_pixels(pixel_mean or expected["mean"], pixel_std or expected["std"])
         side = (options or {}).get("img_size") or expected.get("input_size", (3, 224, 224))[-1]
         self._finish(self._probe(side), norm, position)
@@ -136,16 +134,10 @@ class TimmEncoder(GridEncoder):
             pixels = pixels.contiguous(memory_format=torch.channels_last)
             aspect = images.shape[-2] / images.shape[-1]
             if not self.levels:
-                return self._on_grid(self._run(pixels), aspect)
+                return self._on_grid(self.net.forward_features(pixels), aspect)
             last, maps = self.net.forward_intermediates(pixels, indices=self.levels, output_fmt="NCHW")
             last = self._on_grid(last, aspect)
             return torch.cat([last, *(_beside(level, last) for level in maps)], dim=-1)
-
-    def _run(self, pixels: Tensor) -> Tensor:
-        if self.out_index is None:
-            return self.net.forward_features(pixels)
-        indices = [self.out_index]
-        return self.net.forward_intermediates(pixels, indices=indices, intermediates_only=True, output_fmt="NCHW")[0]
 
     def _on_grid(self, x: Tensor, aspect: float) -> Tensor:
         """Bring a map (either layout) or tokens with class tokens in front to (B, h, w, D)."""
@@ -155,23 +147,9 @@ class TimmEncoder(GridEncoder):
             if rows * (x.shape[1] // max(rows, 1)) != x.shape[1]:
                 raise ValueError(f"{self.name}: {x.shape[1]} tokens make no grid of the image's shape")
             return x.unflatten(1, (rows, -1))
-        if self.out_index is None and getattr(self.net, "output_fmt", "NCHW") == "NHWC":
+        if getattr(self.net, "output_fmt", "NCHW") == "NHWC":
             return x
         return x.permute(0, 2, 3, 1)
-
-    def _remove_head(self) -> None:
-        """Drop what comes after the features that are taken."""
-        if self.levels and not hasattr(self.net, "forward_intermediates"):
-            raise ValueError(f"backbone.levels: timm's {self.name} gives no intermediate features")
-        if self.out_index is None:
-            self.net.reset_classifier(0, "")
-        elif not hasattr(self.net, "prune_intermediate_layers"):
-            raise ValueError(f"backbone.out_index: timm's {self.name} gives no intermediate features")
-        else:
-            try:
-                (self.out_index,) = self.net.prune_intermediate_layers([self.out_index], prune_head=True)
-            except (AssertionError, IndexError, ValueError) as error:
-                raise ValueError(f"backbone.out_index = {self.out_index}: {error}") from error
 
     def _set_pixels(self, mean: Sequence[float], std: Sequence[float]) -> None:
         """Fold both standardisations, ImageNet's undone and the model's applied, into one scale and shift."""

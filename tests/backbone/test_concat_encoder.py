@@ -28,7 +28,7 @@ def test_features_stand_side_by_side_patch_by_patch():
 
 
 def test_a_finer_grid_is_brought_to_the_first_ones():
-    coarse, fine = _encoder(), _encoder(out_index=3)
+    coarse, fine = _encoder(), _encoder("vit_tiny_patch16_224", options={"dynamic_img_size": True})
     both = ConcatEncoder([coarse, fine])
     assert fine.feature_map(IMAGES).shape[1:3] == (4, 6)
     assert both.feature_map(IMAGES).shape[1:3] == coarse.feature_map(IMAGES).shape[1:3] == (2, 3)
