@@ -12,23 +12,10 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.ops import StochasticDepth
 
-from fastcap.backbone.mixer import MIXERS, CrossScanMixer
-
-
-class DropPath(nn.Module):
-    """Drop a residual branch of whole samples in training (stochastic depth, arXiv 1603.09382)."""
-
-    def __init__(self, rate: float) -> None:
-        super().__init__()
-        self.rate = rate
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Scale or drop each sample. (B, ...) -> (B, ...)."""
-        if not self.training or self.rate == 0.0:
-            return x
-        keep = torch.rand(x.shape[0], *[1] * (x.ndim - 1), device=x.device) >= self.rate
-        return x * keep.to(x.dtype) / (1.0 - self.rate)
+from fastcap.backbone.scan import NUM_DIRECTIONS, grid_scan
 
 
 class GridPosition(nn.Module):
@@ -50,6 +37,67 @@ class GridPosition(nn.Module):
         return x + self.project(torch.cat([rows, columns], -1).to(self.project.weight.dtype))
 
 
+class CrossScanMixer(nn.Module):
+    """Gated selective scan, its heads shared out over the four directions.
+
+    With heads shared out, a direction scans a quarter of the channels and the cross-scan costs one scan. The state's
+    input and output projections b and c belong to the patch, whatever the direction it is visited from.
+
+    Args:
+        dim: Width D.
+        d_state: States S of each head.
+        head_dim: Channels P of each head.
+        expand: Inner width over D.
+        d_conv: Side of the depthwise convolution before the scan.
+        chunk_size: Tokens a chunk of the scan.
+
+    Raises:
+        ValueError: If the heads do not fill the inner width, or do not divide over the four directions.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        d_state: int = 16,
+        head_dim: int = 32,
+        expand: float = 2.0,
+        d_conv: int = 3,
+        chunk_size: int = 32,
+    ) -> None:
+        super().__init__()
+        self.inner_dim = int(dim * expand)
+        self.num_heads = self.inner_dim // head_dim
+        if self.num_heads * head_dim != self.inner_dim or self.num_heads % NUM_DIRECTIONS:
+            raise ValueError(
+                f"dim * expand = {self.inner_dim} must be head_dim = {head_dim} times a multiple of {NUM_DIRECTIONS}"
+            )
+        self.d_state = d_state
+        self.head_dim = head_dim
+        self.chunk_size = chunk_size
+        self.conv_dim = self.inner_dim + 2 * d_state
+        self.in_proj = nn.Linear(dim, self.inner_dim + self.conv_dim + self.num_heads, bias=False)
+        self.conv = nn.Conv2d(self.conv_dim, self.conv_dim, d_conv, padding=d_conv // 2, groups=self.conv_dim)
+        self.norm = nn.LayerNorm(self.inner_dim)
+        self.out_proj = nn.Linear(self.inner_dim, dim, bias=False)
+        # Mamba-2's initialisation: step sizes log-uniform in [0.001, 0.1], decay rates uniform in [1, 16].
+        step = torch.exp(torch.rand(self.num_heads) * (math.log(0.1) - math.log(0.001)) + math.log(0.001))
+        self.dt_bias = nn.Parameter(step + torch.log(-torch.expm1(-step)))
+        self.a_log = nn.Parameter(torch.log(torch.empty(self.num_heads).uniform_(1, 16)))
+        self.skip = nn.Parameter(torch.ones(self.num_heads))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Mix tokens over the grid. (B, H, W, D) -> (B, H, W, D)."""
+        gate, mixed, step = self.in_proj(x).split([self.inner_dim, self.conv_dim, self.num_heads], dim=-1)
+        mixed = F.silu(self.conv(mixed.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
+        u, b, c = mixed.split([self.inner_dim, self.d_state, self.d_state], dim=-1)
+        u = u.unflatten(-1, (self.num_heads, self.head_dim))
+        dt = F.softplus(step.float() + self.dt_bias.float())
+        log_decay = dt * -self.a_log.float().exp()
+        y = grid_scan(u * dt.to(u.dtype).unsqueeze(-1), log_decay, b, c, self.chunk_size)
+        y = torch.addcmul(y, u, self.skip.to(u.dtype).unsqueeze(-1)).flatten(3)
+        return self.out_proj(self.norm(y) * F.silu(gate))
+
+
 class SpatialMambaBlock(nn.Module):
     """Pre-norm residual block: cross-scan mixer, then a GELU FFN."""
 
@@ -60,7 +108,7 @@ class SpatialMambaBlock(nn.Module):
         self.mixer = mixer
         self.ffn_norm = nn.LayerNorm(dim)
         self.ffn = nn.Sequential(nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, dim))
-        self.drop_path = DropPath(drop_path)
+        self.drop_path = StochasticDepth(drop_path, "row")
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, D) -> (B, H, W, D)."""
@@ -99,12 +147,9 @@ class SpatialMambaBackbone(nn.Module):
         ffn_ratio: Hidden width of the FFN over the stage's width.
         drop_path: Stochastic depth of the last block; earlier blocks rise to it linearly.
         chunk_size: Tokens a chunk of the scan.
-        mixers: Token mixer of each stage, out of ``cross_scan`` (heads shared out over the directions),
-            ``full_cross_scan``, ``order_free`` and ``state_fusion``; None takes ``cross_scan`` throughout.
 
     Raises:
-        ValueError: If dims, depths and mixers differ in number, a mixer is unknown, or stem_depths does not number one
-            more than stem_dims.
+        ValueError: If dims and depths differ in number, or stem_depths does not number one more than stem_dims.
     """
 
     def __init__(
@@ -120,15 +165,8 @@ class SpatialMambaBackbone(nn.Module):
         ffn_ratio: float = 3.0,
         drop_path: float = 0.0,
         chunk_size: int = 32,
-        mixers: Sequence[str] | None = None,
     ) -> None:
         super().__init__()
-        mixers = ["cross_scan"] * len(dims) if mixers is None else mixers
-        unknown = [name for name in mixers if name not in MIXERS]
-        if unknown or len(mixers) != len(dims):
-            raise ValueError(
-                f"backbone.mixers = {list(mixers)} must name one of {', '.join(MIXERS)} for each of {len(dims)} stages"
-            )
         if len(dims) != len(depths):
             raise ValueError(f"backbone.dims has {len(dims)} stages and backbone.depths {len(depths)}: name as many")
         if len(stem_depths) != len(stem_dims) + 1 or min(stem_depths) < 1:
@@ -143,12 +181,10 @@ class SpatialMambaBackbone(nn.Module):
         rates = torch.linspace(0, drop_path, sum(depths)).tolist()
         self.downsamples = nn.ModuleList(_convolution(a, b, stride=2) for a, b in pairwise(dims))
         self.stages = nn.ModuleList()
-        for dim, depth, name in zip(dims, depths, mixers, strict=True):
+        for dim, depth in zip(dims, depths, strict=True):
             blocks = []
             for _ in range(depth):
-                mixer = MIXERS[name](
-                    dim, d_state=d_state, head_dim=head_dim, expand=expand, d_conv=d_conv, chunk_size=chunk_size
-                )
+                mixer = CrossScanMixer(dim, d_state, head_dim, expand, d_conv, chunk_size)
                 blocks.append(SpatialMambaBlock(dim, mixer, ffn_ratio, rates.pop(0)))
             self.stages.append(nn.Sequential(*blocks))
         self.norm = nn.LayerNorm(self.feature_dim)

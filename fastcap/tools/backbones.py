@@ -15,9 +15,9 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from torch import Tensor, nn
 
-from fastcap.backbone import mixer
-from fastcap.backbone.cross_scan import grid_scan_reference
+from fastcap.backbone import spatial_mamba
 from fastcap.backbone.fold import prepare_for_inference
+from fastcap.backbone.scan import grid_scan_reference
 from fastcap.build import CONFIG_DIR, ConfigError, construct
 from fastcap.tools.measure import (
     count_gflop,
@@ -80,7 +80,7 @@ class SequentialScan(nn.Module):
             self.calls += 1
             return grid_scan_reference(x, log_decay, b, c)
 
-        with mock.patch.object(mixer, "grid_scan", scan):
+        with mock.patch.object(spatial_mamba, "grid_scan", scan):
             yield
 
 
@@ -89,7 +89,7 @@ def build(name: str, prepared: bool = True) -> nn.Module:
 
     Args:
         name: A choice of the group, then any number of ``+KEY=VALUE`` for keys of its configuration, e.g.
-            ``spatial_mamba_tiny+d_state=8+mixers=[order_free]``; ``+sequential`` last.
+            ``spatial_mamba_tiny+d_state=8+ffn_ratio=2``; ``+sequential`` last.
         prepared: As it serves: batch norms folded, convolutions packed.
 
     Raises:

@@ -3,9 +3,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastcap.backbone.cross_scan import direction_visits, grid_scan, grid_scan_reference
 from fastcap.backbone.routes import make_routes
-from fastcap.backbone.scan import scan_reference
+from fastcap.backbone.scan import direction_visits, grid_scan, grid_scan_reference, scan_reference
 
 DIRECTIONS = ["right", "left", "down", "up"]
 CHUNKED, WHOLE = {"chunk_size": 5}, {"chunk_size": 10_000}
