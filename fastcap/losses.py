@@ -10,7 +10,7 @@ from fastcap.types import Sampled
 
 
 def token_loss(logits: Tensor, targets: Tensor, scored: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """Cross-entropy over the scored positions: those hidden or replaced (CMLM, arXiv 1904.09324), or all of them.
+    """Cross-entropy over the scored positions: those hidden (CMLM, arXiv 1904.09324), or all of them.
 
     Args:
         logits: (B, L, V)

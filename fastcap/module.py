@@ -22,7 +22,7 @@ from fastcap.model import FastCap
 from fastcap.optim import clip_gradients, parameter_groups, scale_learning_rates
 from fastcap.types import CaptionBatch, DecoderOutput, Encoded, Refinement, SpecialTokens
 from fastcap.utils.distributed import averaged, gather_list, gather_rows, together, weigh
-from fastcap.utils.rng import Chance, ImageChance, step_seed, uniform
+from fastcap.utils.rng import Chance, ImageChance, step_seed
 
 Reward = Callable[[Sequence[int], Sequence[Sequence[int]]], list[float]]
 
@@ -41,8 +41,6 @@ class Objective:
         full_mask_share: Share of captions masked whole, as refinement's first step sees them.
         decoded_captions: Captions of each image that are decoded and aligned; its lengths and concepts are learnt from
             all captions of the batch, at next to no cost.
-        draft_share: Probability that a visible token is replaced by the decoder's own draft, to be mended; zero
-            saves the drafting pass.
         token_weight: Weight of the token loss.
         reinforce_weight: Weight of the loss that rewards sampled captions by their CIDEr-D; zero samples none.
         reinforce_samples: Captions sampled for each image, at least two.
@@ -57,7 +55,6 @@ class Objective:
     label_smoothing: float = 0.05
     full_mask_share: float = 0.2
     decoded_captions: int = 5
-    draft_share: float = 0.0
     token_weight: float = 1.0
     reinforce_weight: float = 0.0
     reinforce_samples: int = 5
@@ -196,8 +193,6 @@ class CaptioningModule(L.LightningModule):
         else:
             hidden = sample_mask(lengths, tokens.shape[1], objective.full_mask_share, chance)
             visible, targets, scored = tokens.masked_fill(hidden, self.special.mask), tokens, hidden
-            if objective.draft_share > 0:
-                visible, scored = self._mix_in_draft(visible, hidden, tokens, pad, cache, chance)
             output = decoder.output(decoder.denoise(visible, pad, cache), cache)
 
         losses = {
@@ -262,19 +257,6 @@ class CaptioningModule(L.LightningModule):
         rewards = torch.tensor(scores, device=memory.device).view(-1, number)
         self.log("train/reward", 100 * rewards.mean(), sync_dist=True)
         return reinforce_loss(sampled, rewards), sampled.decided.sum()
-
-    def _mix_in_draft(
-        self, visible: Tensor, hidden: Tensor, tokens: Tensor, pad: Tensor, cache: Any, chance: Chance
-    ) -> tuple[Tensor, Tensor]:
-        """Replace some visible tokens by the decoder's own draft; returns the input and what is scored."""
-        with torch.no_grad():
-            start = torch.full_like(tokens, self.special.mask).masked_fill(pad, self.special.pad)
-            logits = self.model.decoder.denoise(start, pad, cache)
-            logits[..., list(self.special.ids)] = -torch.inf
-            draft = logits.argmax(-1)
-        drawn = uniform(chance, *tokens.shape).to(tokens.device) < self.objective.draft_share
-        replaced = drawn & ~hidden & ~pad
-        return torch.where(replaced, draft, visible), hidden | replaced
 
     def sharded_blocks(self) -> list[nn.Module]:
         """Parts whose weights a process fetches only while they run, where weights are shared out over processes.

@@ -166,34 +166,6 @@ def test_one_batch_is_learnt_by_heart(overrides):
     assert captions == [module.decode_text(ids[:length]) for ids, length in rows]
 
 
-def _module_and_batch(*overrides):
-    cfg = tiny_config(*overrides)
-    datamodule = build_datamodule(cfg)
-    datamodule.prepare()
-    datamodule.setup("fit")
-    module = build_module(cfg, datamodule)
-    batch = next(iter(datamodule.train_dataloader()))
-    return module, batch
-
-
-def test_drafts_are_mixed_in_and_scored():
-    module, batch = _module_and_batch("objective.draft_share=0.5")
-    tokens, lengths = batch.tokens.flatten(0, 1), batch.lengths.flatten()
-    pad = torch.arange(tokens.shape[1]) >= lengths[:, None]
-    hidden = torch.zeros_like(pad)
-    hidden[:, 0] = True
-    visible = tokens.masked_fill(hidden, module.special.mask)
-    cache = module.model.decoder.prepare(module.model.encode(batch.images).memory)
-    mixed, scored = module._mix_in_draft(visible, hidden, tokens, pad, cache, torch.Generator().manual_seed(0))
-    replaced = scored & ~hidden
-    share = replaced.sum() / (~pad & ~hidden).sum()
-    assert 0.3 < share < 0.7
-    assert not (replaced & pad).any() and scored[hidden].all()
-    assert torch.equal(mixed[~replaced], visible[~replaced])
-    assert (mixed[replaced] != tokens[replaced]).any()
-    assert not torch.isin(mixed[replaced], torch.tensor(module.special.ids)).any()
-
-
 def test_bf16_trains_with_the_default_optimiser(tmp_path):
     metrics = train(tiny_config("trainer.precision=bf16-mixed", "trainer.max_epochs=1"), tmp_path)
     assert metrics["val/loss"] > 0
