@@ -115,8 +115,7 @@ def construct(node: DictConfig, **facts: Any) -> Any:
 
 def build_datamodule(cfg: DictConfig, tokenizer: CaptionTokenizer | None = None) -> CaptionDataModule:
     """Build the data module; without a ready tokenizer it trains one on the training captions."""
-    seed = cfg.data.get("seed", cfg.seed)  # older checkpoints' configurations lack it
-    return construct(cfg.data, tokenizer=tokenizer or instantiate(cfg.tokenizer), seed=seed)
+    return construct(cfg.data, tokenizer=tokenizer or instantiate(cfg.tokenizer))
 
 
 def build_backbone(cfg: DictConfig, fresh: bool = True) -> nn.Module:
@@ -222,8 +221,8 @@ def build_module(cfg: DictConfig, datamodule: CaptionDataModule, model: FastCap 
         objective=instantiate(cfg.objective),
         seed=cfg.seed,
         weight_decay=cfg.optim.weight_decay,
-        backbone_lr_scale=cfg.optim.get("backbone_lr_scale", 1.0),  # older checkpoints' configurations lack these two
-        alignment_lr_scale=cfg.optim.get("alignment_lr_scale", 1.0),
+        backbone_lr_scale=cfg.optim.backbone_lr_scale,
+        alignment_lr_scale=cfg.optim.alignment_lr_scale,
         extra_metrics=datamodule.extra_metrics,
         oracle_captions=datamodule.oracle_captions,
         reward=CiderReward(references) if cfg.objective.reinforce_weight > 0 else None,

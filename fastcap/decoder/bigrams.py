@@ -79,10 +79,10 @@ class Bigrams(nn.Module):
         return (~torch.isin(before * (self.boundary + 1) + after, self.pairs) & (after != self.boundary)).any(1)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """Take over tables of any size; a checkpoint from before there were any changes nothing."""
+        """Take over tables of any size."""
         for name in ("pairs", "worth", "unseen"):
             own = getattr(self, name)
-            found = state_dict.setdefault(prefix + name, own)
+            found = state_dict.get(prefix + name, own)
             if found.shape != own.shape and name != "unseen":
                 setattr(self, name, torch.empty_like(found, device=own.device))
         super()._load_from_state_dict(state_dict, prefix, *args)

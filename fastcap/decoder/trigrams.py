@@ -81,10 +81,10 @@ class Trigrams(nn.Module):
         return torch.where(known, self.worth[place], unseen)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """Take over tables of any size; a checkpoint from before there were any changes nothing."""
+        """Take over tables of any size."""
         for name in _TABLES:
             own = getattr(self, name)
-            found = state_dict.setdefault(prefix + name, own)
+            found = state_dict.get(prefix + name, own)
             if found.shape != own.shape:
                 setattr(self, name, torch.empty_like(found, device=own.device))
         super()._load_from_state_dict(state_dict, prefix, *args)

@@ -1,13 +1,12 @@
-"""Checkpoints of captioners: which one is meant, what it holds, and how a new model starts from some."""
+"""Find and read the checkpoints of captioners, and start new models from them."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from fastcap.data import CaptionTokenizer
@@ -16,7 +15,7 @@ from fastcap.training import CheckpointError, last_good, open_checkpoint
 
 log = logging.getLogger(__name__)
 
-FORMAT_VERSION = 2  # raised when the same configuration comes to mean another network
+FORMAT_VERSION = 3  # raised when configurations or weights of earlier versions no longer load
 RUNS_DIR = Path("runs")
 
 
@@ -81,68 +80,25 @@ def check_resume(path: Path | str, tokenizer: CaptionTokenizer) -> None:
         )
 
 
-def start_from(model: FastCap, paths: Path | str | Sequence[Path | str], tokenizer: CaptionTokenizer) -> None:
+def start_from(model: FastCap, path: Path | str, tokenizer: CaptionTokenizer) -> None:
     """Fill a new model with all that fits of another captioner's checkpoint, of the same vocabulary.
 
-    The autoregressive twin is a start for ``MoEDecoder`` and the other way round: what a decoder has for itself alone
+    The autoregressive baseline can start ``MoEDecoder`` and the other way round: what a decoder has for itself alone
     (the code of the distance from the caption's end) stays as initialised.
 
-    Several checkpoints of one configuration, trained from one start with other seeds, are averaged weight by weight: a
-    model soup (Wortsman et al. 2022, arXiv 2203.05482), which generalises like their ensemble at the cost of one.
-
     Raises:
-        CheckpointError: If a checkpoint is unusable or of another vocabulary, or some differ in their tensors.
+        CheckpointError: If the checkpoint is unusable or of another vocabulary.
     """
-    paths = [paths] if isinstance(paths, str | Path) else list(paths)
-    theirs = average(paths, [_model_state(path, tokenizer) for path in paths])
-    own = model.state_dict()
-    fitting = {k: v for k, v in theirs.items() if k in own and own[k].shape == v.shape}
-    model.load_state_dict(fitting, strict=False)
-    others = ", ".join(sorted(own.keys() - fitting.keys())) or "none"
-    places = ", ".join(map(str, paths))
-    log.info("started from %s: %d of %d tensors; new: %s", places, len(fitting), len(own), others)
-
-
-def average(paths: Sequence[Path | str], states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Take the mean of each floating-point tensor; of others (counts, flags) the first checkpoint's.
-
-    Args:
-        paths: Where the tensors come from, to be named in errors.
-        states: As many sets of tensors, by name.
-
-    Raises:
-        CheckpointError: If there is none, or their names or shapes differ.
-    """
-    if not states:
-        raise CheckpointError("init.captioner: names no checkpoint")
-    first = states[0]
-    for path, other in zip(paths, states, strict=True):
-        differ = {k for k in first.keys() | other.keys() if _shape(first, k) != _shape(other, k)}
-        if differ:
-            raise CheckpointError(
-                f"init.captioner: {path}: field `state_dict.model.{min(differ)}` is not as in {paths[0]}: only "
-                "checkpoints of one configuration can be averaged"
-            )
-    return {
-        name: torch.stack([state[name].float() for state in states]).mean(0).to(value.dtype)
-        if value.is_floating_point() and len(states) > 1
-        else value
-        for name, value in first.items()
-    }
-
-
-def _shape(state: Mapping[str, Tensor], name: str) -> torch.Size | None:
-    return state[name].shape if name in state else None
-
-
-def _model_state(path: Path | str, tokenizer: CaptionTokenizer) -> dict[str, Tensor]:
-    """Read a captioner's tensors, of this vocabulary."""
     checkpoint = read_checkpoint(path)
     if CaptionTokenizer.from_json(checkpoint["fastcap"]["tokenizer"]).fingerprint != tokenizer.fingerprint:
         raise CheckpointError(
             f"init.captioner: {path}: field `fastcap.tokenizer` is another vocabulary than this run's"
         )
-    return model_state(checkpoint)
+    own = model.state_dict()
+    fitting = {k: v for k, v in model_state(checkpoint).items() if k in own and own[k].shape == v.shape}
+    model.load_state_dict(fitting, strict=False)
+    others = ", ".join(sorted(own.keys() - fitting.keys())) or "none"
+    log.info("started from %s: %d of %d tensors; new: %s", path, len(fitting), len(own), others)
 
 
 def model_state(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:

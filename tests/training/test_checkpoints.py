@@ -1,10 +1,10 @@
-"""What a new model starts from: one checkpoint, or the mean of several."""
+"""What a new model starts from, and what a checkpoint brings."""
 
 import pytest
 import torch
 
 from fastcap.build import ConfigError, build_datamodule, build_module, load_checkpoint
-from fastcap.training.checkpoints import CheckpointError, average
+from fastcap.training.checkpoints import CheckpointError
 from tests.tiny import tiny_config
 from tests.tiny_captioner import write_checkpoint
 
@@ -14,61 +14,21 @@ def saved(path):
     return {k.removeprefix("model."): v for k, v in checkpoint["state_dict"].items()}
 
 
-def shifted(path, new, by):
-    """Copy a checkpoint, all its floating-point tensors moved."""
-    checkpoint = torch.load(path, weights_only=True)
-    state = checkpoint["state_dict"]
-    checkpoint["state_dict"] = {k: v + by if v.is_floating_point() else v for k, v in state.items()}
-    torch.save(checkpoint, new)
-    return new
-
-
-def started_from(*paths):
-    cfg = tiny_config(f"init.captioner=[{','.join(map(str, paths))}]")
+def started_from(path):
+    cfg = tiny_config(f"init.captioner={path}")
     return build_module(cfg, build_datamodule(cfg)).model
 
 
-def test_several_checkpoints_are_averaged(tmp_path):
-    first = write_checkpoint(tmp_path / "first.ckpt")
-    second = shifted(first, tmp_path / "second.ckpt", 1.0)
-    third = shifted(first, tmp_path / "third.ckpt", -4.0)
-    model, start = started_from(first, second, third).state_dict(), saved(first)
-    assert start.keys() <= model.keys()
-    for name, value in start.items():
-        if name.startswith(("decoder.bigrams.", "decoder.trigrams.")):
-            continue  # counted in the training captions of each run
-        expected = value - 1.0 if value.is_floating_point() else value
-        torch.testing.assert_close(model[name], expected, rtol=0, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+def test_a_start_takes_all_that_fits(tmp_path):
+    path = write_checkpoint(tmp_path / "start.ckpt")
+    model = started_from(path).state_dict()
+    assert all(torch.equal(model[name], value) for name, value in saved(path).items())
 
 
-def test_one_of_a_list_is_taken_as_it_is(tmp_path):
-    only = write_checkpoint(tmp_path / "only.ckpt")
-    model = started_from(only).state_dict()
-    assert all(torch.equal(model[name], value) for name, value in saved(only).items())
-
-
-def test_counts_are_the_first_ones_and_halves_stay_halves():
-    states = [{"n": torch.tensor(2), "w": torch.ones(2).half()}, {"n": torch.tensor(5), "w": torch.zeros(2).half()}]
-    mean = average(["a", "b"], states)
-    assert mean["n"] == 2 and mean["w"].tolist() == [0.5, 0.5] and mean["w"].dtype == torch.float16
-
-
-@pytest.mark.parametrize("other", [{"w": torch.ones(3)}, {}, {"w": torch.ones(2), "x": torch.ones(1)}])
-def test_what_does_not_fit_is_named(other):
-    with pytest.raises(CheckpointError, match=r"b\.ckpt: field `state_dict\.model\.[wx]` is not as in a\.ckpt"):
-        average(["a.ckpt", "b.ckpt"], [{"w": torch.ones(2)}, other])
-
-
-def test_an_empty_list_is_no_start():
-    with pytest.raises(CheckpointError, match="names no checkpoint"):
-        average([], [])
-
-
-def test_a_vocabulary_of_its_own_is_refused_wherever_it_stands(tmp_path):
-    first = write_checkpoint(tmp_path / "first.ckpt")
+def test_a_vocabulary_of_its_own_is_refused(tmp_path):
     other = write_checkpoint(tmp_path / "other.ckpt", "data.source.seed=5", "tokenizer.min_frequency=9")
     with pytest.raises(CheckpointError, match=r"other\.ckpt: field `fastcap\.tokenizer` is another vocabulary"):
-        started_from(first, other)
+        started_from(other)
 
 
 @pytest.mark.parametrize("name", ["naming_weight", "concept_weight"])
