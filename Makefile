@@ -30,7 +30,7 @@ export REFERENCES ?=
 RUNS ?=
 SWEEP ?= experiment=scenes_smoke refinement.num_steps=1,2,4
 
-.PHONY: help setup data train eval caption export demo score report distill pretrain bench sweep results dashboard \
+.PHONY: help setup data train eval caption export demo score distill pretrain bench sweep results dashboard \
 	test test-slow lint types check format clean
 
 help: ## List the targets
@@ -98,9 +98,6 @@ demo: $(DEMO) ## Try a captioner in the browser: the newest run's, or ARGS="--mo
 score: $(TRAIN) ## Score anybody's captions: RESULTS=captions.json REFERENCES=annotations.json, both in COCO's format
 	$(FASTCAP) score $(if $(RESULTS),"$$RESULTS") $(if $(REFERENCES),"$$REFERENCES") $(ARGS)
 
-report: $(TRAIN) ## Compare runs in one offline page, report.html: RUNS="runs/a runs/b", or all of runs/
-	$(FASTCAP) report $(RUNS) $(ARGS)
-
 distill: $(TRAIN) ## Teach a backbone what a packaged ImageNet encoder sees: ARGS="folder=DIR"
 	$(FASTCAP) distill $(ARGS)
 
@@ -110,9 +107,8 @@ pretrain: $(TRAIN) ## Train a backbone on class folders: ARGS="data_dir=DIR"
 bench: $(DEV) ## Measure: ARGS="captioners --models PATH", "decoding --models PATH", "backbone --sizes 224 --batches 1"
 	$(FASTCAP) bench $(if $(ARGS),$(ARGS),backbone)
 
-results: $(TRAIN) ## Runs into experiments/results.csv, its rows into tables: RUNS="runs/a"; ARGS=bench.csv for the headline
-	$(if $(ARGS),$(FASTCAP) bench table $(ARGS) --readme README.md)
-	$(FASTCAP) results $(RUNS)
+results: $(TRAIN) ## Write runs into experiments/results.csv, and the tables of Markdown pages anew: RUNS="runs/a"
+	$(FASTCAP) results $(RUNS) $(ARGS)
 
 sweep: $(TRAIN) ## Train once for each combination: ARGS="sweep_name=lr optim.optimizer.lr=1e-3,3e-4", or a small default (SWEEP)
 	$(FASTCAP) train -m $(if $(ARGS),$(ARGS),$(SWEEP))

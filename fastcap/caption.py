@@ -20,7 +20,7 @@ from fastcap.cli import UserError, one_clear_error
 if TYPE_CHECKING:
     import numpy as np
 
-    from fastcap.serving.captioner import Caption, Captioner
+    from fastcap.serving.captioner import Captioner
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 
@@ -93,6 +93,9 @@ def caption_files(
     """
     from fastcap.data.errors import DataError
 
+    if arguments.picture:
+        from fastcap.reporting.refinement import draw_refinement
+
     waiting = iter(files)
     taken: set[Path] = set()
     recording = arguments.steps or bool(arguments.picture)
@@ -123,34 +126,15 @@ def caption_files(
                     row["confidence"] = round(caption.confidence, 4)
                     if arguments.steps:
                         row["steps"] = [
-                            {
-                                "words": step.words,
-                                "confidence": [round(p, 4) for p in step.confidence],
-                                "remasked": step.remasked,
-                            }
+                            {**vars(step), "confidence": [round(p, 4) for p in step.confidence]}
                             for step in caption.steps
                         ]
                     if arguments.picture:
                         path = free_path(arguments.picture, row["file"], taken)
-                        draw(path, row["file"], pixels[number], caption)
+                        draw_refinement(path, pixels[number], caption.text, caption.steps, caption.expert_weights or [])
                         row["picture"] = str(path)
                 yield row
             batch = upcoming
-
-
-def draw(path: Path, name: str, pixels: np.ndarray, caption: Caption) -> None:
-    """Draw a caption's refinement."""
-    from fastcap.reporting.draw_refinement import draw_refinement
-    from fastcap.reporting.trace import RefinementTrace, StepTrace
-
-    steps: list[StepTrace] = []
-    for step in caption.steps:
-        written = steps[-1].remasked if steps else [True] * len(step.words)
-        steps.append(StepTrace(step.words, step.confidence, step.remasked, written))
-    draw_refinement(
-        path,
-        RefinementTrace(name, pixels, caption.text, caption.score, steps, caption.expert_weights or []),
-    )
 
 
 def free_path(folder: Path, file: str, taken: set[Path]) -> Path:

@@ -20,8 +20,7 @@ COMMANDS = {
     "export": "export a checkpoint to ONNX, fp32 and int8 (export [ckpt=]PATH --out DIR)",
     "demo": "try a captioner in the browser: a local page and its HTTP API (--model PATH)",
     "score": "score anybody's COCO result file (RESULTS.json REFERENCES.json)",
-    "report": "compare runs in one offline HTML page (runs/a runs/b -o report.html)",
-    "results": "write runs into the ledger, experiments/results.csv, and its rows into the tables (results RUN ...)",
+    "results": "write runs into experiments/results.csv, and the tables of Markdown pages anew (results RUN ...)",
     "bench": "measure speed, memory and arithmetic (bench backbone --sizes 224 --batches 1)",
     "distill": "teach a backbone what a packaged ImageNet encoder sees, on any images (folder=DIR)",
     "pretrain": "train a backbone on class folders, ImageNet's layout (data_dir=DIR)",
@@ -31,7 +30,6 @@ COMMANDS = {
 MODULES = {  # where the module is not called like its command
     "demo": "serving.demo",
     "score": "reporting.score",
-    "report": "reporting.compare",
     "results": "reporting.results",
     "bench": "tools.bench",
     "distill": "jobs.distill",

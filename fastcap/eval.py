@@ -29,7 +29,8 @@ from fastcap.data.pixels import decode_thumbnail
 from fastcap.data.results import write_results
 from fastcap.metrics import CaptionMetrics, caption_faults, count_lengths
 from fastcap.module import CaptioningModule, Prediction
-from fastcap.reporting import Evaluation, ScoredCaption, Speed, score_captions, write_page, write_scores
+from fastcap.reporting.evaluation import Evaluation, Speed, write_page
+from fastcap.reporting.scores import ScoredCaption, score_captions, write_scores
 from fastcap.training import close_loggers
 from fastcap.training.checkpoints import find_checkpoint
 from fastcap.types import CaptionRecords

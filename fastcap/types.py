@@ -112,7 +112,22 @@ class DecoderOutput:
 
 @dataclass
 class RefinementStep:
-    """One refinement step of a batch, kept on request for inspection.
+    """One refinement step of one caption as plain values: what pictures, pages and JSON show of it.
+
+    Attributes:
+        words: The draft after the step, words or pieces of words. (L)
+        confidence: Probability of each, 0 to 1. (L)
+        remasked: True where the step masked the word again. (L)
+    """
+
+    words: list[str]
+    confidence: list[float]
+    remasked: list[bool]
+
+
+@dataclass
+class StepTensors:
+    """One refinement step of a batch.
 
     Attributes:
         tokens: Draft after the step, before re-masking. (B, L)
@@ -144,8 +159,25 @@ class Refinement:
     scores: Tensor
     num_passes: int
     drafted_lengths: Tensor
-    steps: list[RefinementStep] = field(default_factory=list)
+    steps: list[StepTensors] = field(default_factory=list)
     expert_weights: Tensor | None = None
+
+    def steps_of(self, row: int, decode: Callable[[list[int]], str]) -> list[RefinementStep]:
+        """Spell out the steps of one image.
+
+        Args:
+            row: The image's place in the batch.
+            decode: Token ids to text.
+        """
+        length = int(self.drafted_lengths[row])
+        return [
+            RefinementStep(
+                [decode([token]) for token in step.tokens[row, :length].tolist()],
+                step.confidence[row, :length].tolist(),
+                step.remasked[row, :length].tolist(),
+            )
+            for step in self.steps
+        ]
 
 
 @dataclass

@@ -52,7 +52,6 @@ ROOMS = {
     "tools": room("cli serving build reporting recipes jobs", "lightning hydra omegaconf transformers"),
     "serving": room("cli build data types utils model metrics", "omegaconf"),
     "reporting.score": ENTRY,
-    "reporting.compare": ENTRY,
     "reporting.results": ENTRY,
     "reporting": room("types metrics"),
     "build": room("module data training utils", "lightning hydra omegaconf"),

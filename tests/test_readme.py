@@ -11,7 +11,7 @@ from fastcap import caption, export
 from fastcap.build import CONFIG_DIR
 from fastcap.cli import COMMANDS
 from fastcap.eval import checkpoint_overrides
-from fastcap.reporting import compare, score
+from fastcap.reporting import score
 from fastcap.serving import demo
 from fastcap.tools import bench
 
@@ -20,7 +20,6 @@ PARSERS = {
     "demo": demo.parse_arguments,
     "export": export.parse_arguments,
     "score": score.parse_arguments,
-    "report": compare.parse_arguments,
 }
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -47,7 +46,6 @@ def test_the_main_commands_are_there():
         "eval",
         "caption",
         "score",
-        "report",
         "sweep",
         "test",
         "help",

@@ -14,7 +14,7 @@ from fastcap.generation.choose import Choose, Draft, Together, at_random, likeli
 from fastcap.generation.dlag import top_lengths
 from fastcap.generation.rerank import Weights, check_weight, rank
 from fastcap.generation.schedule import SCHEDULES, lowest, num_to_remask
-from fastcap.types import Denoiser, Judges, Refinement, RefinementStep, Sampled, SpecialTokens
+from fastcap.types import Denoiser, Judges, Refinement, Sampled, SpecialTokens, StepTensors
 
 
 class ICMRDecoder:
@@ -124,7 +124,7 @@ class ICMRDecoder:
         finished = total.view(shape), tokens.view(*shape, -1), lengths.view(shape)
         best = rank(*finished, self.rank_weights, judges)
         best = best + torch.arange(shape[0], device=memory.device) * shape[1]
-        chosen = [RefinementStep(s.tokens[best], s.confidence[best], s.remasked[best]) for s in steps]
+        chosen = [StepTensors(s.tokens[best], s.confidence[best], s.remasked[best]) for s in steps]
         experts = getattr(cache, "expert_weights", None)
         return Refinement(tokens[best], lengths[best], scores[best], num_passes, drafted[best], chosen, experts)
 
@@ -201,7 +201,7 @@ class ICMRDecoder:
         choose: Choose,
         record_steps: bool,
         gain: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor | None, list[RefinementStep], int]:
+    ) -> tuple[Tensor, Tensor, Tensor | None, list[StepTensors], int]:
         """Refine captions of given lengths.
 
         Returns:
@@ -233,7 +233,7 @@ class ICMRDecoder:
             done = not bool(count.any())
             remasked = torch.zeros_like(pad) if done else lowest(confidence.masked_fill(pad, torch.inf), count)
             if record_steps:
-                steps.append(RefinementStep(tokens, confidence.exp().masked_fill(pad, 0.0), remasked))
+                steps.append(StepTensors(tokens, confidence.exp().masked_fill(pad, 0.0), remasked))
             if done:
                 break
             tokens = tokens.masked_fill(remasked, self.special.mask)

@@ -1,22 +1,20 @@
-"""What a sweep leaves behind: a table, a plot, a page, and an exit status that names the jobs that failed."""
+"""What a sweep leaves behind: a table, and an exit status that names the jobs that failed."""
 
 from __future__ import annotations
 
 import csv
 import logging
 import sys
-import warnings
 from pathlib import Path
 from typing import Any
 
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from fastcap.reporting import Run, find_runs, write_runs_page
-from fastcap.reporting.draw_sweep import draw_sweep
-from fastcap.reporting.runs import differing
+from fastcap.reporting.runs import Run, differing, find_runs
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +22,7 @@ COLUMNS = {"val/cider": "CIDEr-D", "val/bleu4": "BLEU-4", "val/loss": "val/loss"
 
 
 class SweepSummary(Callback):
-    """Hydra's callback around a sweep: ``sweep.csv``, ``sweep.png`` and ``report.html`` in its folder at the end.
+    """Hydra's callback around a sweep: a table, and ``sweep.csv`` in its folder at the end.
 
     It ends the process with status 1 and the jobs' names when jobs failed.
     """
@@ -48,7 +46,7 @@ class SweepSummary(Callback):
 
 
 def summarise(folder: Path) -> dict[str, str]:
-    """Print a sweep's table and write its files.
+    """Print a sweep's table and write ``sweep.csv``.
 
     Args:
         folder: The sweep's folder.
@@ -61,25 +59,17 @@ def summarise(folder: Path) -> dict[str, str]:
     failed = {run.path.name: run.error for run in runs if run.error and not run.results}
     runs.sort(key=lambda run: -run.metrics.get("val/cider", float("-inf")))
     rows = [_row(run, keys) for run in runs]
-    table = Table(title=f"{folder}: {sum(bool(run.results) for run in runs)} of {len(runs)} jobs finished")
+    table = Table(title=f"{escape(str(folder))}: {sum(bool(run.results) for run in runs)} of {len(runs)} jobs finished")
     for name in rows[0]:
-        table.add_column(name, justify="left" if name in (*keys, "status") else "right", overflow="fold")
+        table.add_column(escape(name), justify="left" if name in (*keys, "status") else "right", overflow="fold")
     for row in rows:
-        table.add_row(*(f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in row.values()))
+        table.add_row(*(f"{cell:.3f}" if isinstance(cell, float) else escape(str(cell)) for cell in row.values()))
     Console().print(table)
     with open(folder / "sweep.csv", "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
-    written = ["sweep.csv", "report.html"]
-    write_runs_page(runs, folder / "report.html", title=f"Sweep {folder.name}")
-    points = [(run.overrides, run.metrics["val/cider"]) for run in runs if "val/cider" in run.metrics]
-    if keys and points:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # letters that the font lacks
-            draw_sweep(folder / "sweep.png", keys, points)
-        written.append("sweep.png")
-    print(f"Sweep       {folder}/{{{','.join(written)}}}")
+    print(f"Sweep       {folder / 'sweep.csv'}")
     return failed
 
 

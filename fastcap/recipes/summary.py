@@ -14,7 +14,7 @@ from rich.table import Table
 
 from fastcap.jobs.jobs import write_json
 from fastcap.recipes.plan import JOBS, Stage
-from fastcap.reporting.ledger import SCORES
+from fastcap.reporting.results_table import SCORES
 
 SETTINGS = ("num_steps", "num_lengths", "num_beams")
 COLUMNS = ("stage", "split", *SETTINGS, *SCORES, "decode_ms")
@@ -28,7 +28,7 @@ _TITLES = {
     "bleu4": "BLEU-4",
     "distinct": "distinct",
     "repetitions": "repeated",
-    "strange": "strange",
+    "unseen_bigrams": "unseen",
     "decode_ms": "ms",
 }
 

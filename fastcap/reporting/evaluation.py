@@ -1,20 +1,26 @@
-"""The page of an evaluation: its scores, its faults, and captions to look at."""
+"""The page of an evaluation: its scores, its faults, and captions to look at, all inside one HTML file."""
 
 from __future__ import annotations
 
+import base64
+import io
 import logging
+import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from PIL import Image
 
+import fastcap
 from fastcap.metrics import caption_faults
-from fastcap.reporting.figures import MEAN, MEDIAN, length_histogram, score_histogram
-from fastcap.reporting.page import data_uri, write_html
+from fastcap.reporting.pictures import BLUE, GREY, VERMILION, new_figure
 from fastcap.reporting.scores import ScoredCaption, choose
 
 log = logging.getLogger(__name__)
@@ -92,8 +98,17 @@ def write_page(evaluation: Evaluation, path: Path, picture: Picture | None = Non
         Whether there is a page now.
     """
     try:
-        values = _page(evaluation, picture)
-        write_html(path, "evaluation.html", **values)
+        # Text is escaped, a missing value an error.
+        folder = FileSystemLoader(Path(__file__).parent / "templates")
+        template = Environment(loader=folder, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+        html = template.get_template("evaluation.html").render(
+            version=fastcap.__version__,
+            made=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
+            **_page(evaluation, picture),
+        )
+        partial = path.with_name(path.name + ".partial")
+        partial.write_text(html, encoding="utf-8", errors="replace")
+        os.replace(partial, path)
     except Exception as error:
         log.warning("%s left out: %s: %s", path.name, type(error).__name__, error)
         return False
@@ -116,8 +131,6 @@ def _page(evaluation: Evaluation, picture: Picture | None) -> dict[str, Any]:
     sections = {title: [card(row) for row in rows] for title, rows in choose(captions).items()}
     if failures:
         log.warning("%d pictures left out of the report (first: %s)", len(failures), failures[0])
-    scores = [row.scores["cider"] for row in captions]
-    lengths = [row.length for row in captions]
     reference_lengths = [len(text.split()) for row in captions for text in row.references]
     main = [name for name in _MAIN if name in evaluation.metrics]
     return {
@@ -126,13 +139,49 @@ def _page(evaluation: Evaluation, picture: Picture | None) -> dict[str, Any]:
         "main": main,
         "others": {k: v for k, v in sorted(evaluation.metrics.items()) if k not in (*main, *_FAULTS)},
         "sections": sections,
-        "cider_figure": score_histogram(scores, "CIDEr-D"),
-        "cider_marks": (("mean", float(np.mean(scores)), MEAN), ("median", float(np.median(scores)), MEDIAN)),
-        "length_figure": length_histogram(lengths, reference_lengths),
+        "histograms": _histograms(captions, reference_lengths),
         "faults": _faults(captions),
         "reference_length": float(np.mean(reference_lengths)),
         "num_references": len(reference_lengths),
     }
+
+
+def data_uri(pixels: np.ndarray, side: int) -> str:
+    """Encode a picture as a JPEG data URI, shrunk so that neither side is longer than ``side`` pixels.
+
+    Args:
+        pixels: uint8, RGB. (H, W, 3)
+        side: Longest side, in pixels.
+    """
+    image = Image.fromarray(pixels)
+    image.thumbnail((side, side), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=82, optimize=True)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def _histograms(captions: Sequence[ScoredCaption], reference_lengths: Sequence[int]) -> str:
+    """Draw how CIDEr-D spreads over images, and lengths beside those of the references, as an SVG data URI."""
+    figure = new_figure(12, 3.2, layout="constrained")
+    left, right = figure.subplots(1, 2)
+    scores = [row.scores["cider"] for row in captions]
+    left.hist(scores, bins=30, range=(0, max(max(scores), 1e-6)), color=BLUE, rwidth=0.94)
+    for name, value, colour in (("mean", np.mean(scores), VERMILION), ("median", np.median(scores), "black")):
+        left.axvline(float(value), color=colour, label=f"{name} {value:.1f}")
+    left.set(title="CIDEr-D of each image", xlabel="CIDEr-D × 100", ylabel="images")
+    lengths = [row.length for row in captions]
+    bins = np.arange(min(*lengths, *reference_lengths), max(*lengths, *reference_lengths) + 2) - 0.5
+    shares = [np.full(len(values), 100 / len(values)) for values in (lengths, reference_lengths)]
+    labels = ["captions", "references"]
+    right.hist([lengths, reference_lengths], bins, weights=shares, color=[BLUE, "#b8bfc7"], label=labels)
+    right.set(title="Length of captions and of references", xlabel="words", ylabel="%")
+    for axis in (left, right):
+        axis.legend(frameon=False)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.tick_params(colors=GREY)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="svg")
+    return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
 def _faults(captions: Sequence[ScoredCaption]) -> dict[str, Any]:

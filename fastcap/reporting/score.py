@@ -97,7 +97,8 @@ def score(options: argparse.Namespace) -> dict[str, float]:
         }
         options.json.write_text(json.dumps(content, indent=1), encoding="utf-8")
     if options.per_image or options.html:
-        from fastcap.reporting import Evaluation, score_captions, write_page, write_scores
+        from fastcap.reporting.evaluation import Evaluation, write_page
+        from fastcap.reporting.scores import score_captions, write_scores
 
         files = {pair.image_id: pair.file_name for pair in pairs}
         fresh = CaptionMetrics(names, metric.tokenizer_name, sync_on_compute=False)

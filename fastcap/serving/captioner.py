@@ -14,26 +14,12 @@ import numpy as np
 
 from fastcap.data.pixels import decode_image, square_pixels
 from fastcap.serving.network import Decoded, Network
+from fastcap.types import RefinementStep
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     Picture = str | os.PathLike[str] | bytes | Image | np.ndarray
-
-
-@dataclass
-class Step:
-    """One refinement step of a caption; every list holds one value a drafted word.
-
-    Attributes:
-        words: The drafted words, or pieces of words.
-        confidence: Probability with which each was written, 0 to 1.
-        remasked: True where the step masked the word again.
-    """
-
-    words: list[str]
-    confidence: list[float]
-    remasked: list[bool]
 
 
 @dataclass
@@ -50,7 +36,7 @@ class Caption:
 
     text: str
     confidence: float
-    steps: list[Step] = field(default_factory=list)
+    steps: list[RefinementStep] = field(default_factory=list)
     expert_weights: list[float] | None = None
     milliseconds: dict[str, float] = field(default_factory=dict)
 
@@ -161,7 +147,7 @@ class Captioner:
             text=self._network.text(decoded.tokens[row, : int(decoded.lengths[row])].tolist()),
             confidence=float(np.exp(decoded.scores[row])),
             steps=[
-                Step(
+                RefinementStep(
                     [self._network.text([token]) for token in draft.tokens[row, :drafted].tolist()],
                     draft.confidence[row, :drafted].tolist(),
                     draft.remasked[row, :drafted].tolist(),

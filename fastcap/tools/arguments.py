@@ -50,9 +50,6 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         each.add_argument("--rounds", type=_positive, default=rounds, help="interleaved rounds (default: %(default)s)")
         each.add_argument("--threads", type=_positive, default=threads, help="threads (default: %(default)s)")
         each.add_argument("--out", type=Path, help="folder (default: a new one under runs/bench)")
-    table = commands.add_parser("table", help="the captioners' table as Markdown, from its CSV file")
-    table.add_argument("csv", type=Path, help="bench.csv")
-    table.add_argument("--readme", type=Path, help="put it between the markers of this file instead of printing it")
     return parser.parse_args(arguments)
 
 

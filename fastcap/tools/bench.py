@@ -1,4 +1,4 @@
-"""Measure: `fastcap bench backbone | captioners | decoding`; tables, plots, facts (JSON)."""
+"""Measure: `fastcap bench backbone | captioners | decoding`; tables (CSV) and facts (JSON)."""
 
 from __future__ import annotations
 
@@ -17,10 +17,9 @@ from fastcap.tools.arguments import parse_arguments
 
 
 def bench_backbone(arguments: argparse.Namespace) -> Path:
-    """Run the backbones' benchmark; returns the folder with ``backbone.{csv,png,json}``."""
+    """Run the backbones' benchmark; returns the folder with ``backbone.{csv,json}``."""
     import torch
 
-    from fastcap.reporting.backbones import draw_backbones
     from fastcap.tools.backbones import default_backbones, measure
 
     torch.set_num_threads(arguments.threads)
@@ -34,11 +33,8 @@ def bench_backbone(arguments: argparse.Namespace) -> Path:
         lambda line: print(line, file=sys.stderr),
     )
     folder = write(arguments.out, "backbone", rows, facts)
-    draw_backbones(folder / "backbone.png", rows, facts)
     print_rows(rows, facts)
-    print(
-        f"Table    {folder / 'backbone.csv'}\nPlot     {folder / 'backbone.png'}\nFacts    {folder / 'backbone.json'}"
-    )
+    print(f"Table    {folder / 'backbone.csv'}\nFacts    {folder / 'backbone.json'}")
     return folder
 
 
@@ -81,10 +77,9 @@ def print_rows(rows: list[dict[str, Any]], facts: dict[str, Any]) -> None:
 
 
 def bench_captioners(arguments: argparse.Namespace) -> Path:
-    """Run the captioners' benchmark; returns the folder with ``bench.{csv,png,json}``."""
-    from fastcap.reporting.latency import draw_latency
+    """Run the captioners' benchmark; returns the folder with ``bench.{csv,json}``."""
+    from fastcap.reporting.tables import markdown_table, speed_lines
     from fastcap.tools.captioners import measure
-    from fastcap.tools.headline import read_table, text_table
     from fastcap.tools.selection import select
 
     with tempfile.TemporaryDirectory() as made:
@@ -99,10 +94,9 @@ def bench_captioners(arguments: argparse.Namespace) -> Path:
             report=lambda line: print(line, file=sys.stderr),
         )
     folder = write(arguments.out, "bench", rows, facts)
-    table = read_table(folder / "bench.csv")
-    draw_latency(folder / "bench.png", table, _machine(facts))
-    print(f"{_machine(facts)}\n{text_table(table)}")
-    print(f"Table    {folder / 'bench.csv'}\nPlot     {folder / 'bench.png'}\nFacts    {folder / 'bench.json'}")
+    print(f"{_machine(facts)}\n")
+    print(markdown_table(speed_lines([{name: str(value) for name, value in row.items()} for row in rows])))
+    print(f"Table    {folder / 'bench.csv'}\nFacts    {folder / 'bench.json'}")
     return folder
 
 
@@ -128,19 +122,6 @@ def bench_decoding(arguments: argparse.Namespace) -> Path:
     return folder
 
 
-def make_table(arguments: argparse.Namespace) -> None:
-    """Print the captioners' table as Markdown, or put it into the README."""
-    from fastcap.tools.headline import TableError, markdown, update_readme
-
-    try:
-        if arguments.readme:
-            update_readme(arguments.readme, arguments.csv)
-        else:
-            print(markdown(arguments.csv), end="")
-    except TableError as error:
-        raise UserError(str(error)) from error
-
-
 def _machine(facts: dict[str, Any]) -> str:
     threads = f"{facts['threads']} thread" + "s" * (facts["threads"] > 1)
     return f"{facts['processor']}, {threads}, matmul {facts['matmul_gflop_per_s']} GFLOP/s"
@@ -150,7 +131,6 @@ COMMANDS = {
     "backbone": bench_backbone,
     "captioners": bench_captioners,
     "decoding": bench_decoding,
-    "table": make_table,
 }
 
 

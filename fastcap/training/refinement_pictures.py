@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_only
 
 from fastcap.module import CaptioningModule
-from fastcap.reporting import draw_refinement, trace_refinement, write_traces
+from fastcap.reporting.refinement import draw_refinement, write_steps
 from fastcap.training.media import media_loggers, media_step, read_picture, stage_name
 from fastcap.types import CaptionBatch
 
@@ -71,19 +71,18 @@ class RefinementPictures(L.Callback):
         with torch.no_grad(), trainer.precision_plugin.forward_context():
             refinement = module.model.generate(images, record_steps=True)
         folder, stage = Path(trainer.default_root_dir) / "refinement", stage_name(trainer)
-        traces = [
-            trace_refinement(
-                refinement,
-                row,
-                str(ids[row]),
+        captions, weights, steps, paths = module.texts(refinement), refinement.expert_weights, {}, []
+        for row, image in enumerate(images):
+            name = str(ids[row])
+            steps[name] = refinement.steps_of(row, module.decode_text)
+            paths.append(folder / f"{stage}_{name}.png")
+            draw_refinement(
+                paths[-1],
                 image.permute(1, 2, 0).cpu().numpy(),
-                module.decode_text,
+                captions[row],
+                steps[name],
+                [] if weights is None else weights[row].float().tolist(),
                 (references[row] or [""])[0] if row < len(references) else "",
             )
-            for row, image in enumerate(images)
-        ]
-        paths = [folder / f"{stage}_{trace.name}.png" for trace in traces]
-        for path, trace in zip(paths, traces, strict=True):
-            draw_refinement(path, trace)
-        write_traces(folder / f"{stage}.csv", traces)
-        return paths, [trace.caption for trace in traces]
+        write_steps(folder / f"{stage}.csv", steps)
+        return paths, captions

@@ -11,7 +11,7 @@ import lightning as L
 from lightning.pytorch.utilities import rank_zero_only
 
 from fastcap.module import CaptioningModule, Prediction
-from fastcap.reporting import draw_captions
+from fastcap.reporting.pictures import draw_captions
 from fastcap.training.media import media_loggers, media_step, stage_name
 from fastcap.types import CaptionBatch
 from fastcap.utils.distributed import gather_list, together

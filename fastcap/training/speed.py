@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from fastcap.metrics import CaptionMetrics
 from fastcap.model import FastCap
 from fastcap.module import CaptioningModule
-from fastcap.reporting import SpeedPoint, draw_curve
+from fastcap.reporting.pictures import SpeedPoint, draw_curve
 from fastcap.training import open_checkpoint
 from fastcap.training.media import media_loggers, media_step, read_picture
 from fastcap.types import CaptionBatch

@@ -17,7 +17,7 @@ from fastcap.build import CONFIG_DIR
 from fastcap.data.scenes import Scenes, write_coco
 from fastcap.recipes import RecipeError, run_recipe
 from fastcap.recipes.run import run_process
-from fastcap.reporting import find_runs
+from fastcap.reporting.runs import find_runs
 from fastcap.training.checkpoints import newest_checkpoint
 from tests.recipes.command import Forked, settings, start_server
 

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from tests.reporting.report_browser import NAMES
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
 @contextmanager

@@ -12,7 +12,8 @@ from pathlib import Path
 from PIL import Image
 
 from fastcap.data.pixels import decode_image
-from fastcap.serving.captioner import Caption, Step
+from fastcap.serving.captioner import Caption
+from fastcap.types import RefinementStep
 
 
 class StandIn:
@@ -24,7 +25,9 @@ class StandIn:
     def caption(self, image, *, num_steps=None, record_steps=False):
         red = int(decode_image(image, 16)[..., 0].mean())
         words = ["a", "<b>red</b>", str(red)]
-        steps = [Step(words, [0.9, 0.5, 0.1], [False, False, i == 0]) for i in range(num_steps or self.num_steps)]
+        steps = [
+            RefinementStep(words, [0.9, 0.5, 0.1], [False, False, i == 0]) for i in range(num_steps or self.num_steps)
+        ]
         times = {"decode_image": 1.0, "encode": 2.0, "decode_caption": 3.0}
         return Caption(" ".join(words), 0.5, steps if record_steps else [], [0.25, 0.75], times)
 

@@ -6,13 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
-
-class Step(BaseModel):
-    """One refinement step: the draft after it."""
-
-    words: list[str]
-    confidence: list[float] = Field(description="Probability of each word, 0 to 1.")
-    remasked: list[bool] = Field(description="Whether the step masked the word, to be written again by the next one.")
+from fastcap.types import RefinementStep
 
 
 class CaptionAnswer(BaseModel):
@@ -21,7 +15,7 @@ class CaptionAnswer(BaseModel):
     caption: str
     confidence: float = Field(description="Geometric mean of the words' probabilities, 0 to 1.")
     num_steps: int | None = Field(description="Refinement steps; none where the model writes word after word.")
-    steps: list[Step] | None = Field(description="Every step, where record_steps was set.")
+    steps: list[RefinementStep] | None = Field(description="Every step, where record_steps was set.")
     expert_weights: list[float] | None = Field(description="Weight of each expert, where the model has experts.")
     milliseconds: dict[str, float] = Field(description="Time of each part; `queue` is the wait for others.")
 

@@ -18,7 +18,7 @@ from starlette.exceptions import HTTPException
 
 import fastcap
 from fastcap.data.errors import DataError
-from fastcap.serving.web.answers import CaptionAnswer, ErrorAnswer, HealthAnswer, ModelAnswer, Step
+from fastcap.serving.web.answers import CaptionAnswer, ErrorAnswer, HealthAnswer, ModelAnswer
 from fastcap.serving.web.guard import Crowd, Guard
 from fastcap.serving.web.limits import MAX_STEPS, MEDIA_TYPES, Limits, RefusedError, check_picture
 
@@ -95,9 +95,7 @@ def create_app(captioner: Captioner, limits: Limits | None = None, hosts: Sequen
             caption=caption.text,
             confidence=caption.confidence,
             num_steps=captioner.num_steps if num_steps is None else num_steps,
-            steps=[Step(words=s.words, confidence=s.confidence, remasked=s.remasked) for s in caption.steps]
-            if record_steps
-            else None,
+            steps=caption.steps if record_steps else None,
             expert_weights=caption.expert_weights,
             milliseconds={**caption.milliseconds, "queue": queue * 1000},
         )

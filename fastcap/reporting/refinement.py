@@ -1,11 +1,14 @@
-"""A refinement as a picture: the photograph, a row of words for each step, and the experts that were asked."""
+"""A caption's refinement as a picture (photograph, a row of words for each step, expert weights) and as a table."""
 
 from __future__ import annotations
 
+import csv
 import math
 import textwrap
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
@@ -14,8 +17,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 from matplotlib.patheffects import withStroke
 
-from fastcap.reporting.figure import BLUE, GREY, VERMILION, new_figure, plain, save
-from fastcap.reporting.trace import RefinementTrace, StepTrace
+from fastcap.reporting.pictures import BLUE, GREY, VERMILION, new_figure, plain, save
+from fastcap.types import RefinementStep
+
+Steps = Sequence[RefinementStep]
 
 # Perceptually even, and the same to readers with red-green blindness.
 COLOURS = colormaps["cividis"]
@@ -24,7 +29,14 @@ _ROW, _BOX, _WORD_SIZE = 0.46, 0.31, 10.0
 _LONGEST_LINE = 10.2  # inches
 
 
-def draw_refinement(path: Path, trace: RefinementTrace) -> None:
+def draw_refinement(
+    path: Path,
+    image: np.ndarray,
+    caption: str,
+    steps: Steps,
+    expert_weights: Sequence[float] = (),
+    reference: str = "",
+) -> None:
     """Draw one image's refinement as a PNG.
 
     A word's box is coloured by the probability with which it was written, bold where this step wrote it; a word that
@@ -32,40 +44,43 @@ def draw_refinement(path: Path, trace: RefinementTrace) -> None:
 
     Args:
         path: The file to write.
-        trace: The refinement. Captions longer than a line go on in a second block of rows.
+        image: Pixels, uint8, RGB. (H, W, 3)
+        caption: What refinement settled on.
+        steps: At least one. Captions longer than a line go on in a second block of rows.
+        expert_weights: Weight of each expert, summing to one; empty where the decoder has none.
+        reference: A caption by a person, where one is known.
     """
-    blocks = _blocks(trace)
-    steps = len(trace.steps)
-    text = max([4.4, *(sum(_widths(trace, block)) for block in blocks)])
-    photo, experts, margin = 2.6, 1.35 if trace.expert_weights else 0.0, 0.25
+    blocks = _blocks(steps)
+    text = max([4.4, *(sum(_widths(steps, block)) for block in blocks)])
+    photo, experts, margin = 2.6, 1.35 if expert_weights else 0.0, 0.25
     left, right = photo + 2 * margin + 0.62, 1.0 + experts
     width = left + text + right
-    title = textwrap.wrap(trace.caption or "(empty)", max(int((left + text) / 0.12), 30))
-    reference = textwrap.wrap(f"reference: {trace.reference}", int((left + text) / 0.085)) if trace.reference else []
-    top, bottom = 0.3 + 0.25 * len(title) + 0.2 * len(reference), 0.4
-    rows = len(blocks) * (steps * _ROW + 0.2)
+    title = textwrap.wrap(caption or "(empty)", max(int((left + text) / 0.12), 30))
+    told = textwrap.wrap(f"reference: {reference}", int((left + text) / 0.085)) if reference else []
+    top, bottom = 0.3 + 0.25 * len(title) + 0.2 * len(told), 0.4
+    rows = len(blocks) * (len(steps) * _ROW + 0.2)
     height = top + max(photo, rows) + bottom
     figure = new_figure(width, height)
 
     figure.text(margin / width, 1 - 0.12 / height, plain("\n".join(title)), va="top", fontsize=13, weight="bold")
     below = 1 - (0.17 + 0.25 * len(title)) / height
-    figure.text(margin / width, below, plain("\n".join(reference)), va="top", fontsize=9.5, color=GREY)
+    figure.text(margin / width, below, plain("\n".join(told)), va="top", fontsize=9.5, color=GREY)
 
     axis = _axes(figure, margin, bottom + max(photo, rows) - photo, photo, photo)
-    axis.imshow(trace.image)
+    axis.imshow(image)
     axis.axis("off")
     words = _axes(figure, left, bottom + max(photo, rows) - rows, text, rows)
     words.set(xlim=(0, text), ylim=(rows, 0))
     words.axis("off")
     for number, block in enumerate(blocks):
-        _draw_block(words, trace, block, number * (steps * _ROW + 0.2))
+        _draw_block(words, steps, block, number * (len(steps) * _ROW + 0.2))
     _draw_key(figure, left, 0.14, width, height)
     bar = _axes(figure, left + text + 0.2, bottom + max(photo, rows) - min(rows, 2.2), 0.13, min(rows, 2.2) - 0.1)
     figure.colorbar(ScalarMappable(Normalize(0, 1), COLOURS), cax=bar, ticks=[0, 0.5, 1])
     bar.tick_params(labelsize=8)
     bar.set_title("confidence", fontsize=8, loc="left", pad=5)
-    if trace.expert_weights:
-        _draw_experts(figure, trace.expert_weights, left + text + 1.15, bottom + max(photo, rows) - 0.1)
+    if expert_weights:
+        _draw_experts(figure, expert_weights, left + text + 1.15, bottom + max(photo, rows) - 0.1)
     save(figure, path, dpi=110)
 
 
@@ -75,37 +90,40 @@ def _axes(figure: Figure, x: float, y: float, width: float, height: float) -> Ax
     return figure.add_axes((x / whole_width, y / whole_height, width / whole_width, height / whole_height))
 
 
-def _widths(trace: RefinementTrace, positions: list[int]) -> list[float]:
+def _widths(steps: Steps, positions: list[int]) -> list[float]:
     """Width of each position's column, in inches: that of its longest word in any step."""
-    longest = [max(len(step.tokens[at]) for step in trace.steps) for at in positions]
+    longest = [max(len(step.words[at]) for step in steps) for at in positions]
     return [_CHARACTER * max(n, 2) + _PADDING + _GAP for n in longest]
 
 
-def _blocks(trace: RefinementTrace) -> list[list[int]]:
+def _blocks(steps: Steps) -> list[list[int]]:
     """Break the caption's positions into lines that fit."""
-    positions = list(range(len(trace.steps[0].tokens)))
-    total = sum(_widths(trace, positions))
+    positions = list(range(len(steps[0].words)))
+    total = sum(_widths(steps, positions))
     # Lines of about one length rather than a full line and a rest.
     share = total / math.ceil(total / _LONGEST_LINE)
     blocks: list[list[int]] = [[]]
     for position in positions:
-        if blocks[-1] and sum(_widths(trace, blocks[-1])) >= share - 1e-6:
+        if blocks[-1] and sum(_widths(steps, blocks[-1])) >= share - 1e-6:
             blocks.append([])
         blocks[-1].append(position)
     return blocks
 
 
-def _draw_block(axis: Axes, trace: RefinementTrace, positions: list[int], top: float) -> None:
-    for number, step in enumerate(trace.steps):
+def _draw_block(axis: Axes, steps: Steps, positions: list[int], top: float) -> None:
+    for number, step in enumerate(steps):
         y = top + number * _ROW + 0.02
         axis.text(-0.12, y + _BOX / 2, f"step {number + 1}", ha="right", va="center", fontsize=9, color=GREY)
         x = 0.0
-        for position, width in zip(positions, _widths(trace, positions), strict=True):
-            _draw_word(axis, step, position, x, y, width - _GAP)
+        for position, width in zip(positions, _widths(steps, positions), strict=True):
+            written = number == 0 or steps[number - 1].remasked[position]
+            _draw_word(axis, step, position, written, x, y, width - _GAP)
             x += width
 
 
-def _draw_word(axis: Axes, step: StepTrace, position: int, x: float, y: float, width: float) -> None:
+def _draw_word(
+    axis: Axes, step: RefinementStep, position: int, written: bool, x: float, y: float, width: float
+) -> None:
     confidence, remasked = step.confidence[position], step.remasked[position]
     colour = COLOURS(confidence)
     luminance = 0.2126 * colour[0] + 0.7152 * colour[1] + 0.0722 * colour[2]
@@ -121,12 +139,12 @@ def _draw_word(axis: Axes, step: StepTrace, position: int, x: float, y: float, w
     axis.text(
         x + width / 2,
         y + _BOX / 2,
-        plain(step.tokens[position]),
+        plain(step.words[position]),
         ha="center",
         va="center_baseline",
         fontsize=_WORD_SIZE,
         color=ink,
-        weight="bold" if step.written[position] else "normal",
+        weight="bold" if written else "normal",
         path_effects=[withStroke(linewidth=2.5, foreground=colour)],  # keeps a struck word readable
     )
 
@@ -145,7 +163,7 @@ def _draw_key(figure: Figure, x: float, y: float, width: float, height: float) -
     axis.text(2.66, 0.09, ": written in this step", va="center", fontsize=8.5, color=GREY)
 
 
-def _draw_experts(figure: Figure, weights: list[float], x: float, top: float) -> None:
+def _draw_experts(figure: Figure, weights: Sequence[float], x: float, top: float) -> None:
     tall = min(0.24 * len(weights) + 0.02, 2.4)
     axis = _axes(figure, x, top - tall, 0.85, tall)
     axis.barh(range(len(weights)), weights, color=BLUE, height=0.62)
@@ -166,3 +184,23 @@ def _draw_experts(figure: Figure, weights: list[float], x: float, top: float) ->
     for side in ("top", "right", "bottom"):
         axis.spines[side].set_visible(False)
     axis.set_title("expert weights", fontsize=8, loc="left", pad=5)
+
+
+def write_steps(path: Path, steps: Mapping[str, Steps]) -> None:
+    """Write every word of every step as CSV, steps and positions counted from 1.
+
+    Args:
+        path: The file; its folder is made.
+        steps: Of each image, by its id.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(("image_id", "step", "position", "token", "confidence", "remasked"))
+        for name, own in steps.items():
+            for number, step in enumerate(own, start=1):
+                words = zip(step.words, step.confidence, step.remasked, strict=True)
+                writer.writerows(
+                    (name, number, position, word, round(confidence, 4), int(remasked))
+                    for position, (word, confidence, remasked) in enumerate(words, start=1)
+                )

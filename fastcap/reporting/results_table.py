@@ -1,4 +1,4 @@
-"""The ledger of all runs, ``experiments/results.csv``: one row a run, from the run's own files."""
+"""The table of all runs, ``experiments/results.csv``: one row a run, from the run's own files."""
 
 from __future__ import annotations
 
@@ -14,18 +14,15 @@ from fastcap.utils.errors import UserError
 
 COLUMNS = (
     *("date", "commit", "dirty", "seed", "overrides", "decoder", "data", "split", "images", "steps", "cider", "bleu4"),
-    *("val_loss", "decode_ms", "params", "minutes", "lengths", "beams", "distinct", "repetitions", "strange", "run"),
+    *("val_loss", "decode_ms", "params", "minutes", "length_beam", "beams", "distinct", "repetitions"),
+    *("unseen_bigrams", "run"),
 )
-SCORES = ("cider", "bleu4", "distinct", "repetitions", "strange")
-_LATER = ("strange",)  # columns that older ledgers lack
-_SAYS_NOTHING = re.compile(r"[+~]*(logger|callbacks|hydra|name|recipe|resume)\b")
+SCORES = ("cider", "bleu4", "distinct", "repetitions", "unseen_bigrams")
+# Overrides that change no number.
+_NO_NUMBER = re.compile(r"[+~]*(logger|callbacks|hydra|name|resume)\b")
 _ABSOLUTE = re.compile(r"(?<![\w.\-])/(?:[^/\s,\]}'\"]+/)*[^/\s,\]}'\"]+")
 
 Row = dict[str, str]
-
-
-class LedgerError(UserError, ValueError):
-    """A ledger that cannot be used; the message names the file and what is wrong."""
 
 
 def row_of(run: Run, base: Path) -> Row:
@@ -35,19 +32,17 @@ def row_of(run: Run, base: Path) -> Row:
         run: The run.
         base: The folder that paths are told from; only the end of others is told.
     """
-    results, config = run.results, run.config
+    results = run.results
     split = str(results.get("split") or "val")
     refinement = results.get("refinement") or {}
-    given = results.get("given") or [f"{key}={value}" for key, value in run.overrides.items()]
-    decoder = str(results.get("decoder") or (config.get("decoder") or {}).get("_target_") or "")
+    same = ("date", "commit", "dirty", "seed", "data", "images", "decode_ms", "minutes")
     values = {
-        **{name: results.get(name) for name in ("date", "commit", "dirty", "data", "images", "decode_ms", "minutes")},
-        "seed": results.get("seed", config.get("seed")),
-        "overrides": _told(given, base),
-        "decoder": decoder.rpartition(".")[2],
+        **{name: results.get(name) for name in same},
+        "overrides": _told(results.get("given") or (), base),
+        "decoder": str(results.get("decoder") or "").rpartition(".")[2],
         "split": split,
         "steps": refinement.get("num_steps"),
-        "lengths": refinement.get("num_lengths"),
+        "length_beam": refinement.get("length_beam"),
         "beams": refinement.get("num_beams"),
         **{name: run.metrics.get(f"{split}/{name}") for name in SCORES},
         "val_loss": run.metrics.get(f"{split}/loss"),
@@ -57,50 +52,45 @@ def row_of(run: Run, base: Path) -> Row:
     return {name: _text(values[name]) for name in COLUMNS}
 
 
-def read_ledger(path: Path) -> list[Row]:
-    """Read a ledger; nothing where there is no file.
+def read_table(path: Path, columns: Sequence[str] = COLUMNS) -> list[Row]:
+    """Read a CSV table.
 
     Raises:
-        LedgerError: If it is no ledger.
+        UserError: If it cannot be read, lacks one of ``columns`` or has a line of another length.
     """
     try:
         with open(path, newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file)
             rows = list(reader)
             names = reader.fieldnames or []
-    except FileNotFoundError:
-        return []
     except (OSError, ValueError, csv.Error) as error:
-        raise LedgerError(f"{path}: cannot be read ({error})") from error
-    if missing := [name for name in COLUMNS if name not in names and name not in _LATER]:
-        raise LedgerError(f"{path}: no ledger of runs (no column {missing[0]!r})")
+        raise UserError(f"{path}: cannot be read ({error})") from error
+    if missing := [name for name in columns if name not in names]:
+        raise UserError(f"{path}: no column {missing[0]!r}")
     for number, row in enumerate(rows, start=2):
         if None in row or None in row.values():
-            raise LedgerError(f"{path}: line {number}: not {len(names)} cells")
-        row.update({name: "" for name in _LATER if name not in row})
+            raise UserError(f"{path}: line {number}: not {len(names)} cells")
     return rows
 
 
 def add_runs(path: Path, runs: Iterable[Run], base: Path) -> tuple[int, int]:
-    """Write finished runs into a ledger; one that it has already (by folder and date) keeps its place.
-
-    A recipe's own folder is left out: its stages are runs.
+    """Write finished runs into the table; one that it has already (by folder and date) keeps its place.
 
     Args:
-        path: The ledger; made where there is none.
+        path: The table; made where there is none.
         runs: The runs; unfinished ones are left out.
         base: The folder that paths are told from.
 
     Returns:
-        How many were new, and how many had changed (decoding was timed since).
+        How many were new, and how many had changed.
 
     Raises:
-        LedgerError: If the file is no ledger or cannot be written.
+        UserError: If the file is no such table or cannot be written.
     """
-    rows = {_key(row): row for row in read_ledger(path)}
+    rows = {_key(row): row for row in (read_table(path) if path.exists() else [])}
     new = changed = 0
     for run in runs:
-        if not isinstance(run.results.get("metrics"), dict) or "stages" in run.results:
+        if not isinstance(run.results.get("metrics"), dict):
             continue
         row = row_of(run, base)
         known = rows.get(_key(row))
@@ -116,7 +106,7 @@ def add_runs(path: Path, runs: Iterable[Run], base: Path) -> tuple[int, int]:
             writer.writerows(rows.values())
         os.replace(part, path)
     except OSError as error:
-        raise LedgerError(f"{path}: cannot be written ({error.strerror})") from error
+        raise UserError(f"{path}: cannot be written ({error.strerror})") from error
     return new, changed
 
 
@@ -126,7 +116,7 @@ def _key(row: Mapping[str, str]) -> tuple[str, str]:
 
 def _told(given: Sequence[str], base: Path) -> str:
     """Overrides as one text, without what changes no number, and without this machine's folders."""
-    words = [str(text) for text in given if not _SAYS_NOTHING.match(str(text))]
+    words = [str(text) for text in given if not _NO_NUMBER.match(str(text))]
     return _ABSOLUTE.sub(lambda found: _place(Path(found[0]), base), " ".join(words))
 
 

@@ -1,0 +1,67 @@
+"""Pictures fit whatever the words, and are of what was given."""
+
+import csv
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from fastcap.reporting.pictures import SpeedPoint, draw_captions, draw_curve
+from fastcap.reporting.refinement import draw_refinement, write_steps
+from fastcap.training.media import read_picture
+from fastcap.types import RefinementStep
+
+IMAGE = np.full((32, 32, 3), 128, np.uint8)
+
+
+def _steps(words, steps=2, confidence=0.5, remasked=False):
+    return [RefinementStep(words, [confidence] * len(words), [remasked] * len(words)) for _ in range(steps)]
+
+
+@pytest.mark.parametrize(
+    ("steps", "options"),
+    [
+        (_steps(["one"], steps=1), {}),
+        (
+            _steps(["antidisestablishmentarianism"] * 20, steps=8),
+            {"expert_weights": [0.125] * 8, "reference": "long " * 60},
+        ),
+        (
+            _steps(["$x$", "a_b", "ümlaut", ""]),
+            {"expert_weights": [0.0, 1.0], "reference": "costs $5 and $6"},
+        ),
+    ],
+    ids=["one word", "long", "odd characters"],
+)
+def test_any_caption_fits(tmp_path, steps, options):
+    draw_refinement(tmp_path / "x.png", IMAGE, " ".join(steps[0].words), steps, **options)
+    picture = read_picture(tmp_path / "x.png")
+    assert picture.shape[0] < 6000 and picture.shape[1] < 2200
+    border = np.concatenate([picture[:4].reshape(-1, 3), picture[-4:].reshape(-1, 3), picture[:, :4].reshape(-1, 3)])
+    right = picture[:, -4:].reshape(-1, 3)
+    assert (np.concatenate([border, right]) == 255).all(), "something is cut off at the edge"
+
+
+def test_confidence_and_remasking_change_the_picture(tmp_path):
+    drawn = []
+    for confidence, remasked in ((0.1, False), (0.9, False), (0.9, True)):
+        draw_refinement(tmp_path / "x.png", IMAGE, "a", _steps(["word"] * 4, 2, confidence, remasked))
+        drawn.append(read_picture(tmp_path / "x.png").astype(int))
+    assert all(np.abs(one - other).max() > 50 for one, other in pairwise(drawn))
+
+
+def test_steps_and_positions_count_from_one(tmp_path):
+    write_steps(tmp_path / "steps" / "x.csv", {"7": _steps(["a", "b"])})
+    with open(tmp_path / "steps" / "x.csv", newline="") as file:
+        rows = list(csv.reader(file))
+    assert rows[0] == ["image_id", "step", "position", "token", "confidence", "remasked"]
+    assert [row[:4] for row in rows[1:]] == [["7", s, p, w] for s in "12" for p, w in (("1", "a"), ("2", "b"))]
+
+
+def test_curve_and_captions_are_drawn(tmp_path):
+    points = [SpeedPoint(steps, steps * 0.5, 100.0 - steps, 10.0) for steps in (1, 2)]
+    draw_curve(tmp_path / "curve.png", points, chosen=2, note="of a test")
+    draw_curve(tmp_path / "flat.png", points[:1], chosen=4, note="one point")
+    draw_captions(tmp_path / "captions.png", [IMAGE] * 3, ["a $5 note", "", "c"], [["r"], ["$"], []], columns=2)
+    for name in ("curve", "flat", "captions"):
+        assert read_picture(tmp_path / f"{name}.png").std() > 5
