@@ -25,7 +25,7 @@ from fastcap.serving.exported import ExportedNetwork
 from fastcap.serving.folder import BIGRAMS, FORMAT_VERSION, INDEX, SUFFIXES, TOKENIZER, ModelFacts, folder_bytes
 from fastcap.serving.graphs import expert_groups, graph_sources, write_onnx
 from fastcap.serving.quantize import Feeds, quantize_openvino, record_feeds
-from fastcap.serving.quantize_onnx import Layer, quantize_onnx, summary
+from fastcap.serving.quantize_onnx import Quantized, quantize_onnx
 from fastcap.serving.readme import readme
 from fastcap.serving.runtimes import INSTALL, LazyGraphs
 from fastcap.serving.weights import share_weights
@@ -118,7 +118,7 @@ def export(ckpt: Path, out: Path, options: ExportOptions, say: Callable[[str], N
             made = _write_variant(temporary / variant, variant, base, facts, loaded.tokenizer.to_json(), feeds)
             bigrams.write(temporary / variant / BIGRAMS)
             if made:
-                quantized[variant] = summary(made)
+                quantized[variant] = {name: graph.summary() for name, graph in made.items()}
         if "onnx-fp32" not in options.variants:
             shutil.rmtree(base)
         report = _compared(temporary, network, data, options, quantized, say)
@@ -167,7 +167,7 @@ def _facts(loaded: LoadedCheckpoint, network: EagerNetwork) -> ModelFacts:
 
 def _write_variant(
     folder: Path, variant: str, base: Path, facts: ModelFacts, tokenizer: str, feeds: Feeds
-) -> dict[str, list[Layer]]:
+) -> dict[str, Quantized]:
     """Write a variant; returns the layers of graphs that ONNX Runtime's int8 was made of."""
     quantized = {}
     runtime, precision = variant.split("-")

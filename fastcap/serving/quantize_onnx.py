@@ -1,16 +1,18 @@
-"""int8 in ONNX Runtime's way: static, QDQ, a scale an output channel; what would cost too much stays in fp32.
+"""int8 in ONNX Runtime's way: static, QDQ, a scale an output channel; right on every CPU.
 
-Rounding errors of different layers are nearly independent, so their powers add up. Each layer is therefore quantised
-alone once, and the error that reaches the graph's outputs is measured. The noisiest layers stay in fp32 until what is
-expected of all others together is quiet enough.
+Without VNNI, x86 kernels add the products of two u8 activations and two s8 weights in 16 bits and saturate. Weights of
+7 bits cannot reach that: 2 * 255 * 64 = 32,640 < 2**15. Activations keep 8 bits.
+
+Rounding errors of different layers are nearly independent, so their powers add up. All layers are quantised first;
+where that is too noisy, the layers at fault are found by halving, and stay in fp32.
 """
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,31 +21,198 @@ import numpy as np
 from fastcap.serving.runtimes import open_onnx
 
 TARGET_DB = 20.0  # signal to noise that a graph's outputs are to keep: noise of a hundredth of the signal's power
-MAX_JUDGED = 16  # feeds that one layer's error is measured on
+MAX_MEASURED = 16  # feeds that errors are measured on
+MAX_WEIGHT = 64  # of a quantised weight: 7 bits
+MIN_WEIGHTS = 4096  # smaller matrices and tables are as they were: there is nothing to gain
 ABSORBED = ("Clip", "Relu")  # a quantised convolution does these by where its range ends
-CHOICES = ("experts", "words")  # outputs that are a choice among few: right or wrong, not more or less
+KINDS = ("Conv", "MatMul", "Gemm")
 
 
 @dataclass
 class Layer:
-    """A layer with weights of its own.
+    """Weights, and the nodes that multiply by them: one a refinement step, where steps share weights.
 
     Attributes:
-        name: Name of its weights, or of its node where those have none.
-        nodes: Its node, and the activation that it absorbs, if any.
-        noise: Power of the error at the graph's outputs when it alone is quantised, as a share of the signal's.
-        kept: It stays in fp32.
+        name: Name of the weights.
+        nodes: The nodes, and the activations that they absorb.
     """
 
     name: str
     nodes: list[str]
-    noise: float = 0.0
-    kept: bool = False
 
-    @property
-    def decibels(self) -> float:
-        """Signal to noise when it alone is quantised."""
-        return _decibels(self.noise)
+
+@dataclass
+class Quantized:
+    """How a graph was quantised.
+
+    Attributes:
+        layers: Its layers.
+        kept: Those that stay in fp32, and the noise of each.
+        noise: Power of the error at the measured outputs, as a share of the signal's.
+    """
+
+    layers: list[Layer]
+    kept: dict[str, float] = field(default_factory=dict)
+    noise: float = 0.0
+
+    def summary(self) -> dict[str, Any]:
+        """Say what stays in fp32, for a report."""
+        kept = {name: _decibels(share) for name, share in self.kept.items()}
+        return {"layers": len(self.layers), "signal_to_noise_db": _decibels(self.noise), "kept_in_fp32": kept}
+
+
+def quantize_onnx(
+    source: Path,
+    target: Path,
+    feeds: Sequence[dict[str, np.ndarray]],
+    probes: Sequence[str] = (),
+    target_db: float = TARGET_DB,
+    say: Callable[[str], None] = lambda line: None,
+) -> Quantized:
+    """Quantise an ONNX graph to int8; what large tables it has are stored in 16 bits.
+
+    Args:
+        source: The graph in fp32.
+        target: The file to write.
+        feeds: What the graph is fed on training images, one image each; ranges and errors are measured on it.
+        probes: Outputs that are quantities, not choices among few, and depend on every layer. Errors are measured on
+            them, and they are left out of the written graph. Without probes all outputs are measured, and all stay.
+        target_db: Signal to noise that the probes are to keep; the signal is what differs from image to image.
+        say: Told what is being done.
+
+    Returns:
+        The graph's layers, and which of them stay in fp32.
+    """
+    import onnx
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    prepared, scratch = target.with_suffix(".prepared.onnx"), target.with_suffix(".scratch.onnx")
+    try:
+        quant_pre_process(source, prepared, skip_symbolic_shape=True)
+        model = onnx.load(prepared)
+        _separate_tables(model)
+        onnx.save(model, prepared)
+        say(f"ranges of {len(feeds)} images")
+        ranges = _ranges(prepared, scratch, feeds)
+        measured = list(probes) or [output.name for output in model.graph.output]
+        part = onnx.utils.Extractor(model).extract_model([i.name for i in model.graph.input], measured)
+        judged = feeds[:: math.ceil(len(feeds) / MAX_MEASURED)]
+        onnx.save(part, scratch)
+        truth = _outputs(scratch, judged)
+
+        def measure(chosen: Sequence[Layer]) -> float:
+            onnx.save(_quantized(part, ranges, chosen), scratch)
+            return noise(truth, _outputs(scratch, judged))
+
+        reached = {layer.name for layer in layers(part)}
+        found = Quantized([layer for layer in layers(model) if layer.name in reached])
+        keep_noisiest(found, measure, 10 ** (-target_db / 10), say)
+        drop_outputs(model, probes)
+        result = _quantized(model, ranges, [layer for layer in found.layers if layer.name not in found.kept])
+        store_tables_in_16_bits(result)
+        del result.metadata_props[:]
+        result.metadata_props.extend(onnx.load(source, load_external_data=False).metadata_props)
+        onnx.save(result, target)
+    finally:
+        prepared.unlink(missing_ok=True)
+        scratch.unlink(missing_ok=True)
+    return found
+
+
+def layers(model: Any) -> list[Layer]:
+    """List a graph's layers: convolutions, and products with matrices that are worth it."""
+    sizes = {tensor.name: list(tensor.dims) for tensor in model.graph.initializer}
+    readers = _readers(model)
+    found: dict[str, Layer] = {}
+    for node in model.graph.node:
+        name = next((name for name in node.input[:2] if name in sizes), None)
+        if node.op_type not in KINDS or name is None:
+            continue
+        convolution = node.op_type == "Conv"
+        if not convolution and (len(sizes[name]) != 2 or math.prod(sizes[name]) < MIN_WEIGHTS):
+            continue
+        follows = readers.get(node.output[0], [])
+        absorbed = [n.name for n in follows if convolution and len(follows) == 1 and n.op_type in ABSORBED]
+        found.setdefault(name, Layer(name, [])).nodes.extend([node.name, *absorbed])
+    return list(found.values())
+
+
+def keep_noisiest(
+    found: Quantized, measure: Callable[[Sequence[Layer]], float], most: float, say: Callable[[str], None]
+) -> None:
+    """Keep the noisiest layers in fp32, until the others together are no noisier than allowed.
+
+    Args:
+        found: Its layers are read, the rest is filled in.
+        measure: Quantises some layers and returns the noise at the outputs.
+        most: Noise allowed.
+        say: Told of each step.
+    """
+    groups = [(measure(found.layers), found.layers)] if found.layers else []
+    found.noise = sum(share for share, _ in groups)
+    while found.noise > most:
+        groups.sort(key=lambda group: group[0])
+        share, group = groups.pop()
+        if len(group) == 1:
+            found.kept[group[0].name] = share
+        else:
+            half = len(group) // 2
+            groups += [(measure(part), part) for part in (group[:half], group[half:])]
+        left = sum(share for share, _ in groups)
+        if left <= most:  # as far as noises add up; what counts is all of it
+            left = measure([layer for _, group in groups for layer in group]) if groups else 0.0
+        found.noise = left
+        say(f"{_decibels(left)} dB with {len(found.kept)} of {len(found.layers)} layers in fp32")
+
+
+def noise(truth: Sequence[np.ndarray], outputs: Sequence[np.ndarray]) -> float:
+    """Power of the error as a share of the signal's, of the noisiest output.
+
+    The signal is what differs from feed to feed: a word's logit is mostly how frequent the word is, whatever the image.
+
+    Args:
+        truth: Of each output, all feeds. (feeds, ...)
+        outputs: What to compare with it.
+    """
+    shares = [0.0]
+    for exact, output in zip(truth, outputs, strict=True):
+        power = float(np.square(exact - exact.mean(0), dtype=np.float64).sum())
+        if power > 0:
+            shares.append(float(np.square(output - exact, dtype=np.float64).sum()) / power)
+    return max(shares)
+
+
+def drop_outputs(model: Any, names: Sequence[str]) -> None:
+    """Take outputs, and what only they need, out of a graph."""
+    kept = [output for output in model.graph.output if output.name not in names]
+    del model.graph.output[:]
+    model.graph.output.extend(kept)
+    needed, nodes = {output.name for output in kept}, []
+    for node in reversed(model.graph.node):
+        if needed.intersection(node.output):
+            needed.update(node.input)
+            nodes.append(node)
+    del model.graph.node[:]
+    model.graph.node.extend(reversed(nodes))
+    tensors = [tensor for tensor in model.graph.initializer if tensor.name in needed]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(tensors)
+
+
+def store_tables_in_16_bits(model: Any) -> None:
+    """Store large fp32 constants in fp16; ONNX Runtime widens them once, when it opens the graph."""
+    import onnx
+
+    casts = []
+    for tensor in model.graph.initializer:
+        if tensor.data_type == onnx.TensorProto.FLOAT and math.prod(tensor.dims) >= MIN_WEIGHTS:
+            values, name = onnx.numpy_helper.to_array(tensor), tensor.name
+            if np.abs(values).max() <= np.finfo(np.float16).max:
+                casts.append(onnx.helper.make_node("Cast", [f"{name}_fp16"], [name], f"{name}_widen", to=1))
+                tensor.CopyFrom(onnx.numpy_helper.from_array(values.astype(np.float16), f"{name}_fp16"))
+    nodes = [*casts, *model.graph.node]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
 
 
 class _Reader:
@@ -60,116 +229,52 @@ class _Reader:
         return self._feeds
 
 
-def quantize_onnx(
-    source: Path, target: Path, feeds: Sequence[dict[str, np.ndarray]], target_db: float = TARGET_DB
-) -> list[Layer]:
-    """Quantise an ONNX graph to int8.
-
-    Args:
-        source: The graph in fp32.
-        target: The file to write.
-        feeds: What the graph was fed on training images; ranges and errors are measured on it.
-        target_db: Signal to noise that the graph's outputs are to keep, as far as the layers' errors add up.
-
-    Returns:
-        The graph's layers, and which of them stay in fp32.
-    """
-    import onnx
+def _ranges(graph: Path, scratch: Path, feeds: Sequence[dict[str, np.ndarray]]) -> Any:
+    """Smallest and largest value of what layers take and give."""
     from onnxruntime.quantization import CalibrationMethod
     from onnxruntime.quantization.calibrate import create_calibrator
-    from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    prepared, scratch = target.with_suffix(".prepared.onnx"), target.with_suffix(".scratch.onnx")
-    try:
-        quant_pre_process(source, prepared, skip_symbolic_shape=True)
-        model = onnx.load(prepared)
-        found = layers(model)
-        types = ["Conv", "MatMul", "Gemm", *ABSORBED]
-        calibrator = create_calibrator(
-            prepared, types, augmented_model_path=str(scratch), calibrate_method=CalibrationMethod.MinMax
-        )
-        calibrator.collect_data(_Reader(feeds))
-        ranges = calibrator.compute_data()
-        del calibrator
-        judged = feeds[:: math.ceil(len(feeds) / MAX_JUDGED)]
-        truth = _outputs(prepared, judged)
-        for layer in found:
-            onnx.save(_quantized(model, ranges, [layer]), scratch)
-            layer.noise = noise(truth, _outputs(scratch, judged))
-        keep_noisiest(found, target_db)
-        onnx.save(_quantized(model, ranges, [layer for layer in found if not layer.kept]), target)
-    finally:
-        prepared.unlink(missing_ok=True)
-        scratch.unlink(missing_ok=True)
-    return found
+    calibrator = create_calibrator(
+        graph, [*KINDS, *ABSORBED], augmented_model_path=str(scratch), calibrate_method=CalibrationMethod.MinMax
+    )
+    calibrator.collect_data(_Reader(feeds))
+    return calibrator.compute_data()
 
 
-def layers(model: Any) -> list[Layer]:
-    """List a graph's layers: convolutions, and matrix products with weights."""
-    weights = {tensor.name for tensor in model.graph.initializer}
+def _readers(model: Any) -> dict[str, list[Any]]:
     readers: dict[str, list[Any]] = {}
     for node in model.graph.node:
         for name in node.input:
             readers.setdefault(name, []).append(node)
-    found = []
-    for node in model.graph.node:
-        own = [name for name in node.input[:2] if name in weights]
-        if node.op_type in ("Conv", "MatMul", "Gemm") and own:
-            follows = readers.get(node.output[0], [])
-            absorbed = [n.name for n in follows if n.op_type in ABSORBED] if node.op_type == "Conv" else []
-            named = own[0].startswith("model.") and own[0].endswith(".weight")
-            name = own[0].removeprefix("model.").removesuffix(".weight") if named else node.name
-            found.append(Layer(name, [node.name, *(absorbed if len(follows) == 1 else [])]))
-    return found
+    return readers
 
 
-def keep_noisiest(found: Sequence[Layer], target_db: float) -> None:
-    """Keep the noisiest layers in fp32, until the noise of the others adds up to no more than the target."""
-    most = 10 ** (-target_db / 10)
-    left = sum(layer.noise for layer in found)
-    for layer in sorted(found, key=lambda layer: -layer.noise):
-        if left <= most:
-            break
-        layer.kept = True
-        left = sum(other.noise for other in found if not other.kept)
-
-
-def noise(truth: Sequence[np.ndarray], outputs: Sequence[np.ndarray]) -> float:
-    """Power of the error as a share of the signal's, of the noisiest of several outputs."""
-    shares = [0.0]
-    for signal, output in zip(truth, outputs, strict=True):
-        power = float(np.square(signal, dtype=np.float64).sum())
-        if power > 0:
-            shares.append(float(np.square(output - signal, dtype=np.float64).sum()) / power)
-    return max(shares)
-
-
-def summary(graphs: dict[str, list[Layer]]) -> dict[str, Any]:
-    """Say what each graph keeps in fp32, for the report."""
-    return {
-        graph: {
-            "layers": len(found),
-            "expected_signal_to_noise_db": _rounded(sum(layer.noise for layer in found if not layer.kept)),
-            "kept_in_fp32": {layer.name: _rounded(layer.noise) for layer in found if layer.kept},
-        }
-        for graph, found in graphs.items()
-    }
-
-
-def _decibels(share: float) -> float:
-    return -10 * math.log10(share) if share > 0 else math.inf
-
-
-def _rounded(share: float) -> float | None:
-    return round(_decibels(share), 1) if share > 0 else None
+def _separate_tables(model: Any) -> None:
+    """Give a table that is also a layer's weights (tied embeddings) a copy of its own: that one stays as it is."""
+    readers = _readers(model)
+    chosen = {name for layer in layers(model) for name in layer.nodes}
+    for tensor in list(model.graph.initializer):
+        multiply = [node for node in readers.get(tensor.name, []) if node.name in chosen]
+        others = [node for node in readers.get(tensor.name, []) if node.name not in chosen]
+        if multiply and others:
+            table = copy.deepcopy(tensor)
+            table.name = f"{tensor.name}_table"
+            model.graph.initializer.append(table)
+            for node in others:
+                node.input[:] = [table.name if name == tensor.name else name for name in node.input]
 
 
 def _outputs(path: Path, feeds: Sequence[dict[str, np.ndarray]]) -> list[np.ndarray]:
-    """Run a graph on each feed; an array an output that is a quantity, of all feeds one after the other."""
+    """Run a graph on each feed; an array (feeds, ...) for each output of floats."""
     session = open_onnx(path, 1)
-    names = [output.name for output in session.get_outputs() if output.name not in CHOICES]
+    names = [output.name for output in session.get_outputs() if output.type == "tensor(float)"]
     runs = [session.run(names, feed) for feed in feeds]
-    return [np.concatenate([run[place].ravel() for run in runs]) for place in range(len(names))]
+    outputs = [[run[place] for run in runs] for place in range(len(names))]
+    same = [len({value.shape for value in values}) == 1 for values in outputs]
+    return [
+        np.stack(values) if alike else np.concatenate([value.ravel() for value in values])
+        for values, alike in zip(outputs, same, strict=True)
+    ]
 
 
 def _quantized(model: Any, ranges: Any, chosen: Sequence[Layer]) -> Any:
@@ -177,19 +282,52 @@ def _quantized(model: Any, ranges: Any, chosen: Sequence[Layer]) -> Any:
     from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
     if not chosen:
-        return model
+        return copy.deepcopy(model)
     quantizer = QDQQuantizer(
         copy.deepcopy(model),
         True,  # a scale an output channel
-        False,
+        True,  # weights of 7 bits, up to MAX_WEIGHT
         QuantType.QInt8,
         QuantType.QUInt8,
         ranges,
         [node for layer in chosen for node in layer.nodes],
         [],
-        ["Conv", "MatMul", "Gemm", *ABSORBED],
+        [*KINDS, *ABSORBED],
         # What follows a matrix product is fp32 anyway: rounding its result would only lose accuracy.
         {"OpTypesToExcludeOutputQuantization": ["MatMul", "Gemm"]},
     )
     quantizer.quantize_model()
+    quantizer.model.topological_sort()
+    _shield(quantizer.model.model)
     return quantizer.model.model
+
+
+def _shield(model: Any) -> None:
+    """Keep ONNX Runtime from rounding what stays in fp32.
+
+    Its WeightBiasQuantization rounds a convolution between two quantised ones by itself, all channels with one scale,
+    and only some of its languages can turn that off. A maximum with the lowest number between the two hides it.
+    """
+    import onnx
+
+    made_by = {output: node for node in model.graph.node for output in node.output}
+
+    def dequantized(name: str) -> bool:
+        return name in made_by and made_by[name].op_type == "DequantizeLinear"
+
+    nodes = []
+    for node in model.graph.node:
+        nodes.append(node)
+        if node.op_type in ("Conv", "Gemm") and dequantized(node.input[0]) and not dequantized(node.input[1]):
+            output = node.output[0]
+            node.output[0] = f"{output}_fp32"
+            nodes.append(onnx.helper.make_node("Max", [node.output[0], "fp32_lowest"], [output], f"{node.name}_shield"))
+    if len(nodes) > len(model.graph.node):
+        lowest = np.array(np.finfo(np.float32).min, np.float32)
+        model.graph.initializer.append(onnx.numpy_helper.from_array(lowest, "fp32_lowest"))
+        del model.graph.node[:]
+        model.graph.node.extend(nodes)
+
+
+def _decibels(share: float) -> float | None:
+    return round(-10 * math.log10(share), 1) if share > 0 else None

@@ -139,7 +139,7 @@ def test_every_variant(tiny_checkpoint, tmp_path, capsys):
     quantized = report["quantized"]["onnx-int8"]
     assert set(quantized) == {"encoder", "prepare_0", "prepare_1", "step_0", "step_1"}
     assert all(graph["layers"] > len(graph["kept_in_fp32"]) for graph in quantized.values())
-    assert all(graph["expected_signal_to_noise_db"] >= TARGET_DB for graph in quantized.values())
+    assert all(graph["signal_to_noise_db"] >= TARGET_DB for graph in quantized.values())
     text = (folder / "README.md").read_text()
     assert all(f"- `{name}`, " in text for name in quantized)
     export_command.main([str(tiny_checkpoint), "--out", str(folder), "--formats", "onnx", "--precisions", "fp32"])
