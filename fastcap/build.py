@@ -38,6 +38,7 @@ from fastcap.training import (
     last_good,
     open_checkpoint,
     quiet,
+    run_precision,
     unfinished_run,
 )
 from fastcap.training.checkpoints import FORMAT_VERSION, RUNS_DIR, model_state, read_checkpoint, start_from
@@ -264,6 +265,8 @@ def build_trainer(cfg: DictConfig, run_dir: Path, overrides: Sequence[str] = (),
         plugins.append(BatchNormSync())  # in the place of Lightning's, which knows GPUs only
     trainer: L.Trainer = construct(
         cfg.trainer,
+        precision=run_precision(cfg.trainer),
+        check_val_every_n_epoch=_validation_interval(cfg.trainer),
         sync_batchnorm=False,
         plugins=plugins,
         logger=[logger for logger in loggers if logger is not None],
@@ -273,6 +276,12 @@ def build_trainer(cfg: DictConfig, run_dir: Path, overrides: Sequence[str] = (),
     if trainer.strategy.root_device.type == "cpu":
         keep_freed_memory()
     return trainer
+
+
+def _validation_interval(trainer: DictConfig) -> int | None:
+    """Epochs between validations; a shorter run is validated at its end, or it would have no best checkpoint."""
+    every, epochs = trainer.get("check_val_every_n_epoch"), trainer.get("max_epochs")
+    return min(every, epochs) if every and epochs and epochs > 0 else every
 
 
 def settle_resume(cfg: DictConfig, run_dir: Path) -> DictConfig:

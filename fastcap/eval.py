@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import sys
 import time
@@ -31,10 +30,11 @@ from fastcap.metrics import CaptionMetrics, caption_faults, count_lengths
 from fastcap.module import CaptioningModule, Prediction
 from fastcap.reporting.evaluation import Evaluation, Speed, write_page
 from fastcap.reporting.scores import ScoredCaption, score_captions, write_scores
-from fastcap.training import close_loggers
+from fastcap.training import closing_loggers
 from fastcap.training.checkpoints import find_checkpoint
 from fastcap.types import CaptionRecords
 from fastcap.utils.distributed import gather_list, together
+from fastcap.utils.files import write_json
 from fastcap.utils.provenance import describe_run
 
 OPEN_GROUPS = ("data", "refinement", "trainer", "metrics", "logger", "callbacks")
@@ -67,12 +67,8 @@ def evaluate(ckpt: Path | str, split: str, overrides: dict[str, Any], run_dir: P
     module.eval_split = split
     named = (f"ckpt={ckpt}", f"split={split}", *(f"{key}={value}" for key, value in overrides.items()))
     trainer = build_trainer(cfg, run_dir, named, job_type="eval")
-    done = False
-    try:
+    with closing_loggers(trainer.loggers):
         trainer.validate(module, dataloaders=datamodule.dataloader(split), verbose=False)
-        done = True
-    finally:
-        close_loggers(trainer.loggers, failed=not done)
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     predictions = _gathered(module.predictions)
     if trainer.is_global_zero:
@@ -87,6 +83,7 @@ def evaluate(ckpt: Path | str, split: str, overrides: dict[str, Any], run_dir: P
             **describe_run(cfg, named, split, len(captions)),
             "ckpt": str(ckpt),
             "overrides": overrides,
+            "precision": trainer.precision,
             "metrics": metrics,
             "minutes": (time.perf_counter() - started) / 60,
             "parameters": sum(p.numel() for p in module.parameters()),
@@ -98,7 +95,7 @@ def evaluate(ckpt: Path | str, split: str, overrides: dict[str, Any], run_dir: P
                 "references": count_lengths([text for row in captions for text in row.references]),
             },
         }
-        (run_dir / "results.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
+        write_json(run_dir / "results.json", results)
         coco = run_dir / f"captions_{split}_fastcap_results.json"
         write_results(coco, [(row.image_id, row.caption) for row in captions])
         write_scores(captions, run_dir / "scores.csv")

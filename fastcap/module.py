@@ -10,7 +10,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import Metric
@@ -257,13 +257,6 @@ class CaptioningModule(L.LightningModule):
         rewards = torch.tensor(scores, device=memory.device).view(-1, number)
         self.log("train/reward", 100 * rewards.mean(), sync_dist=True)
         return reinforce_loss(sampled, rewards), sampled.decided.sum()
-
-    def sharded_blocks(self) -> list[nn.Module]:
-        """Parts whose weights a process fetches only while they run, where weights are shared out over processes.
-
-        The decoder is none: generation enters it by several doors, and as often as each image takes.
-        """
-        return list(getattr(self.model.backbone, "blocks", ()))
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Build the optimiser over decayed and undecayed parameters, and its schedule in steps."""

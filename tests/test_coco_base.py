@@ -72,14 +72,14 @@ def test_the_recipe_trains_its_own_model_on_a_coco_folder(coco, tmp_path, monkey
     before = module.model.decoder.word.weight.detach().clone()
     trainer = build_trainer(cfg, tmp_path)
     trainer.fit(module, datamodule=datamodule)
-    assert trainer.global_step == 2 and trainer.precision == "bf16-mixed"
+    assert trainer.global_step == 2
     assert math.isfinite(trainer.callback_metrics["train/loss"]) and "val/cider" in trainer.callback_metrics
     assert not before.equal(module.model.decoder.word.weight)
     assert len(module.predictions) == 4
 
 
-@pytest.mark.parametrize("trainer", ["gpu", "ddp", "fsdp", "slurm"])
+@pytest.mark.parametrize("trainer", ["gpu", "ddp", "slurm"])
 def test_the_recipe_goes_with_several_gpus(trainer):
     cfg = recipe(f"trainer={trainer}")
-    assert cfg.trainer.precision == "bf16-mixed" and cfg.trainer.max_epochs > 1
+    assert cfg.trainer.precision == "auto" and cfg.trainer.max_epochs > 1
     assert 224 <= cfg.data.image_size <= 384

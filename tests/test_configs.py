@@ -19,7 +19,6 @@ CHOICES = [(group, p.stem) for group in GROUPS for p in sorted((Path(CONFIG_DIR)
 PLUGINS = {  # what a choice needs beside FastCap itself
     ("sweep", "joblib"): "hydra_joblib_launcher",
     ("sweep", "optuna"): "hydra_optuna_sweeper",
-    ("sweep", "ray"): "hydra_ray_launcher",
     ("sweep", "slurm"): "hydra_submitit_launcher",
 }
 

@@ -27,6 +27,7 @@ TINY = [
     "~callbacks.progress",
     "~callbacks.summary",
     "trainer.max_epochs=2",
+    "trainer.precision=32-true",  # whatever the machine computes
 ]
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +15,7 @@ from fastcap.build import ConfigError
 from fastcap.jobs.folders import differences
 from fastcap.training import last_good
 from fastcap.training.checkpoints import CheckpointError
+from fastcap.utils.files import write_json
 
 log = logging.getLogger(__name__)
 
@@ -59,13 +59,6 @@ def run_job(cfg: DictConfig, folder: Path, train: Train) -> dict[str, float] | N
         log.error("%s: failed: %s", folder.name, text.splitlines()[0])
         write_json(failure, {"error": text, "traceback": traceback.format_exc()})
         return None
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write a JSON file, whole or not at all."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(content, indent=1), encoding="utf-8")
-    os.replace(part, path)
 
 
 def _same_job(folder: Path, config: dict[str, Any]) -> None:

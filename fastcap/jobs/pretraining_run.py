@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,8 +14,9 @@ from fastcap.build import build_backbone, build_trainer, construct, open_checkpo
 from fastcap.cli import print_table
 from fastcap.data.images import ImageDataModule
 from fastcap.jobs.base import BackbonePretraining
-from fastcap.training import close_loggers, seed_run
+from fastcap.training import closing_loggers, seed_run
 from fastcap.training.checkpoints import CheckpointError
+from fastcap.utils.files import write_json
 
 
 def pretrain_backbone(
@@ -53,18 +53,15 @@ def pretrain_backbone(
     if cfg.resume:
         _check_resume(cfg.resume, module)
     trainer = build_trainer(cfg, run_dir, overrides)
-    done = False
-    try:
+    with closing_loggers(trainer.loggers):
         trainer.fit(module, datamodule=images, ckpt_path=cfg.resume, weights_only=True)
-        done = True
-    finally:
-        close_loggers(trainer.loggers, failed=not done)
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     if trainer.is_global_zero:
         minutes = (time.perf_counter() - started) / 60
         results = {"metrics": metrics, "epochs": trainer.current_epoch, "steps": trainer.global_step}
-        results |= {"minutes": minutes, "parameters": sum(p.numel() for p in module.backbone.parameters())}
-        (run_dir / "results.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
+        results |= {"precision": trainer.precision, "minutes": minutes}
+        results |= {"parameters": sum(p.numel() for p in module.backbone.parameters())}
+        write_json(run_dir / "results.json", results)
         title = f"{cfg.name}: {trainer.current_epoch} epochs, {minutes:.1f} minutes"
         print_table(title, {k: v for k, v in sorted(metrics.items()) if k.startswith("val/")})
         weights = module.weights_path

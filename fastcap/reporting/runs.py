@@ -95,8 +95,7 @@ def _walk(path: Path, above: set[Path]) -> Iterator[Path]:
         return
     if any((path / mark).is_file() for mark in _MARKS):
         yield path
-        if not (path / "recipe.json").is_file():  # whose stages are runs in folders below
-            return
+        return
     for folder in sorted(path.iterdir()):
         if folder.is_dir() and not folder.name.startswith("."):
             yield from _walk(folder, {*above, real})

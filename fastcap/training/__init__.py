@@ -1,12 +1,11 @@
 """Everything around one training: checkpoints, resume, signals, callbacks, loggers."""
 
 from fastcap.training.account import default_entity, has_account
-from fastcap.training.batch_norm import BatchNormSync
-from fastcap.training.checkpoint import LastCheckpoint, RunCheckpoint
+from fastcap.training.checkpoint import LastCheckpoint, RunCheckpoint, validate_best
 from fastcap.training.files import AtomicCheckpointIO, CheckpointWriteError, is_url, join
-from fastcap.training.loggers import close_loggers, csv_logger, tensorboard_logger, wandb_logger
-from fastcap.training.machine import keep_freed_memory, seed_run
-from fastcap.training.preemption import EXIT_STATUS, Preempted, StopSignal, requeue
+from fastcap.training.loggers import closing_loggers, csv_logger, tensorboard_logger, wandb_logger
+from fastcap.training.machine import BatchNormSync, keep_freed_memory, run_precision, seed_run
+from fastcap.training.preemption import EXIT_STATUS, Preempted, StopSignal, exit_if_preempted, requeue
 from fastcap.training.progress import RunProgressBar, quiet
 from fastcap.training.refinement_pictures import RefinementPictures
 from fastcap.training.resume import (
@@ -19,7 +18,6 @@ from fastcap.training.resume import (
 )
 from fastcap.training.run_info import RunInfo
 from fastcap.training.samples import SampleCaptions
-from fastcap.training.sharded import ShardedStrategy, ShardingError
 from fastcap.training.speed import SpeedQuality
 from fastcap.training.throughput import Throughput
 
@@ -37,14 +35,13 @@ __all__ = [
     "RunInfo",
     "RunProgressBar",
     "SampleCaptions",
-    "ShardedStrategy",
-    "ShardingError",
     "SpeedQuality",
     "StopSignal",
     "Throughput",
-    "close_loggers",
+    "closing_loggers",
     "csv_logger",
     "default_entity",
+    "exit_if_preempted",
     "has_account",
     "is_url",
     "join",
@@ -54,8 +51,10 @@ __all__ = [
     "open_checkpoint",
     "quiet",
     "requeue",
+    "run_precision",
     "seed_run",
     "tensorboard_logger",
     "unfinished_run",
+    "validate_best",
     "wandb_logger",
 ]

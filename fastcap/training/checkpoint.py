@@ -10,6 +10,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from fastcap.training.files import join
 from fastcap.training.preemption import Preempted, StopSignal
+from fastcap.training.resume import open_checkpoint
 from fastcap.types import CaptionBatch
 
 
@@ -147,6 +148,24 @@ class RunCheckpoint(LastCheckpoint):
     ) -> None:
         best = {"monitor": monitor, "mode": mode, "filename": "best", "save_top_k": 1}
         super().__init__(every_n_steps, every_minutes, dirpath, **best)
+
+
+def validate_best(trainer: L.Trainer, module: L.LightningModule, data: L.LightningDataModule) -> dict[str, float]:
+    """Return the metrics of the best checkpoint, which is validated once more unless the last validation was its own.
+
+    Loggers are taken from the trainer: an earlier epoch's model is no point of the curves.
+    """
+    trainer.loggers = []
+    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    best = trainer.checkpoint_callback
+    if not isinstance(best, RunCheckpoint) or not best.best_model_path:
+        return metrics
+    # Of equal scores the first one's checkpoint is kept.
+    same_score = metrics.get(str(best.monitor)) == float(best.best_model_score or 0)
+    if not same_score or open_checkpoint(best.best_model_path)["global_step"] != trainer.global_step:
+        trainer.validate(module, datamodule=data, ckpt_path=best.best_model_path, weights_only=True, verbose=False)
+        metrics |= {name: float(value) for name, value in trainer.callback_metrics.items()}
+    return metrics
 
 
 def _any(trainer: L.Trainer, decision: bool) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch.plugins import CheckpointIO
 
 from fastcap.utils.errors import UserError
+from fastcap.utils.files import atomic_write
 
 
 class CheckpointWriteError(UserError):
@@ -50,30 +51,16 @@ class AtomicCheckpointIO(CheckpointIO):
     ) -> dict[str, Any]:
         """Read a checkpoint onto the CPU."""
         with fsspec.open(str(path), "rb") as file:
-            return upgrade(torch.load(file, map_location=map_location or "cpu", weights_only=weights_only is not False))
+            checkpoint: dict[str, Any] = torch.load(
+                file, map_location=map_location or "cpu", weights_only=weights_only is not False
+            )
+            return checkpoint
 
     def remove_checkpoint(self, path: str | Path) -> None:
         """Remove a checkpoint if it is there."""
         files, name = fsspec.core.url_to_fs(str(path))
         if files.exists(name):
             files.rm(name)
-
-
-def upgrade(checkpoint: Any) -> Any:
-    """Bring a checkpoint of an older version to today's form: what was a scalar parameter is a vector of one number."""
-    if not isinstance(checkpoint, dict):
-        return checkpoint
-    _no_scalars(checkpoint.get("state_dict", {}), ["model.alignment.log_scale"])
-    for optimizer in checkpoint.get("optimizer_states", ()):
-        for values in optimizer["state"].values():
-            _no_scalars(values, values.keys() - {"step"})
-    return checkpoint
-
-
-def _no_scalars(values: dict[str, Any], names: Iterable[str]) -> None:
-    for name in names:
-        if isinstance(values.get(name), torch.Tensor) and values[name].ndim == 0:
-            values[name] = values[name].reshape(1)
 
 
 def is_url(path: str | Path) -> bool:
@@ -86,30 +73,12 @@ def join(folder: str | Path, name: str) -> str:
     return f"{str(folder).rstrip('/')}/{name}" if is_url(folder) else str(Path(folder) / name)
 
 
-def sync_folder(folder: Path) -> None:
-    """Force a folder's names to the disk."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def _save_file(checkpoint: dict[str, Any], path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    try:
+    with atomic_write(path) as part:
         with part.open("wb") as file:
             torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
         if path.name == "last.ckpt" and path.exists():
             _keep(path, path.with_name(AtomicCheckpointIO.PREVIOUS))
-        os.replace(part, path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
 
 
 def _keep(path: Path, name: Path) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from lightning.pytorch.loggers import CSVLogger, Logger
@@ -151,8 +152,14 @@ def _run_id(run: RunInfo) -> str:
     return run_id
 
 
-def close_loggers(loggers: Iterable[Logger], failed: bool = False) -> None:
-    """End what outlives a run otherwise: W&B's run, so that the next job of a multirun gets one of its own."""
-    for logger in loggers:
-        if isinstance(logger, RunWandbLogger):
-            logger.close(failed)
+@contextmanager
+def closing_loggers(loggers: Iterable[Logger]) -> Iterator[None]:
+    """End W&B's run with the block, as failed where that fails: the next job of a multirun gets one of its own."""
+    kept, failed = list(loggers), True
+    try:
+        yield
+        failed = False
+    finally:
+        for logger in kept:
+            if isinstance(logger, RunWandbLogger):
+                logger.close(failed)

@@ -1,13 +1,24 @@
-"""What a run settles with the machine before it starts: random seeds, and how memory is given to tensors on a CPU."""
+"""What a run settles with its machine: seeds, precision, memory, BatchNorm over processes."""
 
 from __future__ import annotations
 
 import ctypes
+import functools
+import logging
 import platform
+from collections.abc import Mapping
+from typing import Any
 
 import lightning as L
+import torch
+from lightning.pytorch.plugins import LayerSync, TorchSyncBatchNorm
+from lightning.pytorch.utilities import rank_zero_only
+from torch.nn import Module
 
+from fastcap.utils.distributed import sync_batch_norms, unsync_batch_norms
 from fastcap.utils.errors import UserError
+
+log = logging.getLogger(__name__)
 
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # of mallopt, in glibc's malloc.h
 _NEVER = 2**31 - 1
@@ -25,6 +36,47 @@ def seed_run(seed: int) -> None:
         raise UserError(f"seed = {seed}: {error}") from error
 
 
+def run_precision(trainer: Mapping[str, Any]) -> str:
+    """Return the precision that a run computes in, in Lightning's words, where the configuration says ``auto``.
+
+    Args:
+        trainer: The configuration's node ``trainer``.
+    """
+    return _precision(str(trainer["precision"]), str(trainer.get("accelerator") or "auto"))
+
+
+@functools.cache  # said once
+def _precision(wanted: str, accelerator: str) -> str:
+    cuda = accelerator in ("gpu", "cuda") or (accelerator == "auto" and torch.cuda.is_available())
+    native = cuda_has_bf16() if cuda else accelerator in ("auto", "cpu") and cpu_has_bf16()
+    device = "the GPU" if cuda else "this CPU" if accelerator in ("auto", "cpu") else accelerator
+    if wanted == "auto":
+        chosen = "bf16-mixed" if native else "32-true"
+        rank_zero_only(log.info)("trainer.precision=auto: %s, as %s %s bf16", chosen, device, _VERB[native])
+        return chosen
+    if wanted.startswith("bf16") and device == "this CPU" and not native:
+        rank_zero_only(log.warning)(
+            "trainer.precision=%s: this CPU emulates bf16, convolutions take some 20 times longer than in fp32", wanted
+        )
+    return wanted
+
+
+_VERB = {True: "computes", False: "does not compute"}
+
+
+def cpu_has_bf16() -> bool:
+    """Whether this CPU multiplies in bf16 by instructions of its own, which torch may use here."""
+    if platform.machine() in ("x86_64", "AMD64"):  # where oneDNN's own query is content with AVX-512, and emulates
+        allowed = torch.backends.cpu.get_cpu_capability().startswith("AVX512")  # ATEN_CPU_CAPABILITY may say no
+        return allowed and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return bool(torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def cuda_has_bf16() -> bool:
+    """Whether the GPU does."""
+    return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
 def keep_freed_memory() -> bool:
     """Have the process keep the memory of freed tensors for the next ones, until it ends.
 
@@ -39,3 +91,19 @@ def keep_freed_memory() -> bool:
         return False
     library = ctypes.CDLL(None)
     return bool(library.mallopt(_MMAP_MAX, 0) and library.mallopt(_TRIM_THRESHOLD, _NEVER))
+
+
+class BatchNormSync(LayerSync):
+    """BatchNorm over the batch of all processes: torch's on GPUs, FastCap's own where torch has none."""
+
+    def apply(self, model: Module) -> Module:
+        """Convert every BatchNorm layer."""
+        if next(model.parameters()).is_cuda:
+            return TorchSyncBatchNorm().apply(model)
+        sync_batch_norms(model)
+        return model
+
+    def revert(self, model: Module) -> Module:
+        """Convert them back."""
+        unsync_batch_norms(model)
+        return TorchSyncBatchNorm().revert(model)

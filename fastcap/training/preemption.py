@@ -6,9 +6,14 @@ import logging
 import os
 import signal
 import subprocess
+import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
+
+from lightning.pytorch.utilities import rank_zero_only
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +67,23 @@ class StopSignal:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.received = signal.Signals(number)
+
+
+@contextmanager
+def exit_if_preempted() -> Iterator[None]:
+    """End the process with ``EXIT_STATUS`` where a signal stopped the run, in Slurm's queue again after SIGUSR1.
+
+    SIGUSR1 is what ``--signal`` sends before the time limit; pre-emption (SIGTERM) queues the job by itself.
+    """
+    try:
+        yield
+    except Preempted as stop:
+        if getattr(rank_zero_only, "rank", 0) != 0:
+            sys.exit(0)  # else Lightning would kill the first process, which still has something to do
+        print(f"fastcap: {stop}", file=sys.stderr)
+        if stop.signal == signal.SIGUSR1:
+            requeue()
+        sys.exit(EXIT_STATUS)
 
 
 def requeue() -> bool:

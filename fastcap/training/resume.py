@@ -13,7 +13,7 @@ import fsspec
 import torch
 from lightning.pytorch.utilities import rank_zero_only
 
-from fastcap.training.files import AtomicCheckpointIO, is_url, join, upgrade
+from fastcap.training.files import AtomicCheckpointIO, is_url, join
 from fastcap.utils.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ def open_checkpoint(path: Path | str) -> dict[str, Any]:
         raise CheckpointError(f"{path}: no such checkpoint")
     try:
         with fsspec.open(str(path), "rb") as file:
-            checkpoint: dict[str, Any] = upgrade(torch.load(file, map_location="cpu", weights_only=True))
+            checkpoint: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"{path}: cannot be read as a checkpoint ({reason})") from error

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+
+from fastcap.utils.files import write_text
 
 
 class RowWriter:
@@ -41,11 +42,8 @@ class RowWriter:
 
     def _replace(self, rows: list[dict[str, Any]]) -> None:
         self.names = sorted(set(self.names).union(*rows))
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        part = self.path.with_name(self.path.name + ".part")
         header = dict(zip(self.names, self.names, strict=True))
-        part.write_text(_lines(self.names, [header, *rows]), encoding="utf-8", newline="")
-        os.replace(part, self.path)
+        write_text(self.path, _lines(self.names, [header, *rows]))
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

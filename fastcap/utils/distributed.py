@@ -1,6 +1,6 @@
 """What the processes of one run agree on, so that together they compute what one process would.
 
-DistributedDataParallel and FSDP average gradients over processes. A loss is therefore right where its average over
+DistributedDataParallel averages gradients over processes. A loss is therefore right where its average over
 processes is the loss of the whole batch. Collectives run only inside ``together()``: elsewhere a process may be
 captioning by itself, and would wait for the others for ever.
 """

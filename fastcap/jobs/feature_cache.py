@@ -1,0 +1,52 @@
+"""A frozen backbone encodes the training images once, before training."""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor, nn
+
+from fastcap.build import ConfigError
+from fastcap.data.datamodule import CaptionDataModule
+from fastcap.model import FastCap
+from fastcap.training import run_precision
+from fastcap.training.checkpoints import read_checkpoint
+
+
+def cache_features(cfg: DictConfig, datamodule: CaptionDataModule, model: FastCap) -> None:
+    """Have the frozen backbone encode the training images' augmented views, where ``data.feature_views`` asks.
+
+    They are those that validation sees, in the run's precision, which is part of the cache's key. A run that goes on
+    from a checkpoint (``resume``) has its frozen weights there: they are taken first.
+
+    Raises:
+        ConfigError: If the backbone is being trained: its features would be stale after the first step.
+    """
+    if not datamodule.feature_views:
+        return
+    if not getattr(model.backbone, "frozen", False):
+        raise ConfigError(
+            f"data.feature_views = {datamodule.feature_views} needs a frozen backbone (backbone.frozen=true, as "
+            "backbone=efficientnet_lite0 has it)"
+        )
+    if cfg.resume:
+        state = read_checkpoint(cfg.resume)["state_dict"]
+        prefix = "model.backbone."
+        model.backbone.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
+    bf16 = run_precision(cfg.trainer).startswith("bf16")
+
+    def encode(images: Tensor) -> Tensor:
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
+            return model.backbone.feature_map(model.standardise(images))
+
+    datamodule.cache_features(encode, cache_key(model.backbone.net, bf16))
+
+
+def cache_key(encoder: nn.Module, bf16: bool) -> str:
+    """Name what frozen weights give, in a precision."""
+    digest = hashlib.sha256(b"bf16" if bf16 else b"")
+    for name, value in encoder.state_dict().items():
+        digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,53 @@
+"""Files that are whole or absent, whenever the process that writes them is killed."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+@contextmanager
+def atomic_write(path: Path, unique: bool = False) -> Iterator[Path]:
+    """Yield a file to write in the place of ``path``; it is forced to the disk and takes that name at the end.
+
+    The name changes in one step (``rename``), so readers find the old file or the new one. A block that fails leaves
+    the old one.
+
+    Args:
+        path: The file; its folder is made.
+        unique: Several processes may write it at once: each has a file of its own until the end.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.{os.getpid()}.part" if unique else f"{path.name}.part")
+    try:
+        yield part
+        _sync(part)
+        os.replace(part, path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+    _sync(path.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole."""
+    with atomic_write(path) as part:
+        part.write_text(text, encoding="utf-8", newline="")
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON file whole."""
+    write_text(path, json.dumps(content, indent=1, ensure_ascii=False))
+
+
+def _sync(path: Path) -> None:
+    """Force a file's bytes, or a folder's names, to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
