@@ -1,4 +1,4 @@
-"""The recipe for COCO runs: its own model, on a tiny folder laid out as `make data` does."""
+"""experiment=coco_base runs: its own model, on a tiny folder laid out as `make data` does."""
 
 import json
 import math
@@ -40,15 +40,15 @@ def coco(tmp_path_factory):
     return root
 
 
-def recipe(*overrides):
+def experiment(*overrides):
     with initialize_config_dir(CONFIG_DIR, version_base="1.3"):
         return compose("train", overrides=["experiment=coco_base", *overrides])
 
 
-def test_the_recipe_trains_its_own_model_on_a_coco_folder(coco, tmp_path, monkeypatch):
+def test_it_trains_its_own_model_on_a_coco_folder(coco, tmp_path, monkeypatch):
     """Widths, layers, experts, precision and schedule as they are; 64 px, batches of 2, one CPU."""
     monkeypatch.chdir(tmp_path)
-    cfg = recipe(
+    cfg = experiment(
         f"data.source.root={coco}",
         "data.image_size=64",
         "data.batch_size=2",
@@ -79,7 +79,7 @@ def test_the_recipe_trains_its_own_model_on_a_coco_folder(coco, tmp_path, monkey
 
 
 @pytest.mark.parametrize("trainer", ["gpu", "ddp", "slurm"])
-def test_the_recipe_goes_with_several_gpus(trainer):
-    cfg = recipe(f"trainer={trainer}")
+def test_it_goes_with_several_gpus(trainer):
+    cfg = experiment(f"trainer={trainer}")
     assert cfg.trainer.precision == "auto" and cfg.trainer.max_epochs > 1
     assert 224 <= cfg.data.image_size <= 384
