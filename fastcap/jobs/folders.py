@@ -11,7 +11,7 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from fastcap.training.run_info import short_name
+from fastcap.training.loggers import short_name
 
 _LONGEST = 100
 

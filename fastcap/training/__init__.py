@@ -1,13 +1,13 @@
 """Everything around one training: checkpoints, resume, signals, callbacks, loggers."""
 
-from fastcap.training.account import default_entity, has_account
 from fastcap.training.checkpoint import LastCheckpoint, RunCheckpoint, validate_best
 from fastcap.training.files import AtomicCheckpointIO, CheckpointWriteError, is_url, join
-from fastcap.training.loggers import closing_loggers, csv_logger, tensorboard_logger, wandb_logger
+from fastcap.training.log_wandb import default_entity, has_account, wandb_logger
+from fastcap.training.loggers import RunInfo, closing_loggers, csv_logger, tensorboard_logger
 from fastcap.training.machine import BatchNormSync, keep_freed_memory, run_precision, seed_run
+from fastcap.training.pictures import RefinementPictures, SampleCaptions
 from fastcap.training.preemption import EXIT_STATUS, Preempted, StopSignal, exit_if_preempted, requeue
-from fastcap.training.progress import RunProgressBar, quiet
-from fastcap.training.refinement_pictures import RefinementPictures
+from fastcap.training.progress import RunProgressBar, Throughput, quiet
 from fastcap.training.resume import (
     CheckpointError,
     FolderInUseError,
@@ -16,10 +16,7 @@ from fastcap.training.resume import (
     open_checkpoint,
     unfinished_run,
 )
-from fastcap.training.run_info import RunInfo
-from fastcap.training.samples import SampleCaptions
 from fastcap.training.speed import SpeedQuality
-from fastcap.training.throughput import Throughput
 
 __all__ = [
     "EXIT_STATUS",

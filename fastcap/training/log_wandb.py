@@ -1,24 +1,125 @@
-"""Weights & Biases: what is shown under which name, and a logger that never stops a run."""
+"""Weights & Biases: how a run starts there, what is shown under which name; nothing of it ever stops a run."""
 
 from __future__ import annotations
 
 import logging
+import os
+import uuid
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import lightning as L
 import numpy as np
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
+from PIL import Image
 
-from fastcap.training.media import MediaLogger
+from fastcap.training.loggers import RunInfo
 
 log = logging.getLogger(__name__)
 
+ID_FILE = "wandb_id.txt"
 STEP = "trainer/global_step"
 # Validation metrics whose best value a run's summary keeps.
 HIGHEST = ("cider", "bleu1", "bleu2", "bleu3", "bleu4", "rouge_l", "meteor", "spice")
 LOWEST = ("val/loss", "dlag/mae")
+
+
+def has_account() -> bool:
+    """Tell whether an API key is set up, by WANDB_API_KEY or ``wandb login``; asks no server."""
+    import wandb
+
+    return bool(wandb.login(prompt=False, verify=False))
+
+
+def default_entity() -> str | None:
+    """Ask the server for the account's own entity."""
+    import wandb
+
+    return wandb.Api().default_entity
+
+
+def wandb_logger(
+    run: RunInfo,
+    project: str = "fastcap",
+    entity: str | None = None,
+    group: str | None = None,
+    name: str | None = None,
+    log_checkpoint: bool = False,
+) -> Logger | None:
+    """Log to Weights & Biases: online with an account set up, else offline into the run's folder.
+
+    ``WANDB_MODE`` decides where it is set. A W&B that fails is a warning and None.
+
+    Args:
+        run: The run; one that is resumed goes on under its old id.
+        project: W&B project.
+        entity: W&B user or team; None for the account's own.
+        group: Runs that belong together.
+        name: The run's name; None for its overrides.
+        log_checkpoint: Keep the best and last checkpoints as artifacts.
+    """
+    if getattr(rank_zero_only, "rank", 0) != 0:
+        return None
+    try:
+        mode = os.environ.get("WANDB_MODE") or _mode()
+        for attempt in () if mode == "disabled" else dict.fromkeys((mode, "offline")):
+            try:
+                experiment = _start(run, attempt, project, entity, group, name)
+            except Exception as error:
+                log.warning("W&B did not start in mode %s: %s", attempt, error)
+            else:
+                define_metrics(experiment)
+                return RunWandbLogger(
+                    experiment=experiment, project=project, save_dir=str(run.folder), log_model=log_checkpoint
+                )
+    except Exception as error:
+        log.warning("W&B logger left out: %s", error)
+    return None
+
+
+def _mode() -> str:
+    try:
+        return "online" if has_account() else "offline"
+    except Exception as error:
+        log.warning("W&B goes offline: %s", error)
+        return "offline"
+
+
+def _start(run: RunInfo, mode: Any, project: str, entity: str | None, group: str | None, name: str | None) -> Any:
+    import wandb
+
+    return wandb.init(
+        project=project,
+        entity=entity,
+        group=group,
+        name=name or run.name,
+        job_type=run.job_type,
+        config=run.config,
+        id=_run_id(run),
+        resume="allow" if mode == "online" else None,
+        dir=str(run.folder),
+        mode=mode,
+        reinit="finish_previous",
+        settings=wandb.Settings(init_timeout=30, silent=True, console="off"),
+    )
+
+
+def _run_id(run: RunInfo) -> str:
+    """The run's W&B id: as before where the run goes on, in its folder or from its checkpoint; else a new one.
+
+    Jobs of a sweep that all start from one checkpoint are runs of their own.
+    """
+    folders = [run.folder] if run.resume else []
+    if run.resume and run.job_type != "sweep":
+        folders.append(run.resume.resolve().parent.parent)
+    known = [folder / ID_FILE for folder in folders if (folder / ID_FILE).is_file()]
+    new = os.environ.get("WANDB_RUN_ID") or uuid.uuid4().hex[:8]
+    run_id = known[0].read_text(encoding="utf-8").strip() if known else new
+    (run.folder / ID_FILE).write_text(f"{run_id}\n", encoding="utf-8")
+    return run_id
 
 
 def define_metrics(run: Any) -> None:
@@ -36,7 +137,7 @@ def define_metrics(run: Any) -> None:
     run.define_metric("time/images_per_s", step_metric="epoch", summary="mean,last")
 
 
-class RunWandbLogger(WandbLogger, MediaLogger):
+class RunWandbLogger(WandbLogger):
     """Lightning's W&B logger with tables, pictures and curves; what fails is one warning, never the end of a run."""
 
     _failed = False
@@ -75,7 +176,7 @@ class RunWandbLogger(WandbLogger, MediaLogger):
 
     @rank_zero_only
     def log_pictures(self, key: str, pictures: Sequence[np.ndarray], captions: Sequence[str], step: int) -> None:
-        """Log pictures as a list of W&B images, which an offline run keeps in its own folder."""
+        """Log pictures (uint8, RGB, (H, W, 3)) with a line of text each, as a list of W&B images."""
         self._try(self.log_image, key, _same_size(pictures), step, caption=list(captions))
 
     @rank_zero_only
@@ -101,6 +202,22 @@ class RunWandbLogger(WandbLogger, MediaLogger):
                 self.experiment.define_metric(f"{key}/{name}", step_metric=f"{key}/{axis}")
         for point in points:
             self.experiment.log({f"{key}/{name}": value for name, value in point.items()})
+
+
+def wandb_loggers(trainer: L.Trainer) -> list[RunWandbLogger]:
+    """The loggers of a run that show more than scalars."""
+    return [logger for logger in trainer.loggers if isinstance(logger, RunWandbLogger)]
+
+
+def log_step(trainer: L.Trainer) -> int:
+    """The training step that a validation's scalars are logged at: the last one done, counted from zero."""
+    return max(trainer.global_step - 1, 0)
+
+
+def read_picture(path: Path) -> np.ndarray:
+    """Read a picture that was drawn. (H, W, 3), uint8, RGB."""
+    with Image.open(path) as picture:
+        return np.asarray(picture.convert("RGB"))
 
 
 def _same_size(pictures: Sequence[np.ndarray]) -> list[np.ndarray]:

@@ -1,26 +1,62 @@
-"""The loggers that a configuration may name. Each is made from what is known of the run."""
+"""Loggers beside W&B's, and what all of them are told of the run."""
 
 from __future__ import annotations
 
-import logging
-import os
-import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.loggers import CSVLogger, Logger
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.loggers.logger import rank_zero_experiment
-from lightning.pytorch.utilities import rank_zero_only
 
-from fastcap.training.account import has_account
-from fastcap.training.log_tensorboard import RunTensorBoardLogger
-from fastcap.training.log_wandb import RunWandbLogger, define_metrics
 from fastcap.training.rows import RowWriter
-from fastcap.training.run_info import RunInfo
 
-log = logging.getLogger(__name__)
-ID_FILE = "wandb_id.txt"
+_LONGEST_NAME = 100
+_NOT_IN_NAMES = ("callbacks", "logger", "name", "resume")
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """A run, as loggers see it.
+
+    Attributes:
+        folder: Where it writes.
+        config: Its resolved configuration, as plain data.
+        overrides: What the command line changed, in Hydra's form.
+        job_type: ``train``, ``sweep`` for a job of a multirun, or ``eval``.
+        resume: The checkpoint it goes on from.
+        resumed_step: Training steps done before; rows of later steps are written anew.
+    """
+
+    folder: Path
+    config: dict[str, Any] = field(default_factory=dict)
+    overrides: Sequence[str] = ()
+    job_type: str = "train"
+    resume: Path | None = None
+    resumed_step: int = 0
+
+    @property
+    def name(self) -> str:
+        """What sets the run apart: its overrides by their last key, else the name of its folder."""
+        return short_name(self.overrides) or self.folder.name
+
+
+def short_name(overrides: Sequence[str]) -> str:
+    """Join overrides into a short name: ``optim.optimizer.lr=1e-3 decoder=dense`` -> ``lr=1e-3 decoder=dense``.
+
+    A key keeps its whole path where another one ends alike.
+    """
+    pairs = [override.lstrip("+~").partition("=") for override in overrides]
+    pairs = [pair for pair in pairs if pair[0].split(".")[0].split("@")[0] not in _NOT_IN_NAMES]
+    leaves = [key.rpartition(".")[2] for key, _, _ in pairs]
+    words = [
+        f"{leaf if leaves.count(leaf) == 1 else key}{equals}{value}"
+        for leaf, (key, equals, value) in zip(leaves, pairs, strict=True)
+    ]
+    name = " ".join(words)
+    return name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 1] + "…"
 
 
 class RunCSVLogger(CSVLogger):
@@ -53,103 +89,14 @@ def csv_logger(run: RunInfo) -> Logger:
 
 
 def tensorboard_logger(run: RunInfo) -> Logger:
-    """Log scalars, pictures and captions for TensorBoard, into ``tensorboard/`` in the run's folder.
+    """Log scalars for TensorBoard, into ``tensorboard/`` in the run's folder.
 
     Raises:
-        ValueError: If TensorBoard is not installed.
+        ModuleNotFoundError: If TensorBoard is not installed.
     """
-    try:
-        return RunTensorBoardLogger(run)
-    except ModuleNotFoundError as error:
-        raise ValueError("TensorBoard is not installed: pip install -c constraints.txt -e '.[tensorboard]'") from error
-
-
-def wandb_logger(
-    run: RunInfo,
-    project: str = "fastcap",
-    entity: str | None = None,
-    group: str | None = None,
-    name: str | None = None,
-    log_checkpoint: bool = False,
-) -> Logger | None:
-    """Log to Weights & Biases: online with an account set up, else offline into the run's folder.
-
-    ``WANDB_MODE`` decides where it is set. A W&B that fails is a warning and None, never the end of the run.
-
-    Args:
-        run: The run; one that is resumed goes on under its old id.
-        project: W&B project.
-        entity: W&B user or team; None for the account's own.
-        group: Runs that belong together.
-        name: The run's name; None for its overrides.
-        log_checkpoint: Keep the best and last checkpoints as artifacts.
-    """
-    if getattr(rank_zero_only, "rank", 0) != 0:
-        return None
-    try:
-        mode = _mode()
-        if mode == "disabled":
-            return None
-        experiment = None
-        for attempt in dict.fromkeys((mode, "offline")):
-            try:
-                experiment = _start(run, attempt, project, entity, group, name)
-                break
-            except Exception as error:
-                log.warning("W&B did not start in mode %s: %s", attempt, error)
-        if experiment is None:
-            return None
-        define_metrics(experiment)
-        return RunWandbLogger(
-            experiment=experiment, project=project, save_dir=str(run.folder), log_model=log_checkpoint
-        )
-    except Exception as error:
-        log.warning("W&B logger left out: %s", error)
-        return None
-
-
-def _mode() -> Any:
-    if mode := os.environ.get("WANDB_MODE"):
-        return mode
-    try:
-        return "online" if has_account() else "offline"
-    except Exception as error:
-        log.warning("W&B goes offline: %s", error)
-        return "offline"
-
-
-def _start(run: RunInfo, mode: Any, project: str, entity: str | None, group: str | None, name: str | None) -> Any:
-    import wandb
-
-    return wandb.init(
-        project=project,
-        entity=entity,
-        group=group,
-        name=name or run.name,
-        job_type=run.job_type,
-        config=run.config,
-        id=_run_id(run),
-        resume="allow" if mode == "online" else None,
-        dir=str(run.folder),
-        mode=mode,
-        reinit="finish_previous",
-        settings=wandb.Settings(init_timeout=30, silent=True, console="off"),
-    )
-
-
-def _run_id(run: RunInfo) -> str:
-    """The run's W&B id: as before where the run goes on, in its folder or from its checkpoint; else a new one.
-
-    Jobs of a sweep that all start from one checkpoint are runs of their own.
-    """
-    folders = [run.folder] if run.resume else []
-    if run.resume and run.job_type != "sweep":
-        folders.append(run.resume.resolve().parent.parent)
-    known = [folder / ID_FILE for folder in folders if (folder / ID_FILE).is_file()]
-    new = os.environ.get("WANDB_RUN_ID") or uuid.uuid4().hex[:8]
-    run_id = known[0].read_text(encoding="utf-8").strip() if known else new
-    (run.folder / ID_FILE).write_text(f"{run_id}\n", encoding="utf-8")
-    return run_id
+    # Where the run is resumed in place, steps that are done again hide the earlier ones.
+    options: dict[str, Any] = {"purge_step": run.resumed_step} if run.resume else {}
+    return TensorBoardLogger(str(run.folder), name="tensorboard", version="", default_hp_metric=False, **options)
 
 
 @contextmanager
@@ -161,5 +108,5 @@ def closing_loggers(loggers: Iterable[Logger]) -> Iterator[None]:
         failed = False
     finally:
         for logger in kept:
-            if isinstance(logger, RunWandbLogger):
-                logger.close(failed)
+            if close := getattr(logger, "close", None):
+                close(failed)

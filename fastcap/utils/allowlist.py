@@ -15,7 +15,7 @@ CLASSES = (
     *(f"lightning.pytorch.{name}" for name in ("accelerators", "callbacks", "loggers", "plugins", "profilers")),
     *("lightning.pytorch.strategies", "lightning.pytorch.trainer", "torch.nn", "torch.optim"),
 )
-FUNCTIONS = ("fastcap.training.loggers", "fastcap.data.tokenizer", "fastcap.optim")
+FUNCTIONS = ("fastcap.training.log_wandb", "fastcap.training.loggers", "fastcap.data.tokenizer", "fastcap.optim")
 
 
 def untrusted(config: Any) -> str | None:

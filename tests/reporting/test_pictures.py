@@ -8,7 +8,7 @@ import pytest
 
 from fastcap.reporting.pictures import SpeedPoint, draw_captions, draw_curve
 from fastcap.reporting.refinement import draw_refinement, write_steps
-from fastcap.training.media import read_picture
+from fastcap.training.log_wandb import read_picture
 from fastcap.types import RefinementStep
 
 IMAGE = np.full((32, 32, 3), 128, np.uint8)

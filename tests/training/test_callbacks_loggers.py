@@ -6,9 +6,9 @@ import pytest
 
 from fastcap.eval import evaluate
 from fastcap.train import train
-from fastcap.training import RunInfo, csv_logger, tensorboard_logger
-from fastcap.training.loggers import ID_FILE
-from fastcap.training.run_info import short_name
+from fastcap.training import RunInfo, csv_logger
+from fastcap.training.log_wandb import ID_FILE
+from fastcap.training.loggers import short_name
 from tests.tiny import tiny_config
 
 
@@ -67,37 +67,12 @@ def test_a_new_run_in_an_old_folder_starts_over(tmp_path):
     assert not (tmp_path / ID_FILE).exists()
 
 
-def test_tensorboard_has_scalars_pictures_and_captions(multirun):
+def test_tensorboard_has_scalars(multirun):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    folder = multirun[0][0]
-    events = EventAccumulator(str(folder / "tensorboard"), size_guidance={"images": 0}).Reload()
-    tags = events.Tags()
-    assert {"val/cider", "val/bleu4", "train/loss", "moe/load_e0", "dlag/mae", "speed_quality/cider"} <= set(
-        tags["scalars"]
-    )
-    assert {"val/samples/0", "val/samples/11", "val/refinement/0", "speed_quality/picture/0"} <= set(tags["images"])
-    assert len(events.Scalars("speed_quality/cider")) == 2
-
-    def text(tag):
-        return events.Tensors(f"{tag}/text_summary")[0].tensor_proto.string_val[0].decode()
-
-    first = (folder / "captions.json").read_text().split('"caption": "')[1].split('"')[0]
-    assert first in text("val/samples") and first in text("val/captions")
-    assert text("val/captions").startswith("| epoch | image_id | caption |")
-    assert '"optim"' in text("config")
-
-
-def test_a_missing_tensorboard_is_named(tmp_path, monkeypatch):
-    import fastcap.training.loggers as loggers
-
-    def missing(run):
-        raise ModuleNotFoundError("No module named 'tensorboard'")
-
-    monkeypatch.setattr(loggers, "RunTensorBoardLogger", missing)
-    with pytest.raises(ValueError, match=r"TensorBoard is not installed: pip install .*\[tensorboard\]"):
-        tensorboard_logger(RunInfo(tmp_path))
+    events = EventAccumulator(str(multirun[0][0] / "tensorboard")).Reload()
+    assert {"val/cider", "val/bleu4", "train/loss", "moe/load_e0", "dlag/mae"} <= set(events.Tags()["scalars"])
 
 
 @pytest.mark.parametrize(

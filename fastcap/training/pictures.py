@@ -1,0 +1,168 @@
+"""After each validation: sample images with their captions, and how captions were refined step by step."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_only
+
+from fastcap.module import CaptioningModule, Prediction
+from fastcap.reporting.pictures import draw_captions
+from fastcap.reporting.refinement import draw_refinement, write_steps
+from fastcap.training.log_wandb import log_step, read_picture, wandb_loggers
+from fastcap.types import CaptionBatch
+from fastcap.utils.distributed import gather_list, together
+from fastcap.utils.files import write_json
+
+log = logging.getLogger(__name__)
+
+
+class FirstImages(L.Callback):
+    """Keep the first batches of each validation, which are always the same.
+
+    Args:
+        num_images: Images to keep, of the first process.
+    """
+
+    def __init__(self, num_images: int) -> None:
+        self.num_images = num_images
+        self.batches: list[CaptionBatch] = []
+
+    def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Forget the last validation's images."""
+        self.batches = []
+
+    def on_validation_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: CaptionBatch,
+        batch_idx: int,
+        *_: int,
+    ) -> None:
+        """Keep a batch while there are too few images."""
+        if trainer.is_global_zero and sum(map(len, self.batches)) < self.num_images:
+            self.batches.append(batch)
+
+    def images(self) -> torch.Tensor:
+        """The images. (num_images, 3, H, W)."""
+        return torch.cat([batch.images for batch in self.batches])[: self.num_images]
+
+
+class SampleCaptions(FirstImages):
+    """Write a picture of sample images with their captions, and every caption as JSON.
+
+    Files in the run's folder: ``samples/epoch_NNN.png`` and ``captions.json`` (of the last validation). W&B gets a table
+    ``val/captions`` (image, caption, references, score, the image's own CIDEr) and the images, captioned, as
+    ``val/samples``.
+
+    Args:
+        num_images: Images in the picture and the table.
+        columns: Images a row of the picture.
+    """
+
+    def __init__(self, num_images: int = 12, columns: int = 4) -> None:
+        super().__init__(num_images)
+        self.columns = columns
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write the captions and the picture; a picture that fails is a warning, not the end of the run."""
+        assert isinstance(pl_module, CaptioningModule)
+        try:
+            scores = pl_module.image_scores()  # every process takes part
+        except Exception as error:
+            log.warning("scores of single images left out: %s", error)
+            scores = {}
+        with together():
+            predictions = list({p.image_id: p for p in gather_list(pl_module.predictions)}.values())
+        if not trainer.is_global_zero:
+            return
+        rows = [
+            {"image_id": p.image_id, "caption": p.caption, "score": round(p.score, 4), "references": p.references}
+            for p in predictions
+        ]
+        write_json(Path(trainer.default_root_dir) / "captions.json", rows)
+        try:
+            if self.batches:
+                self._draw(trainer, pl_module, {image: s.get("cider", float("nan")) for image, s in scores.items()})
+        except Exception as error:
+            log.warning("sample picture left out: %s", error)
+
+    def _draw(self, trainer: L.Trainer, module: CaptioningModule, cider: dict[int, float]) -> None:
+        images = [image.permute(1, 2, 0).cpu().numpy() for image in self.images()]
+        shown: list[Prediction] = module.predictions[: len(images)]
+        captions = [p.caption for p in shown]
+        path = Path(trainer.default_root_dir) / "samples" / f"{stage_name(trainer)}.png"
+        draw_captions(path, images, captions, [p.references for p in shown], self.columns)
+        columns = ["epoch", "image_id", "image", "caption", "references", "score", "cider"]
+        table = [
+            [trainer.current_epoch, str(p.image_id), image, p.caption, "\n".join(p.references), p.score]
+            + [cider.get(p.image_id, float("nan"))]
+            for p, image in zip(shown, images, strict=True)
+        ]
+        for logger in wandb_loggers(trainer):
+            logger.log_rows(f"{module.eval_split}/captions", columns, table, log_step(trainer))
+            logger.log_pictures(f"{module.eval_split}/samples", images, captions, log_step(trainer))
+
+
+class RefinementPictures(FirstImages):
+    """Write how the first images' captions were refined.
+
+    Files in the run's folder, under ``refinement/``: ``epoch_NNN_IMAGEID.png`` for each image and ``epoch_NNN.csv``
+    with every token of every step. W&B gets the pictures as ``val/refinement``. An autoregressive decoder refines
+    nothing, and has none.
+
+    Args:
+        num_images: How many images.
+    """
+
+    def __init__(self, num_images: int = 3) -> None:
+        super().__init__(num_images)
+
+    @rank_zero_only
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Caption the images once more, recorded, and draw them; what fails is a warning."""
+        assert isinstance(pl_module, CaptioningModule)
+        if not self.batches or self.num_images < 1 or pl_module.model.decoder.causal:
+            return
+        try:
+            paths, captions = self._draw(trainer, pl_module)
+            pictures = [read_picture(path) for path in paths]
+            for logger in wandb_loggers(trainer):
+                logger.log_pictures(f"{pl_module.eval_split}/refinement", pictures, captions, log_step(trainer))
+        except Exception as error:
+            log.warning("refinement pictures left out: %s", error)
+
+    def _draw(self, trainer: L.Trainer, module: CaptioningModule) -> tuple[list[Path], list[str]]:
+        images = self.images()
+        ids = torch.cat([batch.image_ids for batch in self.batches]).tolist()
+        references = [texts for batch in self.batches for texts in batch.references]
+        with torch.no_grad(), trainer.precision_plugin.forward_context():
+            refinement = module.model.generate(images, record_steps=True)
+        folder, stage = Path(trainer.default_root_dir) / "refinement", stage_name(trainer)
+        captions, weights, steps, paths = module.texts(refinement), refinement.expert_weights, {}, []
+        for row, image in enumerate(images):
+            name = str(ids[row])
+            steps[name] = refinement.steps_of(row, module.decode_text)
+            paths.append(folder / f"{stage}_{name}.png")
+            draw_refinement(
+                paths[-1],
+                image.permute(1, 2, 0).cpu().numpy(),
+                captions[row],
+                steps[name],
+                [] if weights is None else weights[row].float().tolist(),
+                (references[row] or [""])[0] if row < len(references) else "",
+            )
+        write_steps(folder / f"{stage}.csv", steps)
+        return paths, captions
+
+
+def stage_name(trainer: L.Trainer) -> str:
+    """Name a validation for file names: its epoch in training, ``evaluated`` where a checkpoint is scored."""
+    return f"epoch_{trainer.current_epoch:03d}" if trainer.state.fn == TrainerFn.FITTING else "evaluated"
