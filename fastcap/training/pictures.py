@@ -58,8 +58,8 @@ class FirstImages(L.Callback):
 class SampleCaptions(FirstImages):
     """Write a picture of sample images with their captions, and every caption as JSON.
 
-    Files in the run's folder: ``samples/epoch_NNN.png`` and ``captions.json`` (of the last validation). W&B gets a table
-    ``val/captions`` (image, caption, references, score, the image's own CIDEr) and the images, captioned, as
+    Files in the run's folder: ``samples/epoch_NNN.png`` and ``captions.json`` (of the last validation). W&B gets a
+    table ``val/captions`` (image, caption, references, score, the image's own CIDEr) and the images, captioned, as
     ``val/samples``.
 
     Args:
@@ -102,9 +102,9 @@ class SampleCaptions(FirstImages):
         draw_captions(path, images, captions, [p.references for p in shown], self.columns)
         columns = ["epoch", "image_id", "image", "caption", "references", "score", "cider"]
         table = [
-            [trainer.current_epoch, str(p.image_id), image, p.caption, "\n".join(p.references), p.score]
-            + [cider.get(p.image_id, float("nan"))]
+            [trainer.current_epoch, str(p.image_id), image, p.caption, "\n".join(p.references), p.score, own]
             for p, image in zip(shown, images, strict=True)
+            for own in [cider.get(p.image_id, float("nan"))]
         ]
         for logger in wandb_loggers(trainer):
             logger.log_rows(f"{module.eval_split}/captions", columns, table, log_step(trainer))
