@@ -34,9 +34,9 @@ class SpeedQuality(FirstImages):
     """At the end of training measure CIDEr against decoding time for several numbers of refinement steps.
 
     Files in the run's folder: ``speed_quality.csv`` and ``speed_quality.png``. A copy of the model is measured, with
-    the best checkpoint's weights where there is one. Captions of the last validation's first images are scored; the time is
-    the decoder's alone (length beam included), of the first batch: the median of five passes, after the scored one has
-    warmed up. An autoregressive decoder has no steps, and no curve.
+    the best checkpoint's weights where there is one. Captions of the last validation's first images are scored; the
+    time is the decoder's alone (length beam included), of the first batch: the median of five passes, after the scored
+    one has warmed up. An autoregressive decoder has no steps, and no curve.
 
     Args:
         steps: Numbers of refinement steps.
