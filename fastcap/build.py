@@ -33,6 +33,7 @@ from fastcap.training import (
     BatchNormSync,
     CheckpointError,
     RunInfo,
+    check_settings,
     join,
     keep_freed_memory,
     last_good,
@@ -291,7 +292,7 @@ def settle_resume(cfg: DictConfig, run_dir: Path) -> DictConfig:
     run and goes on with it.
 
     Raises:
-        CheckpointError: If there are checkpoints, and none can be read.
+        CheckpointError: If there are checkpoints, and none can be read; if a setting differs that the checkpoint fixes.
     """
     if not cfg.resume:
         return cfg
@@ -305,7 +306,10 @@ def settle_resume(cfg: DictConfig, run_dir: Path) -> DictConfig:
         if found is None:
             raise CheckpointError(f"{resume}/checkpoints: no checkpoint to go on from")
     else:
-        return cfg
+        found = resume
+    if found:
+        config: Any = OmegaConf.to_container(cfg, resolve=True)
+        check_settings(found, open_checkpoint(found).get("fastcap", {}).get("config", config), config)
     return OmegaConf.merge(cfg, {"resume": found})  # type: ignore[return-value]
 
 

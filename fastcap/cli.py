@@ -193,8 +193,9 @@ def print_table(title: str, values: Mapping[str, float]) -> None:
     """Print metrics as a table."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(title=title, show_header=False)
+    table = Table(title=Text(title), show_header=False)  # names in it may look like rich's markup
     for name, value in values.items():
         table.add_row(name, f"{value:.3f}")
     Console().print(table)

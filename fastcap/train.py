@@ -17,7 +17,7 @@ from fastcap.jobs.feature_cache import cache_features
 from fastcap.jobs.folders import swept_first
 from fastcap.jobs.jobs import run_job
 from fastcap.module import CaptioningModule
-from fastcap.training import closing_loggers, exit_if_preempted, only_writer, seed_run, validate_best
+from fastcap.training import check_weights, closing_loggers, exit_if_preempted, only_writer, seed_run, validate_best
 from fastcap.training.checkpoints import check_resume
 from fastcap.utils.files import write_json
 from fastcap.utils.provenance import describe_run
@@ -44,6 +44,8 @@ def train(cfg: DictConfig, run_dir: Path, overrides: Sequence[str] = (), job_typ
         if cfg.resume:
             check_resume(cfg.resume, datamodule.tokenizer)
         module = build_module(cfg, datamodule)
+        if cfg.resume:
+            check_weights(cfg.resume, module.state_dict())
         cache_features(cfg, datamodule, module.model)
         if cfg.compile.backend:
             module.model.backbone.compile(**OmegaConf.to_container(cfg.compile))

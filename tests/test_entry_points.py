@@ -15,6 +15,7 @@ from fastcap.build import ConfigError, load_checkpoint
 from fastcap.cli import UserError
 from fastcap.eval import checkpoint_overrides
 from fastcap.train import train
+from fastcap.training import check_settings
 from fastcap.training.checkpoints import CheckpointError, newest_checkpoint
 from tests.tiny import TINY, tiny_config
 
@@ -124,9 +125,27 @@ def test_a_checkpoint_that_would_run_code_is_refused(tmp_path):
         load_checkpoint(tmp_path / "evil.ckpt")
 
 
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        ("optim.optimizer.lr=1e-5", r"optim\.optimizer\.lr: 0\.002, now 1e-05"),
+        ("decoder=dense", r"decoder\.dim: 32, now 256|decoder\.\w+: .* and \d+ more"),
+        ("tokenizer.min_frequency=40", r"tokenizer\.min_frequency: 1, now 40"),
+    ],
+)
+def test_resuming_with_what_the_checkpoint_fixes_is_refused(checkpoint, tmp_path, override, named):
+    with pytest.raises(CheckpointError, match=rf"resume cannot change ({named}).*init\.captioner="):
+        train(tiny_config(f"resume={checkpoint}", override), tmp_path)
+
+
 def test_resuming_with_another_vocabulary_is_refused(checkpoint, tmp_path):
     with pytest.raises(CheckpointError, match="another vocabulary"):
-        train(tiny_config(f"resume={checkpoint}", "tokenizer.min_frequency=40"), tmp_path)
+        train(tiny_config(f"resume={checkpoint}", "data.source.seed=5"), tmp_path)
+
+
+def test_a_resumed_run_may_go_further_and_log_elsewhere():
+    old = {"trainer": {"max_epochs": 1}, "optim": {"lr": 1}, "logger": {}}
+    check_settings("x.ckpt", old, old | {"trainer": {"max_epochs": 2}, "logger": {"csv": {}}, "resume": "x.ckpt"})
 
 
 def test_eval_overrides_are_sorted_out():

@@ -30,7 +30,7 @@ class BackbonePretraining(L.LightningModule):
 
     Args:
         backbone: Standardised images (B, 3, H, W) to features (B, N, D).
-        backbone_config: Plain data that the backbone was built from, stored beside its weights.
+        config: The run's configuration, as plain data; its node ``backbone`` is stored beside the weights.
         optimizer: Makes the optimiser from parameter groups.
         schedule: Makes the learning-rate schedule from (optimizer, total_steps).
         weight_decay: Of matrices; biases, norms and embeddings do not decay.
@@ -44,7 +44,7 @@ class BackbonePretraining(L.LightningModule):
     def __init__(
         self,
         backbone: nn.Module,
-        backbone_config: Mapping[str, Any],
+        config: Mapping[str, Any],
         optimizer: Callable[..., Optimizer],
         schedule: Callable[..., LRScheduler],
         weight_decay: float = 0.05,
@@ -52,7 +52,7 @@ class BackbonePretraining(L.LightningModule):
     ) -> None:
         super().__init__()
         self.backbone: Any = backbone
-        self.backbone_config = dict(backbone_config)
+        self.config = dict(config)
         self.make_optimizer, self.make_schedule = optimizer, schedule
         self.weight_decay, self.seed = weight_decay, seed
         self.register_buffer("image_mean", 255 * torch.tensor(IMAGE_MEAN).view(3, 1, 1), persistent=False)
@@ -88,7 +88,7 @@ class BackbonePretraining(L.LightningModule):
     def on_validation_end(self) -> None:
         """Write the weights, so that a run that is killed leaves recent ones."""
         if self.trainer.is_global_zero and not self.trainer.sanity_checking:
-            save_backbone(self.weights_path, self.backbone, self.backbone_config)
+            save_backbone(self.weights_path, self.backbone, self.config["backbone"])
 
     @property
     def weights_path(self) -> Path:
@@ -107,10 +107,14 @@ class BackbonePretraining(L.LightningModule):
         """Clip the gradients' norm."""
         clip_gradients(optimizer, gradient_clip_val)
 
+    def trained_state(self) -> dict[str, Tensor]:
+        """Weights and buffers without those of helpers, which never change."""
+        return {k: v for k, v in self.state_dict().items() if k.partition(".")[0] not in self.helpers}
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leave helpers' weights out: they never change."""
-        state = checkpoint["state_dict"]
-        checkpoint["state_dict"] = {k: v for k, v in state.items() if k.partition(".")[0] not in self.helpers}
+        """Leave helpers' weights out, and add the configuration."""
+        checkpoint["state_dict"] = self.trained_state()
+        checkpoint["fastcap"] = {"config": self.config}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Put helpers' weights back in."""

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
@@ -62,18 +61,6 @@ def swept_first(sweep: Path, overrides: Sequence[str]) -> list[str]:
     """A job's overrides, with those first that its sweep varies."""
     first = swept(sweep, overrides) if (sweep / "multirun.yaml").is_file() else []
     return first + [override for override in overrides if override not in first]
-
-
-def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Values that two configurations do not share: ``key: OLD, now NEW``."""
-    found = []
-    for key in [*old, *(key for key in new if key not in old)]:
-        before, after = old.get(key), new.get(key)
-        if isinstance(before, Mapping) and isinstance(after, Mapping):
-            found += differences(before, after, f"{prefix}{key}.")
-        elif before != after:
-            found.append(f"{prefix}{key}: {before}, now {after}")
-    return found
 
 
 OmegaConf.register_new_resolver("fastcap.sweep_folder", sweep_folder, replace=True)

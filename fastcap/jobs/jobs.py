@@ -12,8 +12,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from fastcap.build import ConfigError
-from fastcap.jobs.folders import differences
-from fastcap.training import last_good
+from fastcap.training import differences, last_good
 from fastcap.training.checkpoints import CheckpointError
 from fastcap.utils.files import write_json
 

@@ -10,12 +10,11 @@ from typing import Any
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from fastcap.build import build_backbone, build_trainer, construct, open_checkpoint
+from fastcap.build import build_backbone, build_trainer, construct, settle_resume
 from fastcap.cli import print_table
 from fastcap.data.images import ImageDataModule
 from fastcap.jobs.base import BackbonePretraining
-from fastcap.training import closing_loggers, seed_run
-from fastcap.training.checkpoints import CheckpointError
+from fastcap.training import check_weights, closing_loggers, seed_run
 from fastcap.utils.files import write_json
 
 
@@ -37,13 +36,14 @@ def pretrain_backbone(
         The last validation's metrics.
     """
     started = time.perf_counter()
+    cfg = settle_resume(cfg, run_dir)
     seed_run(cfg.seed)
     pixels = max(int(cfg.image_size), int(cfg.get("teacher_size") or 0))
     images: ImageDataModule = construct(cfg.images, image_size=pixels, seed=cfg.seed)
     module: BackbonePretraining = construct(
         cfg.module,
         backbone=build_backbone(cfg, fresh=not cfg.resume),
-        backbone_config=OmegaConf.to_container(cfg.backbone, resolve=True),
+        config=OmegaConf.to_container(cfg, resolve=True),
         optimizer=instantiate(cfg.optim.optimizer),
         schedule=instantiate(cfg.optim.schedule),
         weight_decay=cfg.optim.weight_decay,
@@ -51,7 +51,7 @@ def pretrain_backbone(
         **(facts(images) if facts else {}),
     )
     if cfg.resume:
-        _check_resume(cfg.resume, module)
+        check_weights(cfg.resume, module.trained_state())
     trainer = build_trainer(cfg, run_dir, overrides)
     with closing_loggers(trainer.loggers):
         trainer.fit(module, datamodule=images, ckpt_path=cfg.resume, weights_only=True)
@@ -67,15 +67,3 @@ def pretrain_backbone(
         weights = module.weights_path
         print(f'Weights     {weights}\nNext        make train ARGS="backbone=... init.backbone={weights}"')
     return metrics
-
-
-def _check_resume(path: str, module: BackbonePretraining) -> None:
-    """Make sure a checkpoint is one of this job.
-
-    Raises:
-        CheckpointError: Naming the file and the first field that differs.
-    """
-    state = open_checkpoint(path).get("state_dict", {})
-    for name, value in module.state_dict().items():
-        if name.partition(".")[0] not in module.helpers and getattr(state.get(name), "shape", None) != value.shape:
-            raise CheckpointError(f"{path}: field `state_dict.{name}` does not fit: a checkpoint of another job")

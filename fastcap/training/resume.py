@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,15 @@ from typing import Any
 import fsspec
 import torch
 from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor
 
 from fastcap.training.files import AtomicCheckpointIO, is_url, join
 from fastcap.utils.errors import UserError
 
 log = logging.getLogger(__name__)
 
+# Groups that weights and the optimiser's state were made by; all others (trainer, data, objective, ...) may change.
+FIXED = ("alignment", "backbone", "concepts", "decoder", "init", "length", "optim", "tokenizer")
 NEWEST_FIRST = ("last.ckpt", AtomicCheckpointIO.PREVIOUS, "best.ckpt")
 LOCK_FILE = ".running"
 
@@ -68,6 +71,51 @@ def last_good(folder: Path | str) -> str | None:
     if error:
         raise CheckpointError(f"{folder}: none of its {len(paths)} checkpoints can be read; the last tried: {error}")
     return None
+
+
+def check_settings(path: Path | str, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    """Make sure that a resumed run changes nothing that its checkpoint fixes: the model, and the optimiser's state.
+
+    Args:
+        path: The checkpoint.
+        old: The configuration it was trained with.
+        new: That of the run that goes on from it.
+
+    Raises:
+        CheckpointError: Naming the settings.
+    """
+    if changed := [text for text in differences(old, new) if text.split(".")[0] in FIXED]:
+        more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
+        raise CheckpointError(
+            f"resume cannot change {changed[0]}{more}: leave it as it was, or start a new run from the weights with "
+            f"init.captioner={path}"
+        )
+
+
+def check_weights(path: Path | str, state: Mapping[str, Tensor]) -> None:
+    """Make sure that a checkpoint's tensors are those of a module.
+
+    Raises:
+        CheckpointError: Naming the file and the first field that differs.
+    """
+    theirs = open_checkpoint(path).get("state_dict", {})
+    for name, value in state.items():
+        if getattr(theirs.get(name), "shape", None) != value.shape:
+            raise CheckpointError(
+                f"{path}: field `state_dict.{name}` does not fit: a checkpoint of another model or job"
+            )
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Values that two configurations do not share: ``key: OLD, now NEW``."""
+    found = []
+    for key in [*old, *(key for key in new if key not in old)]:
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            found += differences(before, after, f"{prefix}{key}.")
+        elif before != after:
+            found.append(f"{prefix}{key}: {before}, now {after}")
+    return found
 
 
 def unfinished_run(runs: Path) -> Path | None:

@@ -95,7 +95,7 @@ def test_one_batch_is_learnt_by_heart(folder):
     module = instantiate(
         cfg.module,
         backbone=instantiate(cfg.backbone),
-        backbone_config={},
+        config={"backbone": {}},
         optimizer=None,
         schedule=None,
     ).train()

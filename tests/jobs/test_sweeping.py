@@ -13,11 +13,12 @@ import pytest
 from omegaconf import OmegaConf
 
 from fastcap.build import ConfigError
-from fastcap.jobs.folders import differences, job_folder, swept_first, value_name
+from fastcap.jobs.folders import job_folder, swept_first, value_name
 from fastcap.jobs.jobs import run_job
 from fastcap.jobs.summary import SweepSummary, summarise
 from fastcap.reporting.runs import read_run
 from fastcap.train import train
+from fastcap.training import differences
 from tests.tiny import TINY, tiny_config
 
 ROOT = Path(__file__).parents[2]
