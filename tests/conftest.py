@@ -115,7 +115,7 @@ def multirun(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Path], str]
     from tests.tiny import TINY
 
     folder = tmp_path_factory.mktemp("multirun")
-    loggers = "[default,tensorboard]" if importlib.util.find_spec("tensorboard") else "default"
+    loggers = "[csv,wandb,tensorboard]" if importlib.util.find_spec("tensorboard") else "[csv,wandb]"
     settings = [s for s in TINY if not s.startswith(("logger=", "callbacks.", "~callbacks.progress"))]
     settings += [f"logger={loggers}", "trainer.max_epochs=1", "trainer.log_every_n_steps=2", "refinement.num_steps=3"]
     settings += ["callbacks.speed_quality.steps=[1,3]", "optim.optimizer.lr=1e-3,2e-3", "hydra.sweep.dir=sweep"]

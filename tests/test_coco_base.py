@@ -78,7 +78,7 @@ def test_it_trains_its_own_model_on_a_coco_folder(coco, tmp_path, monkeypatch):
     assert len(module.predictions) == 4
 
 
-@pytest.mark.parametrize("trainer", ["gpu", "ddp", "slurm"])
+@pytest.mark.parametrize("trainer", ["gpu", "ddp"])
 def test_it_goes_with_several_gpus(trainer):
     cfg = experiment(f"trainer={trainer}")
     assert cfg.trainer.precision == "auto" and cfg.trainer.max_epochs > 1

@@ -17,9 +17,7 @@ GROUPS = sorted(p.name for p in Path(CONFIG_DIR).iterdir() if p.is_dir())
 CHOICES = [(group, p.stem) for group in GROUPS for p in sorted((Path(CONFIG_DIR) / group).glob("*.yaml"))]
 
 PLUGINS = {  # what a choice needs beside FastCap itself
-    ("sweep", "joblib"): "hydra_joblib_launcher",
     ("sweep", "optuna"): "hydra_optuna_sweeper",
-    ("sweep", "slurm"): "hydra_submitit_launcher",
 }
 
 

@@ -69,7 +69,7 @@ def _must_not_train(cfg):
 def test_a_finished_job_is_not_trained_again(finished):
     folder, metrics = finished
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
-    again = run_job(tiny_config("trainer.max_epochs=1", "logger=default"), folder, _must_not_train)
+    again = run_job(tiny_config("trainer.max_epochs=1", "logger=[csv,wandb]"), folder, _must_not_train)
     assert again == metrics and "val/cider" in again
     assert before == {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
 
@@ -219,7 +219,7 @@ def test_an_optuna_search_goes_on_where_it_stopped(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not importlib.util.find_spec("hydra_plugins.hydra_submitit_launcher"), reason="no extra `sweep`")
-@pytest.mark.parametrize("choice", ["sweep=joblib", "hydra/launcher=submitit_local"])
+@pytest.mark.parametrize("choice", ["hydra/launcher=joblib", "hydra/launcher=submitit_local"])
 def test_jobs_in_processes_of_their_own(tmp_path, choice):
     """Joblib's workers, and submitit's processes, which Slurm would run; one job fails, the other one is whole."""
     more = ["trainer.max_epochs=1", "data.source.num_val=8", "callbacks.speed_quality=null", "sweep_name=two"]
