@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,8 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
+
+from fastcap.utils.files import atomic_write
 
 FORMAT = "fastcap-backbone-1"
 
@@ -24,11 +25,9 @@ def save_backbone(path: Path, backbone: nn.Module, config: Mapping[str, Any]) ->
         config: Plain data that the backbone was built from.
     """
     state = {name: value.detach().cpu().contiguous() for name, value in backbone.state_dict().items()}
-    part = path.with_suffix(".part")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(state, part, metadata={"format": FORMAT, "config": json.dumps(config)})
-    part.chmod(0o644)  # safetensors makes files for the owner alone
-    os.replace(part, path)
+    with atomic_write(path) as part:
+        save_file(state, part, metadata={"format": FORMAT, "config": json.dumps(config)})
+        part.chmod(0o644)  # safetensors makes files for the owner alone
 
 
 def load_backbone(path: Path | str, backbone: nn.Module) -> dict[str, Any]:

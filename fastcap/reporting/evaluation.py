@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import logging
-import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ import fastcap
 from fastcap.metrics import caption_faults
 from fastcap.reporting.pictures import BLUE, GREY, VERMILION, new_figure
 from fastcap.reporting.scores import ScoredCaption, choose
+from fastcap.utils.files import write_text
 
 log = logging.getLogger(__name__)
 
@@ -106,9 +106,7 @@ def write_page(evaluation: Evaluation, path: Path, picture: Picture | None = Non
             made=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
             **_page(evaluation, picture),
         )
-        partial = path.with_name(path.name + ".partial")
-        partial.write_text(html, encoding="utf-8", errors="replace")
-        os.replace(partial, path)
+        write_text(path, html.encode("utf-8", "replace").decode())
     except Exception as error:
         log.warning("%s left out: %s: %s", path.name, type(error).__name__, error)
         return False

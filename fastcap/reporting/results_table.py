@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,6 +12,7 @@ from typing import Any
 
 from fastcap.reporting.runs import Run
 from fastcap.utils.errors import UserError
+from fastcap.utils.files import write_text
 
 COLUMNS = (
     *("date", "commit", "dirty", "seed", "overrides", "decoder", "data", "split", "images", "steps", "cider", "bleu4"),
@@ -97,16 +99,11 @@ def add_runs(path: Path, runs: Iterable[Run], base: Path) -> tuple[int, int]:
         new += known is None
         changed += known is not None and known != row
         rows[_key(row)] = row
-    part = path.with_name(path.name + ".part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(part, "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows.values())
-        os.replace(part, path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror})") from error
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows.values())
+    write_text(path, text.getvalue())
     return new, changed
 
 
