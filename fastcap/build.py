@@ -22,9 +22,10 @@ from torch import nn
 
 import fastcap
 from fastcap.backbone.weights import load_backbone
-from fastcap.data import CaptionTokenizer, DataError
+from fastcap.data import DataError
 from fastcap.data.concepts import Phrases
 from fastcap.data.datamodule import CaptionDataModule
+from fastcap.data.tokenizer import CaptionTokenizer
 from fastcap.metrics import CiderReward
 from fastcap.model import FastCap
 from fastcap.module import CaptioningModule

@@ -6,7 +6,7 @@ Nothing slow is imported before it is needed: with an exported model neither tor
 from __future__ import annotations
 
 import argparse
-import glob
+import io
 import json
 import sys
 from collections.abc import Iterable, Iterator
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     import numpy as np
 
     from fastcap.serving.captioner import Captioner
-
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -53,35 +51,27 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def find_images(paths: list[Path]) -> Iterator[Path]:
-    """Yield files as named, the images of folders in order of their names, and files that a pattern matches.
+def find(places: Iterable[Path]) -> tuple[list[Path], bool]:
+    """Find the images of files, folders and patterns, telling what is left out; returns whether that is a fault.
 
     Raises:
-        UserError: If a path does not exist, a pattern matches nothing, or a folder holds no image.
+        DataError: If a path does not exist, a pattern matches nothing, or a folder holds no image.
     """
-    for path in paths:
-        if path.is_dir():
-            found = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
-            if not found:
-                raise UserError(f"{path}: no image in this folder")
-            yield from found
-        elif path.exists():
-            yield path
-        elif glob.has_magic(str(path)):
-            matches = [Path(p) for p in sorted(glob.glob(str(path), recursive=True))]
-            if not matches:
-                raise UserError(f"{path}: no file matches this pattern")
-            yield from (p for p in matches if not p.is_dir())
-        else:
-            raise UserError(f"{path}: no such file")
+    from fastcap.data.image_files import find_images
+
+    found = find_images(places)
+    for skipped in (found.hidden, found.unreadable):
+        if skipped.counts:
+            print(f"fastcap: {skipped}", file=sys.stderr)
+    return found.files, bool(found.unreadable.counts)
 
 
 def named_on(lines: Iterable[str]) -> Iterator[Path]:
     """Yield what lines of text name; a path that does not exist comes through, to be reported in its turn."""
-    for line in lines:
-        if name := line.rstrip("\r\n"):
+    for number, line in enumerate(lines):
+        if name := (line if number else line.removeprefix("\ufeff")).rstrip("\r\n"):
             path = Path(name)
-            yield from find_images([path]) if path.is_dir() else [path]
+            yield from find([path])[0] if path.is_dir() else [path]
 
 
 def caption_files(
@@ -151,7 +141,9 @@ def free_path(folder: Path, file: str, taken: set[Path]) -> Path:
 def show(row: dict[str, Any], as_json: bool) -> None:
     """Print one result; words that a step masked again stand in brackets."""
     if as_json:
-        print(json.dumps(row, ensure_ascii=False), flush=True)
+        text = json.dumps(row, ensure_ascii=False)
+        # A name that is no UTF-8 is written in JSON's escapes, which Python reads back as the very same name.
+        print(text if text.isprintable() else json.dumps(row), flush=True)
     elif "error" in row:
         print(f"fastcap: error: {row['error']}", file=sys.stderr)
     else:
@@ -209,11 +201,13 @@ def main(arguments: list[str] | None = None) -> None:
             raise UserError(f"--{name.replace('_', '-')} {value} must be at least 1")
     if options.picture and options.picture.exists() and not options.picture.is_dir():
         raise UserError(f"--picture {options.picture} is not a folder")
+    for stream in (sys.stdin, sys.stdout):  # names that are no UTF-8 come and go as they are
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="surrogateescape")
     stdin = Path("-")
-    named = list(find_images([path for path in options.paths if path != stdin]))
+    named, failed = find(path for path in options.paths if path != stdin)
     piped = named_on(sys.stdin) if stdin in options.paths else ()
     total = None if stdin in options.paths else len(named)
-    failed = False
     rows = caption_files(chain(named, piped), open_model(options), options)
     for row in with_progress(rows, total, not options.no_progress):
         show(row, options.json)

@@ -36,9 +36,9 @@ train teacher "init.captioner=$RUN/concepts/checkpoints/last.ckpt"
 # 3. Its captions of the training images: of five beams the one with the most expected concept matches.
 score captions "$(best teacher)" split=train refinement.num_beams=5 refinement.naming_weight=1.5 refinement.naming_cost=0.7
 # 4. The student, on people's captions and the teacher's.
-train student "init.captioner=$(best teacher)" "data.taught=[$captions]"
+train student "init.captioner=$(best teacher)" "data.distilled_captions=[$captions]"
 # 5. Rewards.
-train scst "init.captioner=$(best student)" "data.taught=[$captions]"
+train scst "init.captioner=$(best student)" "data.distilled_captions=[$captions]"
 
 # 6. Scores on the validation images: the teacher's, and the student's by steps x lengths; then decoding times.
 score teacher_greedy "$(best teacher)"

@@ -10,8 +10,7 @@ from hydra.utils import get_class, get_method
 from omegaconf import DictConfig, OmegaConf
 
 from fastcap.build import CONFIG_DIR, build_datamodule, build_model
-from fastcap.data import CaptionTokenizer
-from fastcap.data.tokenizer import train_word_tokenizer
+from fastcap.data.tokenizer import CaptionTokenizer, train_word_tokenizer
 
 GROUPS = sorted(p.name for p in Path(CONFIG_DIR).iterdir() if p.is_dir())
 CHOICES = [(group, p.stem) for group in GROUPS for p in sorted((Path(CONFIG_DIR) / group).glob("*.yaml"))]

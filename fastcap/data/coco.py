@@ -8,12 +8,13 @@ import json
 import os
 import stat
 from collections.abc import Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import numpy as np
 
-from fastcap.data.errors import DataError, Skipped
+from fastcap.data.errors import MAX_SKIPPED, DataError, Skipped
+from fastcap.data.image_files import resolve_name, same_name
 from fastcap.data.pixels import decode_image
 
 _ANNOTATIONS = {name: f"annotations/captions_{name}.json" for name in ("train", "val", "test")}
@@ -27,15 +28,22 @@ class CocoRecords:
         image_ids: The JSON's image ids, in its order.
         captions: Captions of each image, white space normalised.
         paths: Image file of each image.
-        on_bad: What to do with a record that cannot be used: "skip" or "raise".
+        num_skipped: Images of the split that were left out when it was read.
+        max_skipped: Share of the split's images that may be left out altogether.
     """
 
     def __init__(
-        self, name: str, image_ids: Sequence[int], captions: Sequence[Sequence[str]], paths: Sequence[Path], on_bad: str
+        self,
+        name: str,
+        image_ids: Sequence[int],
+        captions: Sequence[Sequence[str]],
+        paths: Sequence[Path],
+        num_skipped: int,
+        max_skipped: float,
     ) -> None:
         """Hold records that ``CocoCaptions.split`` has checked."""
-        self.name, self.on_bad = name, on_bad
-        self.image_ids, self.captions, self.paths = image_ids, captions, paths
+        self.name, self.image_ids, self.captions, self.paths = name, image_ids, captions, paths
+        self.num_skipped, self.max_skipped = num_skipped, max_skipped
 
     def __len__(self) -> int:
         """Number of images."""
@@ -78,8 +86,9 @@ class CocoCaptions:
         root: str | os.PathLike[str],
         images: str | Mapping[str, str] = "images",
         annotations: Mapping[str, str] | None = None,
-        on_bad: str = "skip",
         max_images: Mapping[str, int] | int | None = None,
+        max_skipped: float = MAX_SKIPPED,
+        need_captions: bool = True,
     ) -> None:
         """Describe where the set lies; nothing is read before ``split``.
 
@@ -87,19 +96,21 @@ class CocoCaptions:
             root: Data folder.
             images: Image folder below ``root``, or one for each split (COCO 2017: train2017, val2017).
             annotations: JSON file of each split, below ``root``; by default annotations/captions_{train,val,test}.json.
-            on_bad: "skip" leaves out, counts and reports records that cannot be used; "raise" stops at the first.
             max_images: Use only the first so many images of each split, or of the splits named.
+            max_skipped: Share of a split's images that may be left out (no file, no caption, not decodable): they are
+                counted and reported, and above this share the split is refused.
+            need_captions: Leave out images without a caption; false keeps them, for distillation.
 
         Raises:
-            DataError: When ``on_bad`` or ``max_images`` is out of range.
+            DataError: When ``max_images`` or ``max_skipped`` is out of range.
         """
         self.root = Path(root).expanduser()
         self.images = images if isinstance(images, str) else dict(images)
         self.annotations = dict(_ANNOTATIONS if annotations is None else annotations)
         self.max_images = max_images if max_images is None or isinstance(max_images, int) else dict(max_images)
-        self.on_bad = on_bad
-        if on_bad not in ("skip", "raise"):
-            raise DataError(f"on_bad must be 'skip' or 'raise', found {on_bad!r}")
+        self.max_skipped, self.need_captions = max_skipped, need_captions
+        if not 0 <= max_skipped <= 1:
+            raise DataError(f"max_skipped must be in [0, 1], found {max_skipped}")
         limits = self.max_images.values() if isinstance(self.max_images, dict) else [self.max_images]
         if any(limit is not None and limit < 1 for limit in limits):
             raise DataError(f"max_images must be positive, found {max_images}")
@@ -111,35 +122,37 @@ class CocoCaptions:
             name: A key of ``annotations``.
 
         Returns:
-            Its records. Images without a usable caption or without a file are left out unless ``on_bad`` is "raise".
+            Its records, without the images that cannot be used.
 
         Raises:
-            DataError: When the folder, the JSON or a field of it is missing or malformed, or nothing usable is left.
+            DataError: When the folder, the JSON or a field of it is missing or malformed, or too much is left out.
         """
         source = self.annotation_file(name)
         folder = self.root / (self.images if isinstance(self.images, str) else self.images.get(name, "images"))
         if not folder.is_dir():
             raise DataError(f"{folder}: image folder (images) is missing")
         files, captions, empty = parse_annotations(source)
-
-        skipped = Skipped(f"{source} ({name})")
+        if not files:
+            raise DataError(f"{source}: images is empty")
+        spoilt = Skipped(f"{source} ({name})")
         for where in empty:
-            self.leave_out(skipped, "empty captions", f"{source}: {where}.caption is empty")
-        present = _listing(folder, files.values())
-        usable: list[int] = []
+            spoilt.add("empty captions", f"{where}.caption")
+        spoilt.report()
+        skipped, disk = Skipped(f"{source} ({name})"), _Files([folder, self.root])
+        paths: dict[int, Path] = {}
         for image_id, file_name in files.items():
-            if file_name not in present:
-                self.leave_out(skipped, "images whose file is absent", str(folder / file_name))
-            elif not captions[image_id]:
-                self.leave_out(skipped, "images without a caption", f"{source}: image id {image_id} ({file_name})")
+            path = disk.find(file_name)
+            if path is None:
+                skipped.add("images whose file is absent", folder / file_name)
+            elif self.need_captions and not captions[image_id]:
+                skipped.add("images without a caption", f"image id {image_id}, {file_name}")
             else:
-                usable.append(image_id)
-        skipped.report()
-        if not usable:
-            raise DataError(f"no usable image: {skipped}" if skipped.counts else f"{source}: images is empty")
-        usable = usable[: self.limit(name)]
-        paths = [folder / files[image_id] for image_id in usable]
-        return CocoRecords(name, usable, [captions[image_id] for image_id in usable], paths, self.on_bad)
+                paths[image_id] = path
+        skipped.check(len(files), self.max_skipped)
+        limit = self.max_images.get(name) if isinstance(self.max_images, dict) else self.max_images
+        usable = list(paths)[:limit]
+        texts, places = [captions[image_id] for image_id in usable], [paths[image_id] for image_id in usable]
+        return CocoRecords(name, usable, texts, places, skipped.total if limit is None else 0, self.max_skipped)
 
     def annotation_file(self, name: str) -> Path:
         """Return where one split's JSON lies.
@@ -152,16 +165,6 @@ class CocoCaptions:
         if not self.root.is_dir():
             raise DataError(f"{self.root}: data folder (root) is missing")
         return self.root / self.annotations[name]
-
-    def limit(self, name: str) -> int | None:
-        """Return how many images of one split to use at most."""
-        return self.max_images.get(name) if isinstance(self.max_images, dict) else self.max_images
-
-    def leave_out(self, skipped: Skipped, kind: str, example: str) -> None:
-        """Count a record that cannot be used, or raise ``DataError`` where ``on_bad`` says so."""
-        if self.on_bad == "raise":
-            raise DataError(f"{example} (one of the {kind})")
-        skipped.add(kind, example)
 
 
 def normalise_caption(text: str) -> str:
@@ -219,8 +222,8 @@ def parse_annotations(source: Path, need_files: bool = True) -> tuple[dict[int, 
             files[image_id] = ""
             continue
         file_name = read_field(entry, "file_name", str, where)
-        path = PurePosixPath(file_name)
-        if not path.name or path.is_absolute() or ".." in path.parts:
+        path, windows = PurePosixPath(file_name), PureWindowsPath(file_name)
+        if not path.name or path.is_absolute() or windows.anchor or ".." in windows.parts:
             raise DataError(f"{where}.file_name must be a path below the image folder, found {file_name!r}")
         files[image_id] = str(path)
 
@@ -257,13 +260,36 @@ def read_field(entry: Any, key: str, kind: type, where: str) -> Any:
     return value
 
 
-def _listing(folder: Path, file_names: Any) -> set[str]:
-    """Names (relative to ``folder``) that exist, from one listing of every folder that ``file_names`` mention."""
-    present: set[str] = set()
-    for parent in {PurePosixPath(name).parent for name in file_names}:
-        if os.path.isdir(folder / parent):  # False, unlike Path.is_dir, where the name is longer than a path may be
-            try:
-                present.update(str(parent / name) for name in os.listdir(folder / parent))
-            except OSError as error:
-                raise DataError(f"{folder / parent}: image folder cannot be listed ({error})") from error
-    return present
+class _Files:
+    """Finds files as annotations name them below folders, from one listing of each folder that they mention.
+
+    A name may have Windows' separators, the other Unicode form or other letter case; the exact one is taken first.
+    """
+
+    def __init__(self, roots: Sequence[Path]) -> None:
+        self.roots = roots
+        self._listings: dict[Path, tuple[Path, set[str], dict[str, str]]] = {}
+
+    def find(self, name: str) -> Path | None:
+        """Return where a file lies; None where it does not."""
+        for path in map(PurePosixPath, dict.fromkeys((name, name.replace("\\", "/")))):
+            for root in self.roots:
+                folder = root / path.parent
+                if folder not in self._listings:
+                    self._listings[folder] = self._list(folder)
+                place, exact, folded = self._listings[folder]
+                found = path.name if path.name in exact else folded.get(same_name(path.name).casefold())
+                if found is not None:
+                    return place / found
+        return None
+
+    @staticmethod
+    def _list(folder: Path) -> tuple[Path, set[str], dict[str, str]]:
+        place = resolve_name(folder) or folder
+        if not os.path.isdir(place):  # False, unlike Path.is_dir, where the name is longer than a path may be
+            return place, set(), {}
+        try:
+            names = os.listdir(place)
+        except OSError as error:
+            raise DataError(f"{place}: image folder cannot be listed ({error})") from error
+        return place, set(names), {same_name(name).casefold(): name for name in names}

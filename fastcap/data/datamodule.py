@@ -5,34 +5,27 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any
 
-import torch
+import numpy as np
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
+from fastcap.data.captions import CaptionTokens
 from fastcap.data.concepts import Phrases, agreed_phrases, concept_agreement
-from fastcap.data.dataset import CaptionDataset, CaptionTokens
+from fastcap.data.dataset import CaptionDataset
 from fastcap.data.errors import DataError, log_once
 from fastcap.data.features import FeatureCache
-from fastcap.data.pixels import PixelCache
+from fastcap.data.mixture import CaptionSource
+from fastcap.data.pixel_cache import PixelCache
 from fastcap.data.sampler import EpochSampler, ResumableLoader
-from fastcap.data.taught import read_taught
 from fastcap.data.tokenizer import CaptionTokenizer
 from fastcap.types import CaptionRecords
 
 if TYPE_CHECKING:
     from torchmetrics import Metric
 
-_STAGES = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}
 _EVAL_CAPTIONS = 5
-
-
-class CaptionSource(Protocol):
-    """A data set that hands out its splits."""
-
-    def split(self, name: str) -> CaptionRecords:
-        """Return one split; raises ``DataError`` naming the choices when there is none of that name."""
 
 
 class CaptionDataModule(LightningDataModule):
@@ -58,8 +51,8 @@ class CaptionDataModule(LightningDataModule):
         crop_scale: float = 1.0,
         num_workers: int = 0,
         feature_views: int = 0,
-        taught: Sequence[str | os.PathLike[str]] = (),
-        taught_share: float = 0.5,
+        distilled_captions: Sequence[str | os.PathLike[str]] = (),
+        distilled_share: float = 0.5,
         phrase_mentions: int = 0,
         seed: int = 0,
     ) -> None:
@@ -83,9 +76,9 @@ class CaptionDataModule(LightningDataModule):
             num_workers: Processes that build batches; 0 builds them in this one.
             feature_views: Have a frozen backbone encode so many augmented views of each training image once, kept under
                 ``cache_dir``, and train on those; 0 encodes anew at every step.
-            taught: A teacher's captions of training images, in COCO's result format (``fastcap eval split=train``
-                writes them): sequence-level distillation (Kim and Rush 2016, arXiv 1606.07947).
-            taught_share: Probability that a caption in a training batch is a teacher's.
+            distilled_captions: Files of teachers' captions of training images, in COCO's result format (``fastcap eval
+                split=train`` writes one): sequence-level distillation (Kim and Rush 2016, arXiv 1606.07947).
+            distilled_share: Probability that a caption in a training batch is a teacher's.
             phrase_mentions: Pairs of neighbouring words that at least so many training captions hold, and that an image
                 decides, are phrases that images learn to name; 0 has none.
             seed: Seed of everything that chance decides, not negative.
@@ -101,11 +94,8 @@ class CaptionDataModule(LightningDataModule):
         self.cache, self.cache_dir = cache, cache_dir
         self.horizontal_flip, self.crop_scale = horizontal_flip, crop_scale
         self.num_workers, self.seed = num_workers, seed
-        self.feature_views, self.taught, self.taught_share = (
-            feature_views,
-            [Path(path) for path in taught],
-            taught_share,
-        )
+        self.feature_views, self.distilled_share = feature_views, distilled_share
+        self.distilled_captions = [Path(path) for path in distilled_captions]
         sizes = ("image_size", "eval_image_size", "batch_size", "eval_batch_size", "captions_per_image", "max_length")
         for name in sizes:
             if getattr(self, name) < 1:
@@ -116,8 +106,8 @@ class CaptionDataModule(LightningDataModule):
         for name in ("seed", "num_workers", "feature_views", "phrase_mentions"):
             if getattr(self, name) < 0:
                 raise DataError(f"{name} must not be negative, found {getattr(self, name)}")
-        if not 0 <= taught_share <= 1:
-            raise DataError(f"taught_share must be in [0, 1], found {taught_share}")
+        if not 0 <= distilled_share <= 1:
+            raise DataError(f"distilled_share must be in [0, 1], found {distilled_share}")
         self._tokenizer = tokenizer
         self._records: dict[str, CaptionRecords] = {}
         self._caches: dict[tuple[str, int], PixelCache] = {}
@@ -128,7 +118,7 @@ class CaptionDataModule(LightningDataModule):
         """The tokenizer; trained on the captions of "train" at first use unless it was given."""
         if not isinstance(self._tokenizer, CaptionTokenizer):
             captions = [text for texts in self.records("train").captions for text in texts]
-            self._tokenizer = self._tokenizer(captions)
+            self._tokenizer = self._tokenizer([*captions, *self._text_captions()])
         return self._tokenizer
 
     def prepare(self) -> CaptionTokenizer:
@@ -144,6 +134,11 @@ class CaptionDataModule(LightningDataModule):
         if split not in self._records:
             self._records[split] = self.source.split(split)
         return self._records[split]
+
+    @property
+    def validation_splits(self) -> list[str]:
+        """What training validates on: "val", or each set's own where the source is a mixture of sets."""
+        return list(getattr(self.source, "validation_splits", ["val"]))
 
     def extra_metrics(self, split: str) -> dict[str, Metric]:
         """Return fresh metrics that only this data set knows (``records.build_metrics()``), if any."""
@@ -169,10 +164,16 @@ class CaptionDataModule(LightningDataModule):
     def reference_tokens(self) -> dict[int, list[list[int]]]:
         """Token ids of each training image's captions, by image id: what sampled captions are rewarded by."""
         records = self.records("train")
-        flat = iter(self.tokenizer.encode_batch([text for captions in records.captions for text in captions]))
-        return {
-            int(i): [next(flat) for _ in texts] for i, texts in zip(records.image_ids, records.captions, strict=True)
-        }
+        tokens = self.tokenizer.encode_nested(records.captions)
+        return {int(image_id): ids for image_id, ids in zip(records.image_ids, tokens, strict=True)}
+
+    def text_tokens(self) -> tuple[list[list[int]], float]:
+        """Token ids of captions without images, and how much one of them counts in n-gram tables."""
+        return self.tokenizer.encode_batch(self._text_captions()), getattr(self.source, "text_weight", 1.0)
+
+    def _text_captions(self) -> list[str]:
+        read = getattr(self.source, "text_captions", None)
+        return list(read()) if read else []
 
     def setup(self, stage: str | None = None) -> None:
         """Read and decode what ``stage`` needs, and nothing else; calling it again does nothing.
@@ -183,7 +184,8 @@ class CaptionDataModule(LightningDataModule):
         Raises:
             DataError: When a split is missing, malformed or has nothing usable.
         """
-        for split in _STAGES.get(stage or "", ()):
+        stages = {"fit": ("train", *self.validation_splits), "validate": self.validation_splits, "test": ("test",)}
+        for split in stages.get(stage or "", ()):
             self._dataset(split, training=split == "train")
 
     def cache_features(self, encode: Callable[[Tensor], Tensor], key: object) -> None:
@@ -200,15 +202,14 @@ class CaptionDataModule(LightningDataModule):
             raise DataError("feature_views needs a cache_dir")
         dataset = self._dataset("train", training=True)
         name = f"{dataset.records.name}-features"
-        content = [*self._augmentation(dataset), key]
-        dataset.features = FeatureCache(
-            self.cache_dir, name, content, self.feature_views, len(dataset), dataset.view, encode
-        )
-
-    def _augmentation(self, dataset: CaptionDataset) -> list[object]:
-        """All that decides what the pixels of a view are."""
+        # All that decides what the pixels of a view are, and the encoder.
         settings = [self.image_size, self.horizontal_flip, self.crop_scale, self.seed, dataset.records.fingerprint()]
-        return [settings, dataset.positions.tolist(), dataset.may_flip.nonzero()[0].tolist()]
+        content = [settings, dataset.positions.tolist(), dataset.may_flip.nonzero()[0].tolist(), key]
+
+        def features(view: int, positions: np.ndarray) -> Tensor:
+            return encode(dataset.view(view, positions))
+
+        dataset.features = FeatureCache(self.cache_dir, name, content, self.feature_views, len(dataset), features)
 
     def train_dataloader(self) -> ResumableLoader:
         """Return shuffled full batches of "train".
@@ -218,14 +219,18 @@ class CaptionDataModule(LightningDataModule):
         """
         dataset = self._dataset("train", training=True)
         shuffle = not getattr(self.trainer, "overfit_batches", 0)  # overfitting: the same batches every epoch
-        sampler = EpochSampler(len(dataset), self.batch_size, training=True, seed=self.seed, shuffle=shuffle)
+        records: Any = dataset.records
+        shares = enumerate(getattr(records, "shares", ()))
+        parts = [(np.flatnonzero(records.parts[dataset.positions] == part), share) for part, share in shares]
+        sampler = EpochSampler(len(dataset), self.batch_size, True, self.seed, shuffle, parts)
         if not len(sampler):
             raise DataError(f"train: {len(dataset)} usable images do not fill a batch_size of {self.batch_size}")
         return self._loader(dataset, sampler)
 
-    def val_dataloader(self) -> ResumableLoader:
-        """Return "val" in order."""
-        return self.dataloader("val")
+    def val_dataloader(self) -> ResumableLoader | list[ResumableLoader]:
+        """Return "val" in order, or each validation split where there are several."""
+        loaders = [self.dataloader(split) for split in self.validation_splits]
+        return loaders[0] if len(loaders) == 1 else loaders
 
     def test_dataloader(self) -> ResumableLoader:
         """Return "test" in order."""
@@ -237,13 +242,8 @@ class CaptionDataModule(LightningDataModule):
         return self._loader(dataset, EpochSampler(len(dataset), self.eval_batch_size, training=False))
 
     def _loader(self, dataset: CaptionDataset, sampler: EpochSampler) -> ResumableLoader:
-        return ResumableLoader(
-            dataset,
-            sampler,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-            pin_memory=torch.cuda.is_available(),
-        )
+        size = sampler.batch_size * (3 * dataset.images.size**2 + 8 * self.captions_per_image * self.max_length)
+        return ResumableLoader(dataset, sampler, self.num_workers, size)
 
     def _dataset(self, split: str, training: bool) -> CaptionDataset:
         if (split, training) in self._datasets:
@@ -251,10 +251,11 @@ class CaptionDataModule(LightningDataModule):
         records = self.records(split)
         if training:
             captions = CaptionTokens.for_training(records, self.tokenizer, self.max_length)
-            taught = read_taught(self.taught, records, self.tokenizer, self.max_length) if self.taught else None
         else:
             captions = CaptionTokens.for_evaluation(records, self.tokenizer, self.max_length)
-            taught = None
+        distilled = None
+        if training and self.distilled_captions:
+            distilled = CaptionTokens.distilled(self.distilled_captions, records, self.tokenizer, self.max_length)
         size = self.image_size if training else self.eval_image_size
         if self.cache and (split, size) not in self._caches:
             self._caches[split, size] = PixelCache(records, size, self.cache_dir)
@@ -269,8 +270,8 @@ class CaptionDataModule(LightningDataModule):
             training=training,
             horizontal_flip=self.horizontal_flip,
             crop_scale=self.crop_scale,
-            taught=taught,
-            taught_share=self.taught_share,
+            distilled=distilled,
+            distilled_share=self.distilled_share,
             seed=self.seed,
         )
         return dataset

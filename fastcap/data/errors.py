@@ -1,12 +1,14 @@
-"""What bad input data turns into: one clear error, or one line in the log."""
+"""What bad input data turns into: one clear error, or one line that says what was left out."""
 
 from __future__ import annotations
 
 import logging
 import os
+import time
 
 from fastcap.utils.errors import UserError
 
+MAX_SKIPPED = 0.05  # share of a split's images that may be left out, where no setting says otherwise
 _LOG = logging.getLogger("fastcap.data")
 
 
@@ -15,28 +17,83 @@ class DataError(UserError, ValueError):
 
 
 class Skipped:
-    """Counts what a real run leaves out, with the first example of each kind, for one log line."""
+    """Counts what is left out, with the first example of each reason, for one line.
+
+    Attributes:
+        subject: What it is left out of.
+        counts: How many, by reason.
+        examples: The first of each reason.
+    """
 
     def __init__(self, subject: str) -> None:
-        """Start an empty tally of what is left out of ``subject``."""
         self.subject = subject
         self.counts: dict[str, int] = {}
         self.examples: dict[str, str] = {}
 
-    def add(self, kind: str, example: str) -> None:
-        """Count one thing left out; ``example`` is kept when it is the first of its kind."""
-        self.counts[kind] = self.counts.get(kind, 0) + 1
-        self.examples.setdefault(kind, example)
+    @property
+    def total(self) -> int:
+        """How many were left out, whatever the reason."""
+        return sum(self.counts.values())
+
+    def add(self, reason: str, example: object) -> None:
+        """Count one thing left out; ``example`` is kept when it is the first of its reason."""
+        self.counts[reason] = self.counts.get(reason, 0) + 1
+        self.examples.setdefault(reason, str(example))
+
+    def merge(self, other: Skipped) -> None:
+        """Count what another one counted."""
+        for reason, count in other.counts.items():
+            self.add(reason, other.examples[reason])
+            self.counts[reason] += count - 1
 
     def __str__(self) -> str:
-        """Every kind with its count and first example."""
-        parts = (f"{count} {kind} (first: {self.examples[kind]})" for kind, count in self.counts.items())
+        parts = (f"{count} {reason} (first: {self.examples[reason]})" for reason, count in self.counts.items())
         return f"{self.subject}: left out {'; '.join(parts)}"
 
-    def report(self) -> None:
-        """Write the tally as one warning, from the first process only; nothing when all was used."""
+    def report(self, level: int = logging.WARNING) -> None:
+        """Log one line, from the first process only; nothing when all was used."""
         if self.counts:
-            log_once(str(self), logging.WARNING)
+            log_once(str(self), level)
+
+    def check(self, num_all: int, max_share: float, before: int = 0) -> None:
+        """Report, and refuse to go on where too much is left out.
+
+        Args:
+            num_all: How many there were.
+            max_share: Share of them that may be left out.
+            before: How many were left out already.
+
+        Raises:
+            DataError: If more is left out, or all.
+        """
+        self.report()
+        total = self.total + before
+        if self.counts and (total > max_share * num_all or total == num_all):
+            raise DataError(
+                f"{self}: {total} of {num_all} altogether, and max_skipped={max_share:g} of them may be left out"
+            )
+
+
+class ProgressLog:
+    """Logs how far long work has come, now and then: items done, rate, time left."""
+
+    def __init__(self, task: str, total: int, interval: float = 15.0) -> None:
+        """Start the clock of ``task`` ("train: decoded", say) over ``total`` items; log every ``interval`` seconds."""
+        self.task, self.total, self.interval = task, total, interval
+        self.start = self.last = time.monotonic()
+
+    def update(self, done: int) -> None:
+        """Log a line where it is time for one."""
+        now = time.monotonic()
+        if done and now - self.last >= self.interval:
+            self.last, rate = now, done / (now - self.start)
+            left = (self.total - done) / rate / 60
+            log_once(f"{self.task} {done} of {self.total} images, {rate:.1f} images/s, {left:.1f} minutes left")
+
+    def finish(self) -> None:
+        """Log how long everything took."""
+        seconds = time.monotonic() - self.start
+        log_once(f"{self.task} {self.total} images in {seconds:.0f} s, {self.total / max(seconds, 1e-9):.1f} images/s")
 
 
 def log_once(message: str, level: int = logging.INFO) -> None:

@@ -7,31 +7,24 @@ import hashlib
 import json
 import os
 import shutil
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fastcap.data.errors import DataError, log_once
-from fastcap.data.pixels import locked, replacing
+from fastcap.data.errors import DataError, ProgressLog
+from fastcap.data.pixel_cache import locked, replacing
 
 _VERSION = 1  # raise when what is stored changes: caches are then rebuilt
 _BATCH = 32  # images encoded at once
 
 
-def _path(cache_dir: str | os.PathLike[str], name: str, suffix: str, *key: object) -> Path:
-    """Name a file by the plain data that decides what is in it."""
-    digest = hashlib.sha256(json.dumps([_VERSION, *key]).encode()).hexdigest()[:24]
-    return Path(cache_dir) / f"{name}-{digest}{suffix}"
-
-
 class FeatureCache:
     """Feature grids of several augmented views of every image, in half precision in a mapped file.
 
-    View v holds the images as epoch v's chance would change them; a run takes view (epoch + position) mod V.
+    View v holds the images as epoch v changes them; a run takes view (epoch + position) mod V.
 
     Attributes:
         features: float16. (V, N, h, w, D)
@@ -44,29 +37,28 @@ class FeatureCache:
         key: object,
         num_views: int,
         num_images: int,
-        pixels: Callable[[int, np.ndarray], Tensor],
-        encode: Callable[[Tensor], Tensor],
+        encode: Callable[[int, np.ndarray], Tensor],
     ) -> None:
         """Map the file, encoding the images first where there is none.
 
         Args:
             cache_dir: Its folder, made when missing.
             name: What the file's name begins with.
-            key: Plain data that changes whenever the features would.
+            key: Plain data that changes whenever the features would, the precision that they are computed in included.
             num_views: Views V.
             num_images: Images N.
-            pixels: (view, positions) to uint8 pixels (B, 3, S, S).
-            encode: Those to features (B, h, w, D).
+            encode: A view's number and positions of images (B,) to their features (B, h, w, D).
 
         Raises:
             DataError: When the file cannot be written; too little space is noticed after the first images.
         """
-        self.path = _path(cache_dir, name, ".npy", key, num_views, num_images)
+        digest = hashlib.sha256(json.dumps([_VERSION, key, num_views, num_images]).encode()).hexdigest()[:24]
+        self.path = Path(cache_dir) / f"{name}-{digest}.npy"
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with locked(self.path.with_suffix(".lock")):  # a second run waits for the first
                 if not self.path.exists():
-                    self._build(num_views, num_images, pixels, encode)
+                    self._build(num_views, num_images, encode)
         except OSError as error:
             raise DataError(f"{self.path}: feature cache cannot be written ({error}); set another cache_dir") from error
         try:
@@ -78,42 +70,25 @@ class FeatureCache:
         """Return the features of some images in an epoch. positions: (B,); returns float16 (B, h, w, D)."""
         return torch.from_numpy(self.features[(epoch + positions) % len(self.features), positions])
 
-    def _build(
-        self,
-        num_views: int,
-        num_images: int,
-        pixels: Callable[[int, np.ndarray], Tensor],
-        encode: Callable[[Tensor], Tensor],
-    ) -> None:
-        start = last = time.monotonic()
+    def _build(self, num_views: int, num_images: int, encode: Callable[[int, np.ndarray], Tensor]) -> None:
+        total = num_views * num_images
+        progress = ProgressLog(f"{self.path.name}: encoded", total)
         with replacing(self.path) as file:
-            for done, grids in self._encode_all(num_views, num_images, pixels, encode):
-                if done == 0:
-                    self._check_space(num_views * num_images * grids[0].nbytes)
-                    shape = (num_views, num_images, *grids.shape[1:])
-                    header = {"descr": "<f2", "fortran_order": False, "shape": shape}
-                    np.lib.format.write_array_header_1_0(file, header)
-                file.write(grids.data)
-                if time.monotonic() - last > 30:
-                    last = time.monotonic()
-                    log_once(f"features: {done} of {num_views * num_images} images encoded")
-        log_once(f"features: {num_views} x {num_images} images encoded in {time.monotonic() - start:.0f} s")
+            for view in range(num_views):
+                for low in range(0, num_images, _BATCH):
+                    positions = np.arange(low, min(low + _BATCH, num_images))
+                    with torch.inference_mode():
+                        grids = np.ascontiguousarray(encode(view, positions).half().cpu().numpy())
+                    if view == low == 0:
+                        self._check_space(total * grids[0].nbytes)
+                        shape = (num_views, num_images, *grids.shape[1:])
+                        header = {"descr": "<f2", "fortran_order": False, "shape": shape}
+                        np.lib.format.write_array_header_1_0(file, header)
+                    file.write(grids.data)
+                    progress.update(view * num_images + low + len(positions))
+        progress.finish()
 
     def _check_space(self, needed: int) -> None:
         free = shutil.disk_usage(self.path.parent).free
         if needed > free:
             raise OSError(errno.ENOSPC, f"it takes {needed / 1e9:.1f} GB, {free / 1e9:.1f} are free")
-
-    @staticmethod
-    def _encode_all(
-        num_views: int,
-        num_images: int,
-        pixels: Callable[[int, np.ndarray], Tensor],
-        encode: Callable[[Tensor], Tensor],
-    ) -> Iterator[tuple[int, np.ndarray]]:
-        for view in range(num_views):
-            for low in range(0, num_images, _BATCH):
-                positions = np.arange(low, min(low + _BATCH, num_images))
-                with torch.inference_mode():
-                    grids = encode(pixels(view, positions)).half().cpu().numpy()
-                yield view * num_images + low, np.ascontiguousarray(grids)

@@ -1,107 +1,165 @@
-"""Image files without captions: a folder of any depth, or ImageNet's class folders."""
+"""Find image files as people have them: behind links, with odd suffixes, beside hidden files, oddly named.
+
+This is the only place that looks for images in folders; of libraries it needs Pillow alone.
+"""
 
 from __future__ import annotations
 
-import hashlib
+import glob
 import os
-from collections.abc import Sequence
+import unicodedata
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 
-import numpy as np
-from torchvision.datasets import ImageFolder
+from fastcap.data.errors import DataError, Skipped
+from fastcap.data.pixels import image_suffixes
 
-from fastcap.data.errors import DataError
-from fastcap.data.pixels import decode_image
+# Images of kinds that are not decoded here: a folder's are counted and named.
+_OTHER_KINDS = frozenset(
+    ".heic .heif .hif .jxl .jxr .wdp .psd .psb .xcf .svg .svgz .eps .ai .exr .hdr .dds .qoi .sgi .xpm .xbm .wmf .emf "
+    ".arw .cr2 .cr3 .crw .dcr .dng .erf .nef .nrw .orf .pef .raf .raw .rw2 .sr2 .srw .x3f".split()
+)
+# Other programs' folders: thumbnails on a Synology disk, a Mac's side files in a zip archive, Windows' waste bin.
+_SYSTEM_FOLDERS = frozenset({"@eadir", "__macosx", "$recycle.bin", "system volume information", "lost+found"})
+_ANY_DEPTH = 1 << 30
 
-IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
-
-class ImageFiles:
-    """Image files of one split; satisfies what a pixel cache asks of ``CaptionRecords``.
+@dataclass
+class FoundImages:
+    """Images that were found, and what was left out.
 
     Attributes:
-        paths: The files.
-        labels: Class of each file, -1 for none.
-        classes: Names of the classes.
+        files: The images; those of one folder or pattern in order of their paths.
+        hidden: Hidden files and folders: passing over them is no fault.
+        unreadable: Images of kinds that are not decoded, links that lead nowhere, folders that cannot be listed.
     """
 
-    def __init__(self, name: str, paths: Sequence[Path], labels: Sequence[int], classes: Sequence[str] = ()) -> None:
-        self.name, self.paths, self.labels, self.classes = name, paths, labels, list(classes)
-        self.image_ids: Sequence[int] = range(len(paths))
-        self.captions: Sequence[Sequence[str]] = [[]] * len(paths)
-
-    def load_image(self, index: int, size: int) -> np.ndarray:
-        """Decode image ``index``, squashed to a square; (size, size, 3). Raises ``DataError`` naming the file."""
-        return decode_image(self.paths[index], size)
-
-    def fingerprint(self) -> str:
-        """Digest of every file's path, size and time of change."""
-        digest = hashlib.sha256()
-        for path in self.paths:
-            stat = path.stat()
-            digest.update(f"{os.path.abspath(path)} {stat.st_size} {stat.st_mtime_ns}\n".encode())
-        return digest.hexdigest()
+    files: list[Path] = field(default_factory=list)
+    hidden: Skipped = field(default_factory=lambda: Skipped("images"))
+    unreadable: Skipped = field(default_factory=lambda: Skipped("images"))
 
 
-class FolderImages:
-    """Every image below a folder, at any depth; every so many-th is kept for validation.
+def find_images(places: Iterable[str | os.PathLike[str]]) -> FoundImages:
+    """Find the images that files, folders and patterns name.
 
-    Args:
-        root: The folder.
-        val_share: Share of the images that make "val"; at least one image.
+    A file counts as named, whatever its suffix. Folders are searched to any depth and through links, each folder once,
+    so that circles end; what they bring are files whose suffix the decoder reads, in upper or lower case. Names that
+    begin with a dot are hidden (a Mac's ``._`` files, ``.thumbnails``), and so are folders of other programs. A pattern
+    (``photos/**/*.jpg``) chooses from what a search of its folder brings; one with a plain suffix chooses any file of
+    that suffix. Names are found in either Unicode form (NFC, NFD).
 
     Raises:
-        DataError: If the share is out of range.
+        DataError: If a place does not exist, or a folder or pattern brings no image; says what was left out.
     """
+    found = FoundImages()
+    for place in map(Path, places):
+        known = resolve_name(place)
+        if known is None and not glob.has_magic(str(place)):
+            raise DataError(f"{place}: no such file")
+        if known is not None and not known.is_dir():
+            found.files.append(known)
+            continue
+        part = FoundImages(hidden=found.hidden, unreadable=Skipped(str(place)))
+        if known is None:
+            part.files = sorted(_match(place, part))
+        else:
+            part.files = sorted(path for path in _walk(known, part) if _is_image(path, part))
+        if not part.files:
+            what = "no image in this folder" if known is not None else "no file matches this pattern"
+            told = [str(skipped) for skipped in (part.unreadable, part.hidden) if skipped.counts]
+            raise DataError("; ".join([f"{place}: {what}", *told]))
+        found.files += part.files
+        found.unreadable.merge(part.unreadable)
+    return found
 
-    def __init__(self, root: str | os.PathLike[str], val_share: float = 0.05) -> None:
-        self.root, self.val_share = Path(root).expanduser(), val_share
-        if not 0 < val_share < 1:
-            raise DataError(f"val_share must be between 0 and 1, found {val_share}")
 
-    def split(self, name: str) -> ImageFiles:
-        """Return "train" or "val".
-
-        Raises:
-            DataError: If the folder is missing or holds fewer than two images.
-        """
-        if not self.root.is_dir():
-            raise DataError(f"{self.root}: image folder is missing")
-        paths = sorted(p for p in self.root.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
-        if len(paths) < 2:
-            raise DataError(f"{self.root}: {len(paths)} images in this folder, at least 2 are needed")
-        every = min(max(2, round(1 / self.val_share)), len(paths))
-        chosen = [path for i, path in enumerate(paths) if (i % every == every // 2) == (name == "val")]
-        return ImageFiles(name, chosen, [-1] * len(chosen))
+def resolve_name(path: Path) -> Path | None:
+    """Find a path, also where the disk has its names in the other Unicode form; None where there is none."""
+    if os.path.lexists(path):
+        return path
+    parent = resolve_name(path.parent) if path.parent != path else None
+    if parent is None or not os.path.isdir(parent):
+        return None
+    try:
+        name = next((name for name in os.listdir(parent) if same_name(name) == same_name(path.name)), None)
+    except OSError:
+        return None
+    return None if name is None else parent / name
 
 
-class ClassFolders:
-    """ImageNet's layout: ``root/train/CLASS/*`` and ``root/val/CLASS/*``.
+def same_name(name: str) -> str:
+    """Return one form of all names that people call the same: "é" as one character, or as "e" with an accent."""
+    return unicodedata.normalize("NFC", name)
 
-    Args:
-        root: The folder.
-    """
 
-    def __init__(self, root: str | os.PathLike[str]) -> None:
-        self.root = Path(root).expanduser()
+def _is_image(path: Path, found: FoundImages) -> bool:
+    """Whether the decoder reads files of this suffix; counts images that it does not."""
+    suffix = path.suffix.lower()
+    if suffix in _OTHER_KINDS:
+        found.unreadable.add(f"images of kind {suffix}, which is not decoded", path)
+    return suffix in image_suffixes()
 
-    def split(self, name: str) -> ImageFiles:
-        """Return "train" or "val".
 
-        Raises:
-            DataError: If the folder is missing, a class is empty, or val names other classes than train.
-        """
-        found = self._read(name)
-        if name != "train" and found.classes != (classes := self._read("train").classes):
-            odd = sorted(set(found.classes) ^ set(classes))
-            raise DataError(f"{self.root / name}: other classes than {self.root / 'train'}: {', '.join(odd[:5])}")
-        return ImageFiles(name, [Path(p) for p, _ in found.samples], [c for _, c in found.samples], found.classes)
-
-    def _read(self, name: str) -> ImageFolder:
-        folder = self.root / name
-        if not folder.is_dir():
-            raise DataError(f"{folder}: folder of class folders is missing")
+def _walk(root: Path, found: FoundImages, depth: int = _ANY_DEPTH, hidden: bool = False) -> Iterator[Path]:
+    """Yield every file below a folder. Each folder is read once, under its own name rather than through a link."""
+    folders, links = deque([(root, 1)]), deque[tuple[Path, int]]()
+    seen = {(status.st_dev, status.st_ino) for status in map(os.stat, root.resolve().parents)}  # a link up is a circle
+    while folders or links:
+        folder, level = (folders or links).popleft()
         try:
-            return ImageFolder(folder)
-        except FileNotFoundError as error:
-            raise DataError(f"{folder}: {error}") from error
+            status = os.stat(folder)
+            if (status.st_dev, status.st_ino) in seen:
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        except OSError as error:
+            found.unreadable.add("folders that cannot be listed", f"{folder}: {error.strerror}")
+            continue
+        for entry in entries:
+            path, kind, image = folder / entry.name, _kind(entry), Path(entry.name).suffix.lower() in image_suffixes()
+            if not hidden and (entry.name.startswith(".") or entry.name.casefold() in _SYSTEM_FOLDERS):
+                if kind == "folder" or image:
+                    found.hidden.add("hidden folders" if kind == "folder" else "hidden images", path)
+            elif kind == "folder":
+                if level < depth:
+                    (links if entry.is_symlink() else folders).append((path, level + 1))
+            elif kind == "file":
+                yield path
+            elif image:
+                found.unreadable.add("links that lead nowhere, or no files", path)
+
+
+def _kind(entry: os.DirEntry[str]) -> str:
+    try:
+        return "folder" if entry.is_dir() else "file" if entry.is_file() else ""
+    except OSError:  # a link to itself
+        return ""
+
+
+def _match(pattern: Path, found: FoundImages) -> Iterator[Path]:
+    """Yield the images that a pattern chooses."""
+    parts = [same_name(part) for part in pattern.parts]
+    plain = next(number for number, part in enumerate(parts) if glob.has_magic(part))
+    base, wild = resolve_name(Path(*parts[:plain])), parts[plain:]
+    if base is None or not base.is_dir():
+        return
+    depth = _ANY_DEPTH if "**" in wild else len(wild)
+    suffix = Path(wild[-1]).suffix
+    for path in _walk(base, found, depth, hidden=any(part.startswith(".") for part in wild)):
+        names = [same_name(name) for name in path.relative_to(base).parts]
+        if _fits(names, wild) and ((suffix and not glob.has_magic(suffix)) or _is_image(path, found)):
+            yield path
+
+
+def _fits(names: Sequence[str], wild: Sequence[str]) -> bool:
+    """Whether the parts of a path fit those of a pattern, as in a shell: no wildcard stands for a leading dot."""
+    if not wild or not names:
+        return not wild and not names
+    if wild[0] == "**":
+        visible = next((place for place, name in enumerate(names) if name.startswith(".")), len(names))
+        return any(_fits(names[place:], wild[1:] or ["*"]) for place in range(min(visible, len(names) - 1) + 1))
+    hides = names[0].startswith(".") and not wild[0].startswith(".")
+    return not hides and fnmatchcase(names[0], wild[0]) and _fits(names[1:], wild[1:])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -11,15 +12,15 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from fastcap.data.augment import crop
-from fastcap.data.errors import DataError, Skipped, log_once
-from fastcap.data.image_files import FolderImages
-from fastcap.data.pixels import PixelCache
+from fastcap.data.errors import DataError
+from fastcap.data.folders import FolderImages
+from fastcap.data.pixel_cache import PixelCache
 from fastcap.data.sampler import BatchIndex, EpochSampler, ResumableLoader
+from fastcap.data.split_images import SplitImages, crop, flip
 from fastcap.types import CaptionRecords
 from fastcap.utils.rng import counter_uniform
 
-_FLIP, _SIDE, _TOP, _LEFT = range(4)  # streams of counter_uniform
+_STREAMS = 4  # of counter_uniform: flip, and a crop's side, top and left
 
 
 @dataclass
@@ -54,19 +55,19 @@ class ImageSource(Protocol):
 
 
 class ImageDataset(Dataset[ImageBatch]):
-    """Batches of one split: in training cropped and flipped by chance that depends on (seed, epoch, position) alone.
+    """Batches of one split, in training cropped and flipped at random by (seed, epoch, position) alone.
 
     Args:
         records: The split.
         size: Side of the square images, in pixels.
         cache: Its pixels; None decodes each image when it is asked for.
-        training: Crop and flip by chance.
+        training: Crop and flip at random.
         crop_scale: Least share of the area that a crop keeps.
         horizontal_flip: Mirror with probability 1/2.
-        seed: Seed of everything that chance decides.
+        seed: Seed of all random choices.
 
     Raises:
-        DataError: If no image can be decoded.
+        DataError: If too many images cannot be decoded.
     """
 
     def __init__(
@@ -79,17 +80,10 @@ class ImageDataset(Dataset[ImageBatch]):
         horizontal_flip: bool,
         seed: int,
     ) -> None:
-        self.records, self.size, self.cache, self.training = records, size, cache, training
-        self.crop_scale, self.horizontal_flip, self.seed = crop_scale, horizontal_flip, seed
+        self.training, self.crop_scale, self.horizontal_flip, self.seed = training, crop_scale, horizontal_flip, seed
         self.labels = np.asarray(getattr(records, "labels", [-1] * len(records.image_ids)), np.int64)
-        self._seen_bad: set[int] = set()
-        skipped = Skipped(f"{records.name}: images")
-        for _, reason in cache.bad if cache else ():
-            skipped.add("that cannot be decoded", reason)
-        skipped.report()
-        self.positions = np.setdiff1d(np.arange(len(self.labels)), [index for index, _ in cache.bad] if cache else [])
-        if not len(self.positions):
-            raise DataError(f"no usable image: {skipped}")
+        self.images = SplitImages(records, size, cache)
+        self.positions = np.flatnonzero(self.images.usable)
 
     def __len__(self) -> int:
         """Number of usable images."""
@@ -97,32 +91,13 @@ class ImageDataset(Dataset[ImageBatch]):
 
     def __getitems__(self, index: BatchIndex) -> ImageBatch:
         """Build the batch of an epoch's positions; smaller where an uncached image turns out to be bad."""
-        images, positions = self._pixels(self.positions[index.positions.astype(np.int64)])
+        images, positions = self.images.read(self.positions[index.positions])
         if self.training:
-            draws = [counter_uniform(self.seed, index.epoch, stream, positions) for stream in range(4)]
-            flipped = np.flatnonzero(draws[_FLIP] < 0.5)
-            if self.horizontal_flip and len(flipped):
-                images[flipped] = images[flipped].flip(-1)
-            crop(images, self.crop_scale, draws[_SIDE], draws[_TOP], draws[_LEFT])
+            drawn = [counter_uniform(self.seed, index.epoch, stream, positions) for stream in range(_STREAMS)]
+            if self.horizontal_flip:
+                flip(images, drawn[0] < 0.5)
+            crop(images, self.crop_scale, *drawn[1:])
         return ImageBatch(images, torch.from_numpy(self.labels[positions]))
-
-    def _pixels(self, positions: np.ndarray) -> tuple[Tensor, np.ndarray]:
-        if self.cache is not None:
-            return torch.from_numpy(self.cache.pixels[positions]), positions
-        images, kept = [], []
-        error = DataError(f"{self.records.name}: empty batch")
-        for position in positions.tolist():
-            try:
-                images.append(np.asarray(self.records.load_image(position, self.size)))
-                kept.append(position)
-            except DataError as bad:
-                error = bad
-                if position not in self._seen_bad:
-                    self._seen_bad.add(position)
-                    log_once(f"left out: {bad}", 30)
-        if not images:
-            raise error
-        return torch.from_numpy(np.ascontiguousarray(np.stack(images).transpose(0, 3, 1, 2))), np.array(kept)
 
 
 class ImageDataModule(LightningDataModule):
@@ -130,15 +105,15 @@ class ImageDataModule(LightningDataModule):
 
     Args:
         source: The images, where ``folder`` names none.
-        folder: A folder to take every image of instead, at any depth; a twentieth is kept for validation.
+        folder: A folder, or several, to take every image of instead, at any depth; a twentieth is kept for validation.
         image_size: Side of the square images, in pixels.
         batch_size: Images of one batch, of each process.
         cache: Decode all images once, before training; false decodes them each time (sets too large for the disk).
         cache_dir: Folder of decoded pixels; None keeps them in memory.
         crop_scale: Least share of the area that a random crop keeps; 1 crops nothing.
-        horizontal_flip: Mirror training images by chance.
+        horizontal_flip: Mirror training images at random.
         num_workers: Processes that build batches; 0 builds them in this one.
-        seed: Seed of everything that chance decides, not negative.
+        seed: Seed of all random choices, not negative.
 
     Raises:
         DataError: If a setting is out of range.
@@ -147,7 +122,7 @@ class ImageDataModule(LightningDataModule):
     def __init__(
         self,
         source: ImageSource,
-        folder: str | None = None,
+        folder: str | Sequence[str] | None = None,
         image_size: int = 160,
         batch_size: int = 32,
         cache: bool = True,
@@ -205,8 +180,7 @@ class ImageDataModule(LightningDataModule):
         return self._loader(dataset, EpochSampler(len(dataset), self.batch_size, training=False))
 
     def _loader(self, dataset: Dataset[Any], sampler: EpochSampler) -> ResumableLoader:
-        workers, pin = self.num_workers, torch.cuda.is_available()
-        return ResumableLoader(dataset, sampler, num_workers=workers, persistent_workers=workers > 0, pin_memory=pin)
+        return ResumableLoader(dataset, sampler, self.num_workers, 3 * sampler.batch_size * self.image_size**2)
 
     def _dataset(self, split: str) -> ImageDataset:
         if split not in self._datasets:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,7 +11,11 @@ import torch
 from torch import distributed
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from fastcap.data.errors import DataError
 from fastcap.types import CaptionBatch
+
+_PATIENCE = 180  # seconds without a batch from a worker
+_SHARED_MEMORY = "/dev/shm"
 
 
 class BatchIndex(NamedTuple):
@@ -38,7 +43,15 @@ class EpochSampler(Sampler[BatchIndex]):
         start: Batches left out at the beginning of the next iteration only, for resuming.
     """
 
-    def __init__(self, num_items: int, batch_size: int, training: bool, seed: int = 0, shuffle: bool = True) -> None:
+    def __init__(
+        self,
+        num_items: int,
+        batch_size: int,
+        training: bool,
+        seed: int = 0,
+        shuffle: bool = True,
+        parts: Sequence[tuple[np.ndarray, float]] = (),
+    ) -> None:
         """Describe the order.
 
         Args:
@@ -47,8 +60,11 @@ class EpochSampler(Sampler[BatchIndex]):
             training: Whether to drop remainders, and to shuffle.
             seed: Seed of the permutation.
             shuffle: False keeps the order of the data in training too.
+            parts: Where an epoch is to show shares of parts of the data: each part's positions and its share.
         """
-        self.num_items, self.batch_size, self.training = num_items, batch_size, training
+        self.parts = [(positions, max(1, round(share * len(positions)))) for positions, share in parts]
+        self.num_items = sum(number for _, number in self.parts) if parts else num_items
+        self.batch_size, self.training = batch_size, training
         self.seed, self.shuffle = seed, shuffle and training
         self.epoch = self.start = 0
 
@@ -86,7 +102,18 @@ class EpochSampler(Sampler[BatchIndex]):
         order = np.arange(self.num_items)
         if self.shuffle:
             order = np.random.default_rng([self.seed, self.epoch]).permutation(self.num_items)
+        if self.parts:
+            order = np.concatenate([self._portion(part) for part in range(len(self.parts))])[order]
         return order[rank::world]
+
+    def _portion(self, part: int) -> np.ndarray:
+        """Positions of a part that the current epoch shows: the next ones of an endless row of permutations."""
+        positions, number = self.parts[part]
+        start = self.epoch * number
+        rounds = range(start // len(positions), (start + number - 1) // len(positions) + 1)
+        rows = [np.random.default_rng([self.seed, part, turn]).permutation(len(positions)) for turn in rounds]
+        begin = start - rounds[0] * len(positions)
+        return positions[np.concatenate(rows)[begin : begin + number]]
 
 
 class ResumableLoader(DataLoader[CaptionBatch]):
@@ -96,24 +123,68 @@ class ResumableLoader(DataLoader[CaptionBatch]):
     because Lightning makes the iterator before it has settled the epoch.
     """
 
-    def __init__(self, dataset: Dataset[Any], sampler: EpochSampler, **kwargs: Any) -> None:
-        """Join a data set (with ``__getitems__``) and its sampler; ``kwargs`` go to DataLoader."""
+    def __init__(
+        self, dataset: Dataset[Any], sampler: EpochSampler, num_workers: int = 0, batch_bytes: int = 0
+    ) -> None:
+        """Join a data set and its sampler.
+
+        Args:
+            dataset: With ``__getitems__``.
+            sampler: Yields what that takes.
+            num_workers: Processes that build batches; 0 builds them in this one.
+            batch_bytes: Size of a batch, which workers hand over in shared memory.
+
+        Raises:
+            DataError: If the workers' batches do not fit into shared memory: torch would wait for them for ever.
+        """
         # A generator of its own: DataLoader would otherwise draw from torch's global one at every epoch.
         own = torch.Generator().manual_seed(0)
         batches: Any = sampler  # typed as lists of indices; anything that __getitems__ takes will do
-        super().__init__(dataset, batch_sampler=batches, collate_fn=_identity, generator=own, **kwargs)
+        super().__init__(
+            dataset,
+            batch_sampler=batches,
+            collate_fn=_identity,
+            generator=own,
+            num_workers=num_workers,
+            persistent_workers=num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            timeout=_PATIENCE if num_workers else 0,
+        )
+        needed = num_workers * (self.prefetch_factor or 0) * batch_bytes
+        if num_workers and needed > (free := _free_shared_memory()):
+            raise DataError(
+                f"{_SHARED_MEMORY} has {free / 1e6:.1f} MB free, {num_workers} workers need {needed / 1e6:.1f}: take "
+                "data.num_workers=0, or more shared memory (docker run --shm-size=2g)"
+            )
         self.epochs = sampler
         self.progress = {"epoch": 0, "batches": 0}
         self.resume: dict[str, int] = {}
 
     def __iter__(self) -> Iterator[CaptionBatch]:  # type: ignore[override]  # a generator: see above
-        """Yield the batches of the sampler's epoch."""
+        """Yield the batches of the sampler's epoch.
+
+        Raises:
+            DataError: If a worker dies or brings nothing for minutes.
+        """
         epoch = self.epochs.epoch
         start = self.resume.get("batches", 0) if self.resume.get("epoch") == epoch else 0
         self.resume = {}
         self.epochs.start = start
         self.progress = {"epoch": epoch, "batches": start}
-        for batch in super().__iter__():
+        batches = super().__iter__()
+        while True:
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            except RuntimeError as error:
+                if "DataLoader" not in str(error):
+                    raise
+                free = _free_shared_memory() / 1e6
+                raise DataError(
+                    f"a process that builds batches (data.num_workers={self.num_workers}) is gone or stuck: {error}; "
+                    f"{_SHARED_MEMORY} has {free:.1f} MB free"
+                ) from error
             self.progress["batches"] += 1
             yield batch
 
@@ -124,6 +195,14 @@ class ResumableLoader(DataLoader[CaptionBatch]):
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Skip the batches already handed out, if the next iteration is of the same epoch."""
         self.resume = dict(state)
+
+
+def _free_shared_memory() -> float:
+    """Bytes free where workers leave their batches; endless where there is no such place."""
+    try:
+        return shutil.disk_usage(_SHARED_MEMORY).free
+    except OSError:
+        return float("inf")
 
 
 def _identity(batch: Any) -> Any:

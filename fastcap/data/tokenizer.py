@@ -64,6 +64,11 @@ class CaptionTokenizer:
         """Encode many captions at once, in parallel."""
         return [item.ids for item in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
 
+    def encode_nested(self, captions: Sequence[Sequence[str]]) -> list[list[list[int]]]:
+        """Encode the captions of many images, one list an image."""
+        flat = iter(self.encode_batch([text for texts in captions for text in texts]))
+        return [[next(flat) for _ in texts] for texts in captions]
+
     def decode(self, ids: Iterable[int]) -> str:
         """Return the caption that content ids spell; special ids are skipped."""
         special = self.special.ids

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fastcap.build import LoadedCheckpoint, build_datamodule, load_checkpoint
 from fastcap.cli import UserError
-from fastcap.data.image_files import FolderImages
+from fastcap.data.folders import FolderImages
 from fastcap.serving.captioner import Captioner
 from fastcap.serving.chain import BigramTable
 from fastcap.serving.compare_variants import REFERENCE, Photo, compare, preferred

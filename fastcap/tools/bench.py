@@ -103,11 +103,11 @@ def bench_captioners(arguments: argparse.Namespace) -> Path:
 def bench_decoding(arguments: argparse.Namespace) -> Path:
     """Run the decoders' benchmark; returns the folder with ``decoding.{csv,json}``."""
     from fastcap.tools.decoding import measure_decoding
-    from fastcap.tools.selection import find_images
+    from fastcap.tools.selection import choose_images
 
     rows, facts = measure_decoding(
         arguments.models,
-        find_images(arguments.images, Path(), arguments.max_images) if arguments.images else arguments.max_images,
+        choose_images(arguments.images, Path(), arguments.max_images) if arguments.images else arguments.max_images,
         refinements=arguments.refinements,
         num_beams=arguments.beams,
         threads=arguments.threads,

@@ -13,9 +13,8 @@ from torch import nn
 
 import fastcap
 from fastcap.build import CONFIG_DIR, build_model
-from fastcap.data import CaptionTokenizer
 from fastcap.data.concepts import Phrases
-from fastcap.data.tokenizer import train_word_tokenizer
+from fastcap.data.tokenizer import CaptionTokenizer, train_word_tokenizer
 from fastcap.model import FastCap
 from fastcap.tools.systems import RANDOM_NAME
 from fastcap.training.checkpoints import FORMAT_VERSION, CheckpointError, read_checkpoint

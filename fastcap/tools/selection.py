@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from fastcap.build import ConfigError
-from fastcap.data.image_files import IMAGE_SUFFIXES
+from fastcap.data.image_files import find_images
 from fastcap.tools.captioners import write_photographs
 from fastcap.tools.random_weights import DEFAULTS, TWIN_DEFAULTS, write_random, write_twin
 from fastcap.tools.systems import Spec, our_specs, peer_specs
@@ -37,7 +37,7 @@ def select(arguments: argparse.Namespace, folder: Path) -> tuple[list[Spec], lis
     if tokens < 2:
         raise ConfigError(f"--num-tokens {tokens} must be at least 2")
     peers = peer_specs(arguments.peers, arguments.beams, arguments.size, tokens)
-    images = find_images(arguments.images, folder)
+    images = choose_images(arguments.images, folder)
     if arguments.random:
         size = f"data.image_size={arguments.size}"
         paths.append(str(write_random(folder / "random.ckpt", (*DEFAULTS, size), tokens)))
@@ -57,20 +57,10 @@ def _random_twin(ours: list[Spec], folder: Path, size: int, num_tokens: int) -> 
     return [str(write_random(path, (*TWIN_DEFAULTS, f"data.image_size={size}"), num_tokens))]
 
 
-def find_images(paths: list[Path] | None, folder: Path, limit: int = MAX_IMAGES) -> list[Path]:
+def choose_images(paths: list[Path] | None, folder: Path, limit: int = MAX_IMAGES) -> list[Path]:
     """Return the first images among files and folders, or draw some.
 
     Raises:
-        ConfigError: If a path does not exist or a folder holds no image.
+        DataError: If a path does not exist or a folder holds no image.
     """
-    if not paths:
-        return write_photographs(folder)
-    found: list[Path] = []
-    for path in paths:
-        if not path.exists():
-            raise ConfigError(f"--images {path}: no such file")
-        inside = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES) if path.is_dir() else [path]
-        if not inside:
-            raise ConfigError(f"--images {path}: no image in this folder")
-        found += inside
-    return found[:limit]
+    return find_images(paths).files[:limit] if paths else write_photographs(folder)

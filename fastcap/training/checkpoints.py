@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fastcap.data import CaptionTokenizer
+from fastcap.data.tokenizer import CaptionTokenizer
 from fastcap.model import FastCap
 from fastcap.training import CheckpointError, last_good, open_checkpoint
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,11 @@ MALFORMED = {
     "no file name": ({"images": [{"id": 1}], "annotations": []}, "images[0].file_name must be a string, found nothing"),
     "file name a number": ({"images": [{"id": 1, "file_name": 7}], "annotations": []}, "images[0].file_name"),
     "file name empty": ({"images": [{"id": 1, "file_name": ""}], "annotations": []}, "images[0].file_name"),
+    "file name of a drive": (
+        {"images": [{"id": 1, "file_name": "C:\\x.png"}], "annotations": []},
+        "images[0].file_name",
+    ),
+    "file name above": ({"images": [{"id": 1, "file_name": "..\\x.png"}], "annotations": []}, "images[0].file_name"),
     "file name outside": ({"images": [{"id": 1, "file_name": "../x.png"}], "annotations": []}, "images[0].file_name"),
     "duplicate id": ({"images": IMAGES * 2, "annotations": []}, "images[1].id 1 is a duplicate"),
     "image_id missing": ({"images": IMAGES, "annotations": [{"caption": "a"}]}, "annotations[0].image_id"),
@@ -85,52 +91,61 @@ def test_missing_places(make_set: Callable[..., CocoCaptions], tmp_path: Path) -
         CocoCaptions(tmp_path).split("valid")
 
 
-@pytest.mark.parametrize("settings", [{"on_bad": "ignore"}, {"max_images": 0}, {"max_images": {"train": -1}}])
+@pytest.mark.parametrize("settings", [{"max_skipped": 1.5}, {"max_images": 0}, {"max_images": {"train": -1}}])
 def test_settings_out_of_range(tmp_path: Path, settings: dict[str, Any]) -> None:
     with pytest.raises(DataError, match=next(iter(settings))):
         CocoCaptions(tmp_path, **settings)
 
 
-def test_skips_are_counted_and_reported_once(
+def test_skips_are_counted_reported_and_refused_above_a_share(
     make_set: Callable[..., CocoCaptions], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    source = make_set([["a dog", " \u2028"], ["\r\n"], ["a cat"], [], ["a cow"]])
+    make_set([["a dog", " \u2028"], ["\r\n"], ["a cat"], [], ["a cow"]])
     (tmp_path / "images" / "2.png").unlink()
-    records = source.split("train")
-    assert list(records.image_ids) == [100, 104]
+    records = CocoCaptions(tmp_path, max_skipped=0.6).split("train")
+    assert list(records.image_ids) == [100, 104] and records.num_skipped == 3
     assert records.captions == [["a dog"], ["a cow"]]
-    assert len(caplog.records) == 1
+    assert len(caplog.records) == 2
     message = caplog.text
-    assert "2 empty captions (first:" in message and "annotations[1].caption" in message
+    assert "2 empty captions (first: annotations[1].caption)" in message
     assert "1 images whose file is absent (first:" in message and "2.png" in message
-    assert "2 images without a caption (first:" in message and "image id 101 (1.png)" in message
-
-
-@pytest.mark.parametrize(
-    ("captions", "removed", "expected"),
-    [
-        ([["a"], [""]], None, "annotations[1].caption is empty"),
-        ([["a"], ["b"]], "1.png", "1.png"),
-        ([["a"], []], None, "image id 101"),
-    ],
-)
-def test_raise_instead_of_skip(
-    make_set: Callable[..., CocoCaptions], tmp_path: Path, captions: list[list[str]], removed: str | None, expected: str
-) -> None:
-    make_set(captions)
-    if removed:
-        (tmp_path / "images" / removed).unlink()
-    with pytest.raises(DataError) as error:
-        CocoCaptions(tmp_path, on_bad="raise").split("train")
-    assert expected in str(error.value)
+    assert "2 images without a caption (first: image id 101, 1.png)" in message
+    with pytest.raises(DataError, match=r"2\.png\).*: 3 of 5 altogether, and max_skipped=0\.5 of them may be left out"):
+        CocoCaptions(tmp_path, max_skipped=0.5).split("train")
+    pictures = CocoCaptions(tmp_path, max_skipped=0.5, need_captions=False).split("train")
+    assert list(pictures.image_ids) == [100, 101, 103, 104]
 
 
 def test_nothing_left(make_set: Callable[..., CocoCaptions], tmp_path: Path) -> None:
-    source = make_set([["a dog"], ["a cat"]])
+    make_set([["a dog"], ["a cat"]])
     for path in (tmp_path / "images").iterdir():
         path.unlink()
-    with pytest.raises(DataError, match=r"no usable image: .*2 images whose file is absent \(first: .*0\.png\)"):
-        source.split("train")
+    with pytest.raises(DataError, match=r"left out 2 images whose file is absent \(first: .*0\.png\): 2 of 2"):
+        CocoCaptions(tmp_path, max_skipped=1).split("train")
+
+
+@pytest.mark.parametrize(
+    ("written", "on_disk"),
+    [
+        ("deep\\photo.jpg", "images/deep/photo.jpg"),
+        ("images\\photo.jpg", "images/photo.jpg"),
+        ("images/photo.jpg", "images/photo.jpg"),
+        ("a\\b.jpg", "images/a\\b.jpg"),
+        (unicodedata.normalize("NFC", "é/café.jpg"), "images/" + unicodedata.normalize("NFD", "é/café.jpg")),
+        (unicodedata.normalize("NFD", "café.jpg"), "images/" + unicodedata.normalize("NFC", "café.jpg")),
+        ("Photo.JPG", "images/photo.jpg"),
+        ("caf\udce9.jpg", "images/caf\udce9.jpg"),
+    ],
+)
+def test_files_are_found_as_other_machines_name_them(tmp_path: Path, written: str, on_disk: str) -> None:
+    (tmp_path / on_disk).parent.mkdir(parents=True)
+    Image.new("RGB", (4, 4), "red").save(os.fsencode(tmp_path / on_disk), "PNG")
+    content = {"images": [{"id": 1, "file_name": written}], "annotations": CAPTIONS}
+    (tmp_path / "c.json").write_text(json.dumps(content), encoding="utf-8-sig")
+    (tmp_path / "images").mkdir(exist_ok=True)
+    records = CocoCaptions(tmp_path, annotations={"train": "c.json"}).split("train")
+    assert records.paths == [tmp_path / on_disk] and records.load_image(0, 2).max() == 255
+    assert len(records.fingerprint()) == 64
 
 
 def test_absent_files_are_found_without_a_stat_each(
@@ -156,7 +171,7 @@ def test_folders_in_file_names_and_image_folder_by_split(tmp_path: Path) -> None
 @pytest.mark.parametrize("limit", [2, {"train": 2, "val": 1}])
 def test_max_images_counts_usable_images(make_set: Callable[..., CocoCaptions], tmp_path: Path, limit: Any) -> None:
     make_set([["a"], [], ["b"], ["c"]])
-    assert list(CocoCaptions(tmp_path, max_images=limit).split("train").image_ids) == [100, 102]
+    assert list(CocoCaptions(tmp_path, max_images=limit, max_skipped=0.5).split("train").image_ids) == [100, 102]
 
 
 def test_fingerprint_follows_the_files(make_set: Callable[..., CocoCaptions], tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Features computed once equal those of each epoch; taught captions take their share."""
+"""Features computed once equal those of each epoch; distilled captions take their share."""
 
 import json
 from types import SimpleNamespace
@@ -144,25 +144,25 @@ def test_what_comes_after_a_frozen_net_is_trained(tmp_path):
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
-def test_taught_captions_take_their_share(data, tmp_path, share):
-    path = tmp_path / "taught.json"
+def test_distilled_captions_take_their_share(data, tmp_path, share):
+    path = tmp_path / "teacher.json"
     path.write_text(json.dumps([{"image_id": 100 + i, "caption": "dog0 the a"} for i in range(8)]))
-    module = data(taught=[path], taught_share=share, captions_per_image=4)
-    taught = module.tokenizer.encode_batch(["dog0 the a"])[0]
+    module = data(distilled_captions=[path], distilled_share=share, captions_per_image=4)
+    theirs = module.tokenizer.encode_batch(["dog0 the a"])[0]
     found, last = [], []
     for epoch in range(10):
         for batch in batches(module, epoch):
             for image_id, tokens in zip(batch.image_ids.tolist(), batch.tokens.tolist(), strict=True):
-                (last if image_id == 108 else found).extend(row[:3] == taught for row in tokens)
+                (last if image_id == 108 else found).extend(row[:3] == theirs for row in tokens)
     assert not any(last), "no teacher captioned the last image"
     assert np.mean(found) == pytest.approx(share, abs=0.1 if share == 0.5 else 0)
 
 
 def test_a_teacher_of_other_images_is_refused(data, tmp_path):
-    path = tmp_path / "taught.json"
+    path = tmp_path / "teacher.json"
     path.write_text(json.dumps([{"image_id": 1, "caption": "a dog"}]))
-    with pytest.raises(DataError, match=r"taught\.json: field image_id"):
-        data(taught=[path]).train_dataloader()
+    with pytest.raises(DataError, match=r"teacher\.json: field image_id"):
+        data(distilled_captions=[path]).train_dataloader()
 
 
 def test_a_resumed_run_finds_the_features_of_its_own_weights(tmp_path):

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastcap.data import CocoCaptions, DataError, PixelCache, decode_image
+from fastcap.data import CocoCaptions, DataError, decode_image
+from fastcap.data.pixel_cache import PixelCache
 
 
 def encode(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
@@ -34,7 +35,6 @@ def test_kinds_of_image() -> None:
     grey16 = Image.fromarray(np.full((9, 5), 0x8001, np.uint16))
     assert grey16.mode == "I;16"
     assert plain(decode_image(encode(grey16), 8)) == (128, 128, 128)
-    assert plain(decode_image(encode(Image.new("F", (5, 9), 12.0), "TIFF"), 8)) == (12, 12, 12)
     red, green, blue = plain(decode_image(encode(Image.new("CMYK", (16, 16), (0, 255, 255, 0)), "JPEG"), 8))
     assert red > 200 and green < 60 and blue < 60
     assert plain(decode_image(encode(Image.new("RGBA", (5, 5), (9, 9, 9, 0))), 8)) == (255, 255, 255)
@@ -45,6 +45,30 @@ def test_kinds_of_image() -> None:
     frames = [Image.new("RGB", (5, 5), colour) for colour in ("red", "blue")]
     moving = encode(frames[0], "GIF", save_all=True, append_images=frames[1:])
     assert plain(decode_image(moving, 8)) == (255, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("samples", "kind"),
+    [
+        (np.float32([0, 0.25, 1]), "TIFF"),
+        (np.float32([0, 0.25, 1.004]), "TIFF"),  # a filter overshoots
+        (np.float32([0, 64, 255]), "TIFF"),
+        (np.float32([0, 16384, 65535]), "TIFF"),
+        (np.float32([-3, -1.5, 3]), "TIFF"),
+        (np.uint16([0, 64, 255]), "PNG"),
+        (np.uint16([0, 1024, 4095]), "PNG"),
+        (np.uint16([0, 16384, 65535]), "PNG"),
+        (np.int32([-1000, 500, 5000]), "TIFF"),
+    ],
+)
+def test_samples_of_more_than_8_bits_are_scaled_by_their_range(samples: np.ndarray, kind: str) -> None:
+    pixels = decode_image(encode(Image.fromarray(samples.repeat(8)[None].repeat(8, 0)), kind), 24)
+    assert np.abs(pixels[12, [2, 12, 21], 0].astype(int) - [0, 64, 255]).max() <= 1
+
+
+def test_samples_that_are_no_numbers_are_refused() -> None:
+    with pytest.raises(DataError, match=r"x: image cannot be decoded .*no sample is a number"):
+        decode_image(encode(Image.new("F", (5, 9), float("nan")), "TIFF"), 8, "x")
 
 
 def test_whole_picture_is_squashed_upright() -> None:

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastcap.data import CaptionTokenizer, DataError
-from fastcap.data.tokenizer import SPECIAL_TOKENS, train_bpe_tokenizer, train_word_tokenizer
+from fastcap.data import DataError
+from fastcap.data.tokenizer import SPECIAL_TOKENS, CaptionTokenizer, train_bpe_tokenizer, train_word_tokenizer
 
 CAPTIONS = [
     "A man 's t-shirt .",

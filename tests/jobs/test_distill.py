@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from fastcap.backbone.weights import load_backbone, save_backbone
 from fastcap.build import CONFIG_DIR, ConfigError, build_backbone, build_model, build_trainer
 from fastcap.data import DataError
-from fastcap.data.image_files import ClassFolders, FolderImages
+from fastcap.data.folders import ClassFolders, FolderImages
 from fastcap.data.images import ImageDataModule
 from fastcap.data.tokenizer import train_word_tokenizer
 from fastcap.jobs.distillation import ChannelStandardiser, DistillationWeights, Teacher, to_grid

@@ -100,7 +100,7 @@ def test_coco_comes_over_a_bad_line_and_trains(site, tmp_path, capsys):
     _run(site, root)
     assert sorted(p.name for p in root.iterdir()) == ["annotations", "images"], "archives are gone"
     with initialize_config_dir(CONFIG_DIR, version_base="1.3"):
-        cfg = compose("train", overrides=["data=coco", f"data.source.root={root}", "data.source.on_bad=raise"])
+        cfg = compose("train", overrides=["data=coco", f"data.source.root={root}", "data.source.max_skipped=0"])
     source = instantiate(cfg.data.source)
     assert [len(source.split(name)) for name in ("train", "val", "test")] == [4, 1, 1]
     records = source.split("train")

@@ -28,7 +28,7 @@ def test_flickr_without_folders_and_coco_ids(tmp_path):
     for number in range(4):
         (tmp_path / f"images/{number}.jpg").write_bytes(b"")
     files = {name: f"captions_karpathy_{name}.json" for name in ("train", "val", "test")}
-    records = CocoCaptions(tmp_path, annotations=files, on_bad="raise").split("train")
+    records = CocoCaptions(tmp_path, annotations=files, max_skipped=0).split("train")
     assert list(records.image_ids) == [0, 1] and records.captions[1][4] == "caption 1 4"
 
 

@@ -1,0 +1,137 @@
+"""Several caption sets as one: trained on together, evaluated apart."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from fastcap.data.coco import normalise_caption, read_json
+from fastcap.data.errors import MAX_SKIPPED, DataError
+from fastcap.types import CaptionRecords
+
+_ID_STRIDE = 10**12  # part k's image ids are raised by k times this, so that no two parts share one
+
+
+class CaptionSource(Protocol):
+    """A data set that hands out its splits."""
+
+    def split(self, name: str) -> CaptionRecords:
+        """Return one split; raises ``DataError`` naming the choices when there is none of that name."""
+
+
+class MixedRecords:
+    """One split of several sets, one after the other; satisfies ``fastcap.types.CaptionRecords``.
+
+    Attributes:
+        name: Name of the split.
+        image_ids: The parts' image ids, those of part k raised by k times 10^12.
+        captions: Captions of each image.
+        parts: Number of the part that each image is from. (N,)
+        shares: Share of each part that one epoch shows.
+    """
+
+    def __init__(self, name: str, parts: Sequence[CaptionRecords], shares: Sequence[float]) -> None:
+        self.name, self.shares, self._parts = name, shares, parts
+        sizes = [len(part.image_ids) for part in parts]
+        self.parts = np.repeat(np.arange(len(parts)), sizes)
+        self._first = np.cumsum(sizes) - sizes
+        for part in parts:
+            if not all(0 <= image_id < _ID_STRIDE for image_id in part.image_ids):
+                raise DataError(f"{part.name}: image ids must be in 0 to {_ID_STRIDE - 1} to be told from other sets'")
+        self.image_ids = [k * _ID_STRIDE + image_id for k, part in enumerate(parts) for image_id in part.image_ids]
+        self.captions = [texts for part in parts for texts in part.captions]
+        self.num_skipped = sum(getattr(part, "num_skipped", 0) for part in parts)
+        self.max_skipped = min(getattr(part, "max_skipped", MAX_SKIPPED) for part in parts)
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.image_ids)
+
+    def load_image(self, index: int, size: int) -> np.ndarray:
+        """Decode image ``index`` (position, not id), (size, size, 3); raises ``DataError`` naming the file."""
+        part = self.parts[index]
+        pixels: np.ndarray = self._parts[part].load_image(int(index - self._first[part]), size)
+        return pixels
+
+    def fingerprint(self) -> str:
+        """Digest that changes whenever the pixels of a part would."""
+        return hashlib.sha256(" ".join(part.fingerprint() for part in self._parts).encode()).hexdigest()
+
+
+class CaptionMixture:
+    """Several caption sets as one.
+
+    Its split "train" holds the images of all sets; so does "val", but training validates on each set's own, "val_NAME".
+    A set's own splits keep its image ids.
+
+    Args:
+        sets: The sets, by name.
+        shares: Share of a set's training images that one epoch shows, by name; 1 where nothing is said. An epoch goes
+            on where the last one ended, so that every image has its turn.
+        text: Files of further captions without images, for the vocabulary and the n-gram tables: one caption a line, or
+            JSON, a list of captions or an object whose field ``captions`` is one.
+        text_weight: How much one of those counts in the n-gram tables beside a training image's caption.
+
+    Raises:
+        DataError: If there is no set, or a number is out of range.
+    """
+
+    def __init__(
+        self,
+        sets: Mapping[str, CaptionSource],
+        shares: Mapping[str, float] | None = None,
+        text: Sequence[str] = (),
+        text_weight: float = 1.0,
+    ) -> None:
+        self.sets, self.text, self.text_weight = dict(sets), [Path(path).expanduser() for path in text], text_weight
+        self.shares = {name: 1.0 for name in self.sets} | dict(shares or {})
+        if not self.sets:
+            raise DataError("sets must name at least one data set")
+        if odd := [name for name, share in self.shares.items() if name not in self.sets or not 0 < share <= 1]:
+            raise DataError(f"shares.{odd[0]} must be a share in (0, 1] of one of {', '.join(self.sets)}")
+        if text_weight < 0:
+            raise DataError(f"text_weight must not be negative, found {text_weight}")
+
+    @property
+    def validation_splits(self) -> list[str]:
+        """What training validates on: each set's "val", apart."""
+        return [f"val_{name}" for name in self.sets]
+
+    def split(self, name: str) -> CaptionRecords:
+        """Return a split of all sets together ("train", "val"), or of one ("val_coco").
+
+        Raises:
+            DataError: When a set has no such split or cannot read it.
+        """
+        split, _, chosen = name.partition("_")
+        if chosen in self.sets:
+            records: Any = self.sets[chosen].split(split)
+            records.name = name
+            return records
+        return MixedRecords(name, [each.split(name) for each in self.sets.values()], list(self.shares.values()))
+
+    def text_captions(self) -> list[str]:
+        """Read the captions without images, white space normalised, empty ones left out.
+
+        Raises:
+            DataError: Naming the file, if it cannot be read or holds something else.
+        """
+        return [caption for path in self.text for caption in _read_text(path)]
+
+
+def _read_text(path: Path) -> list[str]:
+    if path.suffix == ".json":
+        content = read_json(path, "text file")
+        lines = content.get("captions") if isinstance(content, dict) else content
+    else:
+        try:
+            lines = path.read_text(encoding="utf-8-sig").splitlines()
+        except (OSError, ValueError) as error:
+            raise DataError(f"{path}: text file cannot be read ({error})") from error
+    if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
+        raise DataError(f"{path}: must hold a list of captions, or an object whose field 'captions' is one")
+    return [caption for caption in map(normalise_caption, lines) if caption]
