@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from fastcap.tools.headline import COLUMNS, MORE_COLUMNS, references
 from PIL import Image
 
 from fastcap.build import load_checkpoint
@@ -15,7 +16,6 @@ from fastcap.serving.captioner import Captioner
 from fastcap.tools import bench, peers, systems
 from fastcap.tools.captioners import MIN_RUNS, measure, time_spread, write_photographs
 from fastcap.tools.footprint import peak_mb
-from fastcap.tools.headline import COLUMNS, MORE_COLUMNS, references
 from fastcap.tools.random_weights import write_random, write_twin
 from fastcap.tools.systems import Spec, build, our_specs
 from fastcap.training.checkpoints import CheckpointError
