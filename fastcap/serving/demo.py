@@ -29,6 +29,14 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         default="127.0.0.1",
         help="address to serve (default: %(default)s, this machine only); there is no log-in, so put a proxy before it",
     )
+    parser.add_argument(
+        "--allowed-hosts",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="names under which clients may call the server, such as the proxy's; *.example.org for those below it "
+        "(default: this machine's own where --host is local, else any)",
+    )
     parser.add_argument("--port", type=int, default=8000, help="port, 0 for any free one (default: %(default)s)")
     parser.add_argument("--threads", type=int, help="threads of the captioner (default: the runtime's choice)")
     parser.add_argument("--max-megabytes", type=float, default=10, help="largest upload (default: %(default)s)")
@@ -59,13 +67,21 @@ def find_newest() -> Path:
     return newest_checkpoint()
 
 
-def own_names(host: str) -> list[str] | None:
-    """Names under which a server on this machine alone may be called; None where others may reach it."""
+def allowed_hosts(host: str, named: list[str]) -> list[str]:
+    """Names under which a server may be called: on this machine alone its own, which keeps DNS rebinding out.
+
+    Raises:
+        UserError: If a pattern has a star elsewhere than in front of a domain.
+    """
+    for name in named:
+        if "*" in name.removeprefix("*.") and name != "*":
+            raise UserError(f"--allowed-hosts {name}: a star may only stand before a domain, as in *.example.org")
     try:
         local = ip_address(host).is_loopback
     except ValueError:
         local = host == "localhost"
-    return [host, "localhost", "127.0.0.1", "[::1]", f"[{host}]"] if local else None
+    own = ["localhost", "127.0.0.1", "[::1]", f"[{host}]" if ":" in host else host]
+    return [*own, *named] if local or named else ["*"]
 
 
 def open_browser(url: str) -> None:
@@ -90,9 +106,7 @@ def main(arguments: list[str] | None = None) -> None:
     except ModuleNotFoundError as error:
         if error.name not in PACKAGES:
             raise
-        raise UserError(
-            f"demo: the package {error.name} is missing; install the extra: pip install -c constraints.txt -e '.[demo]'"
-        ) from error
+        raise UserError(f"demo: the package {error.name} is missing: pip install 'fastcap[demo]'") from error
     from PIL import Image
 
     from fastcap.serving.captioner import Captioner
@@ -107,14 +121,21 @@ def main(arguments: list[str] | None = None) -> None:
         raise UserError(f"--max-megapixels {options.max_megapixels:g} must be at most {most // 10**6}")
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limits say it better
 
+    hosts = allowed_hosts(options.host, options.allowed_hosts)
     with listen(options.host, options.port) as server:
         captioner = Captioner.load(options.model or find_newest(), num_threads=options.threads)
-        app = create_app(captioner, limits, own_names(options.host))
+        app = create_app(captioner, limits, hosts)
         url = f"http://{f'[{options.host}]' if ':' in options.host else options.host}:{server.getsockname()[1]}"
         print(f"Demo        {url} (Ctrl-C ends it)", flush=True)
         if not options.no_browser:
             open_browser(url)
-        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=5, server_header=False)
+        config = uvicorn.Config(
+            app,
+            log_level="warning",
+            timeout_graceful_shutdown=5,
+            limit_concurrency=8 * limits.max_waiting,  # open connections, idle ones too
+            server_header=False,
+        )
         uvicorn.Server(config).run(sockets=[server])
 
 

@@ -22,13 +22,11 @@ class StandIn:
     num_steps = 4
     info = {"name": "stand-in", "kind": "checkpoint", "num_steps": 4}  # noqa: RUF012
 
-    def caption(self, image, *, num_steps=None, record_steps=False):
+    def caption(self, image, *, record_steps=False):
         red = int(decode_image(image, 16)[..., 0].mean())
         words = ["a", "<b>red</b>", str(red)]
-        steps = [
-            RefinementStep(words, [0.9, 0.5, 0.1], [False, False, i == 0]) for i in range(num_steps or self.num_steps)
-        ]
-        times = {"decode_image": 1.0, "encode": 2.0, "decode_caption": 3.0}
+        steps = [RefinementStep(words, [0.9, 0.5, 0.1], [False, False, step == 0]) for step in range(self.num_steps)]
+        times = {"decode_image": 1.0, "caption": 3.0}
         return Caption(" ".join(words), 0.5, steps if record_steps else [], [0.25, 0.75], times)
 
 

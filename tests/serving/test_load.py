@@ -1,4 +1,4 @@
-"""A thousand requests at eight at a time, and a schema-driven fuzz: none lost, no 5xx, memory flat."""
+"""Many requests at a time, and damaged pictures: none lost, no failure of the server, memory flat."""
 
 import re
 import threading
@@ -7,13 +7,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-import requests
-from hypothesis import HealthCheck, given, settings
+from fastapi.testclient import TestClient
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.serving.http_server import bomb, demo, picture
+from fastcap.serving.web import create_app
+from tests.serving.http_server import StandIn, bomb, demo, picture
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 AT_A_TIME = 8
 MAX_GROWTH = 40_000_000  # bytes
 
@@ -26,49 +26,46 @@ def _resident(process):
     return 1024 * int(re.search(r"VmRSS:\s+(\d+) kB", status.read_text()).group(1))
 
 
-def test_a_thousand_requests_at_eight_at_a_time(tiny_checkpoint, tmp_path):
-    colours = [(red, 255 - red, (7 * red) % 256) for red in range(0, 250, 10)]
-    kinds = ("JPEG", "PNG", "WEBP")
-    files = [picture(kind, (640, 480), colour) for colour in colours for kind in kinds]
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_hundreds_of_requests_at_eight_at_a_time(tiny_checkpoint, tmp_path):
+    import requests
+
+    colours = [(red, 255 - red, (7 * red) % 256) for red in range(0, 250, 25)]
+    files = [picture(kind, (640, 480), colour) for colour in colours for kind in ("JPEG", "PNG", "WEBP")]
     bad = [(b"text", 415), (bomb(), 413), (bytes(1_500_000), 413), (files[1][:200], 422)]
     local = threading.local()
 
     with demo(tiny_checkpoint, tmp_path, "--max-megabytes", "1") as (address, process):
 
-        def ask(data, steps=None):
+        def ask(data):
             local.session = getattr(local, "session", None) or requests.Session()
-            return local.session.post(
-                f"{address}/api/caption",
-                params={"num_steps": steps, "record_steps": "true"},
-                files={"image": ("photo", data)},
-                timeout=600,
-            )
+            return local.session.post(f"{address}/api/caption", files={"image": ("photo", data)}, timeout=600)
 
-        expected = [ask(data, 2).json()["caption"] for data in files]
+        expected = [ask(data).json()["caption"] for data in files]
 
         def one(number):
             if number % 11 == 10:
                 data, status = bad[number // 11 % len(bad)]
                 return ask(data).status_code == status
             at = number % len(files)
-            response = ask(files[at], 2)
+            response = ask(files[at])
             return response.status_code == 200 and response.json()["caption"] == expected[at]
 
         with ThreadPoolExecutor(AT_A_TIME) as pool:
-            warm = list(pool.map(one, range(220)))
+            warm = list(pool.map(one, range(110)))
             before = _resident(process)
-            outcomes = list(pool.map(one, range(1100)))
+            outcomes = list(pool.map(one, range(330)))
         after = _resident(process)
         health = requests.get(f"{address}/health", timeout=60).json()
-    assert Counter(warm + outcomes) == {True: 1320}
-    assert health == {"status": "ok", "captions": len(files) + 1200, "waiting": 0}
-    print(f"resident before {before / 1e6:.0f} MB, after {after / 1e6:.0f} MB")
+    assert Counter(warm + outcomes) == {True: 440}
+    assert health == {"status": "ok", "captions": len(files) + 400, "waiting": 0}
     assert after - before < MAX_GROWTH, (before, after)
 
 
 @st.composite
 def damaged_pictures(draw):
-    """A picture's file with some bytes changed, cut short or doubled."""
+    """A picture's file with some bytes changed, or cut short."""
     kind = draw(st.sampled_from(("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")))
     data = bytearray(picture(kind, draw(st.sampled_from(((1, 1), (16, 16), (33, 7))))))
     for _ in range(draw(st.integers(0, 6))):
@@ -76,40 +73,15 @@ def damaged_pictures(draw):
     return bytes(data[: draw(st.integers(0, len(data)))] if draw(st.booleans()) else data)
 
 
-def test_a_fuzz_from_the_openapi_description_finds_no_5xx(tiny_checkpoint, tmp_path):
-    import schemathesis
-    from schemathesis.checks import not_a_server_error
+def test_no_damaged_picture_is_a_failure_of_the_server():
+    seen = Counter()
+    with TestClient(create_app(StandIn()), raise_server_exceptions=False) as client:
 
-    pictures = st.one_of(st.binary(max_size=2000), damaged_pictures())
-    schemathesis.openapi.format("binary", pictures)
-    for kind in ("image/jpeg", "image/png", "image/webp", "image/gif", "image/bmp", "image/tiff"):
-        schemathesis.openapi.media_type(kind, pictures)
-    schemathesis.openapi.media_type("application/octet-stream", pictures)
-    answers = Counter()
-    with demo(tiny_checkpoint, tmp_path) as (address, _):
-        schema = schemathesis.openapi.from_url(f"{address}/openapi.json")
-        for result in schema.get_all_operations():
-            operation = result.ok()
-            modes = list(schemathesis.GenerationMode)
-            if operation.method == "get":  # takes nothing that could be wrong
-                modes = [schemathesis.GenerationMode.POSITIVE]
-            for mode in modes:
+        @given(st.one_of(st.binary(max_size=2000), damaged_pictures()))
+        @settings(max_examples=150, deadline=None, derandomize=True, database=None)
+        def run(data):
+            response = client.post("/api/caption", content=data, headers={"content-type": "image/jpeg"})
+            seen[response.status_code] += 1
 
-                @given(case=operation.as_strategy(generation_mode=mode))
-                @settings(
-                    max_examples=400 if operation.method == "post" else 20,
-                    deadline=None,
-                    derandomize=True,
-                    database=None,
-                    suppress_health_check=list(HealthCheck),
-                )
-                def run(case):
-                    response = case.call(timeout=600)
-                    case.validate_response(response, checks=[not_a_server_error])
-                    answers[case.operation.path, response.status_code] += 1
-
-                run()
-    print(answers)
-    assert {path for path, _ in answers} == {"/api/caption", "/api/model", "/health"}
-    assert answers["/api/caption", 200] > 20 and answers["/api/caption", 415] > 20
-    assert max(status for _, status in answers) < 500
+        run()
+    assert {200, 415} <= set(seen) <= {200, 413, 415, 422}, seen

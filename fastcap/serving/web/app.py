@@ -13,60 +13,104 @@ from typing import TYPE_CHECKING, Annotated, Any
 from fastapi import FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, Response
-from starlette.datastructures import UploadFile
+from fastapi.staticfiles import StaticFiles
+from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 import fastcap
 from fastcap.data.errors import DataError
-from fastcap.serving.web.answers import CaptionAnswer, ErrorAnswer, HealthAnswer, ModelAnswer
-from fastcap.serving.web.guard import Crowd, Guard
-from fastcap.serving.web.limits import MAX_STEPS, MEDIA_TYPES, Limits, RefusedError, check_picture
+from fastcap.serving.web.uploads import FORMATS, Limits, RefusedError, check_picture, read_picture
+from fastcap.types import RefinementStep
 
 if TYPE_CHECKING:
     from fastcap.serving.captioner import Captioner
 
 _STATIC = Path(__file__).parent / "static"
-_BINARY = {"schema": {"type": "string", "format": "binary"}}
+_HEADERS = {
+    "content-security-policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; connect-src 'self'; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cross-origin-resource-policy": "same-origin",
+    "cache-control": "no-cache",
+}
+
+
+class CaptionAnswer(BaseModel):
+    """A caption and how it came about."""
+
+    caption: str
+    confidence: float = Field(description="Geometric mean of the words' probabilities, 0 to 1.")
+    steps: list[RefinementStep] | None = Field(description="The draft after each step, where record_steps was set.")
+    expert_weights: list[float] | None = Field(description="Weight of each expert, where the model has experts.")
+    milliseconds: dict[str, float] = Field(description="Time of each part; `queue` is the wait for others.")
+
+
+class ModelAnswer(BaseModel):
+    """The model behind the API, and what it takes."""
+
+    model: dict[str, Any] = Field(description="Kind, precision, parameters, file size, refinement steps, ...")
+    max_bytes: int = Field(description="Largest upload.")
+    max_pixels: int = Field(description="Largest picture, width times height.")
+    media_types: list[str]
+
+
+class HealthAnswer(BaseModel):
+    """The server is up."""
+
+    status: str
+    captions: int = Field(description="Captions written since the start.")
+    waiting: int = Field(description="Uploads in flight or in the queue, this moment.")
+
+
+class ErrorAnswer(BaseModel):
+    """Why a request was turned away."""
+
+    error: str = Field(description="One sentence.")
+
+
+_BINARY = {"type": "string", "format": "binary"}
+_FORM = {"type": "object", "properties": {"image": _BINARY}, "required": ["image"], "additionalProperties": False}
 _BODY = {
     "required": True,
     "description": "The picture, as a form's field `image` or as the body itself.",
     "content": {
-        "multipart/form-data": {
-            "schema": {
-                "type": "object",
-                "properties": {"image": {"type": "string", "format": "binary"}},
-                "required": ["image"],
-                "additionalProperties": False,
-            }
-        },
-        **{media_type: _BINARY for media_type in (*MEDIA_TYPES, "application/octet-stream")},
+        "multipart/form-data": {"schema": _FORM},
+        **{kind: {"schema": _BINARY} for kind in (*FORMATS.values(), "application/octet-stream")},
     },
 }
 _REFUSALS: dict[int | str, dict[str, Any]] = {
-    400: {"model": ErrorAnswer, "description": "The form cannot be read."},
-    403: {"model": ErrorAnswer, "description": "Asked by another site's page, or under another name."},
-    408: {"model": ErrorAnswer, "description": "The upload took too long."},
-    413: {"model": ErrorAnswer, "description": "Too many bytes or pixels."},
-    415: {"model": ErrorAnswer, "description": "No picture of a known format."},
-    422: {"model": ErrorAnswer, "description": "A field is missing or wrong, or the picture is damaged."},
-    503: {"model": ErrorAnswer, "description": "Too many pictures are waiting."},
+    status: {"model": ErrorAnswer, "description": description}
+    for status, description in {
+        400: "The form cannot be read.",
+        403: "Asked by another site's page.",
+        408: "The upload took too long.",
+        413: "Too many bytes or pixels.",
+        415: "No picture of a known format.",
+        422: "A field is missing or wrong, or the picture is damaged.",
+        503: "Too many pictures are waiting.",
+    }.items()
 }
 
 
-def create_app(captioner: Captioner, limits: Limits | None = None, hosts: Sequence[str] | None = None) -> FastAPI:
+def create_app(captioner: Captioner, limits: Limits | None = None, hosts: Sequence[str] = ("*",)) -> FastAPI:
     """Build the application around a captioner.
 
-    Captions are written one at a time by one thread: torch shares each among the cores, and a second one beside it
-    would only slow both.
+    Captions are written one at a time by one thread: the runtime shares each among the cores, and a second one beside
+    it would only slow both.
 
     Args:
         captioner: What writes the captions.
         limits: What a request may ask for.
-        hosts: Names under which the server may be called; None allows any.
+        hosts: Names under which the server may be called, which keeps DNS rebinding out; ``*`` allows any,
+            ``*.example.org`` those below a domain.
     """
     limits = limits or Limits()
     worker = ThreadPoolExecutor(1, thread_name_prefix="captioner")
-    written, crowd = 0, Crowd()
+    written = waiting = 0
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -82,19 +126,16 @@ def create_app(captioner: Captioner, limits: Limits | None = None, hosts: Sequen
         redoc_url=None,
     )
 
-    def write(data: bytes, name: str, num_steps: int | None, record_steps: bool, asked: float) -> CaptionAnswer:
+    def write(data: bytes, name: str, record_steps: bool, asked: float) -> CaptionAnswer:
         queue = time.perf_counter() - asked
-        if num_steps is not None and captioner.num_steps is None:
-            raise RefusedError(422, "num_steps: this model writes word after word and refines nothing.")
         check_picture(data, name, limits)
         try:
-            caption = captioner.caption(data, num_steps=num_steps, record_steps=record_steps)
+            caption = captioner.caption(data, record_steps=record_steps)
         except DataError as error:
             raise RefusedError(422, f"{name}: the picture is damaged and cannot be decoded.") from error
         return CaptionAnswer(
             caption=caption.text,
             confidence=caption.confidence,
-            num_steps=captioner.num_steps if num_steps is None else num_steps,
             steps=caption.steps if record_steps else None,
             expert_weights=caption.expert_weights,
             milliseconds={**caption.milliseconds, "queue": queue * 1000},
@@ -102,16 +143,20 @@ def create_app(captioner: Captioner, limits: Limits | None = None, hosts: Sequen
 
     @app.post("/api/caption", responses=_REFUSALS, openapi_extra={"requestBody": _BODY}, summary="Caption a picture")
     async def caption_picture(
-        request: Request,
-        num_steps: Annotated[
-            int | None, Query(ge=1, le=MAX_STEPS, description="Refinement steps; the model's own number by default.")
-        ] = None,
-        record_steps: Annotated[bool, Query(description="Answer with every step.")] = False,
+        request: Request, record_steps: Annotated[bool, Query(description="Answer with every step.")] = False
     ) -> CaptionAnswer:
-        nonlocal written
-        name, data = await _read_picture(request)
-        loop = asyncio.get_running_loop()
-        answer = await loop.run_in_executor(worker, write, data, name, num_steps, record_steps, time.perf_counter())
+        nonlocal written, waiting
+        if request.headers.get("sec-fetch-site", "none") not in ("same-origin", "none"):
+            raise RefusedError(403, "This server takes pictures only from its own page.")
+        if waiting >= limits.max_waiting:
+            raise RefusedError(503, f"{waiting} pictures are waiting already; try again in a moment.")
+        waiting += 1
+        try:
+            name, data = await read_picture(request, limits)
+            loop = asyncio.get_running_loop()
+            answer = await loop.run_in_executor(worker, write, data, name, record_steps, time.perf_counter())
+        finally:
+            waiting -= 1
         written += 1
         return answer
 
@@ -119,63 +164,31 @@ def create_app(captioner: Captioner, limits: Limits | None = None, hosts: Sequen
     async def model() -> ModelAnswer:
         return ModelAnswer(
             model=captioner.info,
-            num_steps=captioner.num_steps,
-            max_steps=MAX_STEPS,
             max_bytes=limits.max_bytes,
             max_pixels=limits.max_pixels,
-            media_types=list(MEDIA_TYPES),
+            media_types=list(FORMATS.values()),
         )
 
+    @app.head("/health", include_in_schema=False)
     @app.get("/health", summary="Whether the server is up")
     async def health() -> HealthAnswer:
-        return HealthAnswer(status="ok", captions=written, waiting=crowd.waiting)
+        return HealthAnswer(status="ok", captions=written, waiting=waiting)
 
-    app.add_middleware(Guard, limits=limits, hosts=hosts, crowd=crowd)
+    @app.head("/", include_in_schema=False)
+    @app.get("/", include_in_schema=False)
+    async def page() -> FileResponse:
+        return FileResponse(_STATIC / "index.html")
+
+    @app.middleware("http")
+    async def add_headers(request: Request, answer: Callable[[Request], Awaitable[Response]]) -> Response:
+        response = await answer(request)
+        response.headers.update(_HEADERS)
+        return response
+
+    app.mount("/static", StaticFiles(directory=_STATIC))
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts), www_redirect=False)
     _answer_errors_in_json(app)
-    for file in sorted(_STATIC.iterdir()):
-        app.add_route("/" if file.name == "index.html" else f"/{file.name}", _serve(file))
     return app
-
-
-def _serve(file: Path) -> Callable[[Request], Awaitable[Response]]:
-    """Make what answers with one file of the page."""
-
-    async def serve(_: Request) -> Response:
-        return FileResponse(file)
-
-    return serve
-
-
-async def _read_picture(request: Request) -> tuple[str, bytes]:
-    """Take the picture from a form's field ``image`` or from the body; returns its name and the file.
-
-    Raises:
-        RefusedError: If the form cannot be read (400), the body is of another kind (415) or a field is wrong (422).
-    """
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "multipart/form-data":
-        if kind not in (*MEDIA_TYPES, "application/octet-stream"):
-            message = "Send the picture as the form field image (multipart/form-data) or as the body with its type."
-            raise RefusedError(415, message)
-        return "picture", await request.body()
-    try:
-        form = await request.form(max_files=2, max_fields=2, max_part_size=10_000)
-    except Exception as error:  # the parser raises many kinds: MultiPartException, LookupError of a charset, ...
-        raise RefusedError(400, "The form cannot be read.") from error
-    try:
-        if unknown := sorted(set(form) - {"image"}):
-            raise RefusedError(422, f"{_plain(unknown[0])}: no such field; the picture goes into the field image.")
-        files = form.getlist("image")
-        if len(files) != 1 or not isinstance(files[0], UploadFile):
-            raise RefusedError(422, "image: this field must hold one file.")
-        return _plain(files[0].filename or "picture"), await files[0].read()
-    finally:
-        await form.close()
-
-
-def _plain(name: str) -> str:
-    """Make a client's name fit for a sentence: one line, not too long."""
-    return "".join(c if c.isprintable() else " " for c in name)[:80]
 
 
 def _answer_errors_in_json(app: FastAPI) -> None:
@@ -183,7 +196,9 @@ def _answer_errors_in_json(app: FastAPI) -> None:
 
     @app.exception_handler(RefusedError)
     async def refused(_: Request, error: RefusedError) -> JSONResponse:
-        return JSONResponse({"error": error.message}, error.status)
+        # The rest of the upload may not have been read.
+        headers = {"connection": "close"} | ({"retry-after": "1"} if error.status == 503 else {})
+        return JSONResponse({"error": error.message}, error.status, headers)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:

@@ -2,17 +2,15 @@
 
 const $ = id => document.getElementById(id);
 const calm = matchMedia("(prefers-reduced-motion: reduce)");
-const SECONDS = { written: 0.75, masked: 0.5 };
-const PARTS = [
-  ["decode_image", "Decoding the image", "one"],
-  ["encode", "Encoder", "two"],
-  ["decode_caption", "Decoder", "three"],
-];
+const SECONDS = 0.9;  // that a step is shown
+const PARTS = {
+  decode_image: "Decoding the image", encode: "Encoder", decode_caption: "Decoder", caption: "Network",
+  queue: "Waiting in the queue",
+};
 let about = null;   // what /api/model says
 let file = null;    // the picture in hand
 let answer = null;  // the caption shown
 let asking = null;  // AbortController of the request under way
-let rows = [];      // its steps in the history
 let player = 0;     // the playback under way; a newer one stops it
 
 function make(tag, className, text = "") {
@@ -45,9 +43,7 @@ async function ask() {
   try {
     const form = new FormData();
     form.append("image", file, file.name || "picture");
-    const query = new URLSearchParams({ record_steps: "true" });
-    if (about?.num_steps) query.set("num_steps", $("steps").value);
-    const response = await fetch(`api/caption?${query}`, { method: "POST", body: form, signal: mine.signal });
+    const response = await fetch("api/caption?record_steps=true", { method: "POST", body: form, signal: mine.signal });
     const content = await response.json();
     if (!response.ok) throw new Error(content.error);
     answer = content;
@@ -80,103 +76,40 @@ function take(chosen) {
 
 // --- Showing --------------------------------------------------------------------------------------------------------
 
-function word(text, confidence, masked = false) {
+function word(text, confidence, masked) {
   const element = make("span", masked ? "word masked" : "word", text);
   element.style.setProperty("--p", percent(confidence).replace(" ", ""));
-  element.title = masked ? "masked" : percent(confidence);
+  element.append(make("small", "", percent(confidence)));
   return element;
 }
 
-// One frame of the film: the words of a step, those that it masks shown or hidden.
-function draw(index, hide) {
-  const step = answer.steps[index];
-  const before = index ? answer.steps[index - 1].remasked : step.words.map(() => true);
-  $("words").replaceChildren(...step.words.map((text, i) => {
-    const element = word(text, step.confidence[i], hide && step.remasked[i]);
-    if (!hide && before[i]) element.classList.add("new");
+// The draft after a step, counted from one, with what the step masks again; what it wrote appears.
+function draw(step) {
+  const { words, confidence, remasked } = answer.steps[step - 1];
+  const before = answer.steps[step - 2]?.remasked;
+  $("words").replaceChildren(...words.map((text, i) => {
+    const element = word(text, confidence[i], remasked[i]);
+    if (!before || before[i]) element.classList.add("new");
     return element;
   }));
-  $("stage").textContent = `step ${index + 1} of ${answer.steps.length}${hide ? ": masking the least sure" : ""}`;
-  for (const [i, button] of [...$("history").querySelectorAll("button")].entries()) {
-    button.toggleAttribute("aria-current", i === index);
-  }
-}
-
-// The caption itself. Words that follow themselves are written once in it, so it may be shorter than the last draft.
-function drawCaption() {
-  const { words, confidence } = answer.steps.at(-1) ?? { words: [], confidence: [] };
-  const kept = words.map((text, i) => [text, confidence[i]]).filter(([text], i) => text !== words[i - 1]);
-  if (words.length) draw(answer.steps.length - 1, false);
-  if (words.join(" ") === answer.caption) {
-    $("stage").textContent = "";
-  } else if (kept.map(([text]) => text).join(" ") === answer.caption) {
-    $("words").replaceChildren(...kept.map(([text, share]) => word(text, share)));
-    $("stage").textContent = "repeats written once";
-  } else {
-    $("words").replaceChildren(...answer.caption.split(" ").map(text => word(text, answer.confidence)));
-    $("stage").textContent = "";
-  }
-}
-
-function row(step, index) {
-  const item = make("li", "new");
-  const button = make("button", "");
-  button.type = "button";
-  const line = make("span", "line");
-  for (const [i, text] of step.words.entries()) {
-    const piece = make("span", "piece");
-    piece.append(word(text, step.confidence[i], step.remasked[i]), make("small", "", percent(step.confidence[i])));
-    line.append(piece);
-  }
-  button.append(make("span", "number", index + 1), line);
-  button.addEventListener("click", () => {
-    player += 1;
-    $("history").append(...rows.filter(row => !row.isConnected));
-    draw(index, false);
-  });
-  item.append(button);
-  return item;
+  $("steps").value = step;
+  $("stage").textContent = `step ${step} of ${answer.steps.length}`;
 }
 
 async function play() {
   const mine = player += 1;
-  rows = answer.steps.map(row);
-  $("history").replaceChildren();
-  if (calm.matches) {
-    $("history").append(...rows);
-  } else if (rows.length) {
-    $("words").replaceChildren(...answer.steps[0].words.map(text => word(text, 0, true)));
-    $("stage").textContent = `${answer.steps[0].words.length} words, all masked`;
-    await pause(SECONDS.masked);
-    for (const [index, step] of answer.steps.entries()) {
-      if (mine !== player) return;
-      $("history").append(rows[index]);
-      draw(index, false);
-      await pause(SECONDS.written);
-      if (mine !== player) return;
-      if (step.remasked.some(Boolean)) {
-        draw(index, true);
-        await pause(SECONDS.masked);
-      }
-    }
+  for (let step = calm.matches ? answer.steps.length : 1; step <= answer.steps.length; step += 1) {
     if (mine !== player) return;
+    draw(step);
+    await pause(SECONDS);
   }
-  drawCaption();
 }
 
 function showTimes() {
-  const times = answer.milliseconds;
-  const parts = PARTS.filter(([name]) => name in times);
-  if (times.queue >= 1) parts.push(["queue", "Waiting in the queue", "four"]);
-  const total = parts.reduce((sum, [name]) => sum + times[name], 0);
-  $("total").textContent = milliseconds(total);
-  $("parts").replaceChildren(...parts.map(([name, , colour]) => {
-    const part = make("span", colour);
-    part.style.flexGrow = times[name];
-    return part;
-  }));
-  $("times").replaceChildren(...parts.flatMap(([name, label, colour]) => [
-    make("span", `dot ${colour}`), make("dt", "", label), make("dd", "", milliseconds(times[name])),
+  const parts = Object.entries(answer.milliseconds).filter(([name, time]) => name !== "queue" || time >= 1);
+  $("total").textContent = milliseconds(parts.reduce((sum, [, time]) => sum + time, 0));
+  $("times").replaceChildren(...parts.flatMap(([name, time]) => [
+    make("dt", "", PARTS[name] ?? name), make("span", ""), make("dd", "", milliseconds(time)),
   ]));
 }
 
@@ -197,7 +130,8 @@ function show() {
   $("result").hidden = false;
   $("text").textContent = answer.caption;
   $("confidence").textContent = `confidence ${percent(answer.confidence)}`;
-  $("written").hidden = answer.steps.length === 0;
+  $("walk").hidden = answer.steps.length === 0;
+  $("steps").max = answer.steps.length;
   showTimes();
   showExperts();
   play();
@@ -222,8 +156,7 @@ for (const name of ["dragover", "dragleave", "drop"]) {
   });
 }
 addEventListener("paste", event => take([...event.clipboardData.files][0]));
-$("steps").addEventListener("input", () => { $("chosen").textContent = $("steps").value; });
-$("steps").addEventListener("change", ask);
+$("steps").addEventListener("input", () => { player += 1; draw(Number($("steps").value)); });
 $("replay").addEventListener("click", play);
 
 function dress(theme) {
@@ -240,14 +173,8 @@ async function introduce() {
   const facts = about.model;
   $("model").textContent = [
     facts.name, facts.kind, facts.precision, facts.parameters && `${(facts.parameters / 1e6).toFixed(1)} M parameters`,
-    facts.file_bytes && size(facts.file_bytes), facts.image_size && `${facts.image_size} px`,
+    facts.file_bytes && size(facts.file_bytes), facts.image_size && `${facts.image_size} px`, facts.num_steps && `${facts.num_steps} refinement steps`,
   ].filter(Boolean).join(" · ");
-  $("control").hidden = !about.num_steps;
-  if (about.num_steps) {
-    $("steps").max = Math.min(about.max_steps, Math.max(12, about.num_steps));
-    $("chosen").textContent = $("steps").value = about.num_steps;
-    $("control").querySelector(".ends").lastChild.textContent = `${$("steps").max}: mended most`;
-  }
   $("taken").textContent = `JPEG, PNG, WebP, GIF, BMP or TIFF, up to ${size(about.max_bytes)}`;
   const here = ["localhost", "127.0.0.1", "[::1]"].includes(location.hostname);
   $("promise").textContent = here ? "Your pictures stay on this computer and are not kept." : "Your pictures go to this server alone and are not kept.";
