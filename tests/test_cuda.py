@@ -1,6 +1,7 @@
 """What holds on a CPU holds on a GPU. Skipped where there is none."""
 
 import copy
+import json
 
 import pytest
 import torch
@@ -101,8 +102,11 @@ def test_captions_are_those_of_a_cpu(choice, tmp_path):
     ids=["masked", "compiled", "autoregressive", "reinforced"],
 )
 def test_a_run_in_bf16_trains_scores_and_saves(choice, tmp_path):
-    cfg = tiny_config("trainer=gpu", "metrics.tokenizer=simple", "optim.optimizer.lr=1e-3", *choice)
+    cfg = tiny_config(
+        "trainer=gpu", "trainer.precision=auto", "metrics.tokenizer=simple", "optim.optimizer.lr=1e-3", *choice
+    )
     metrics = train(cfg, tmp_path / "run")
+    assert json.loads((tmp_path / "run/results.json").read_text())["precision"] == "bf16-mixed"
     assert {"val/cider", "val/loss", "train/loss"} <= metrics.keys()
     assert all(value == value for value in metrics.values())
     best = load_checkpoint(tmp_path / "run" / "checkpoints" / "best.ckpt").model

@@ -18,13 +18,12 @@ from fastcap.train import train
 from fastcap.training import check_settings
 from fastcap.training.checkpoints import CheckpointError, newest_checkpoint
 from tests.tiny import TINY, tiny_config
+from tests.tiny_captioner import write_checkpoint
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("run")
-    train(tiny_config("trainer.max_epochs=1"), folder)
-    return folder / "checkpoints/best.ckpt"
+    return write_checkpoint(tmp_path_factory.mktemp("run") / "best.ckpt")
 
 
 @pytest.fixture

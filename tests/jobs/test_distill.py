@@ -1,9 +1,6 @@
 """Pretraining of a backbone, tiny: it learns, it resumes, and experiments start from what it saved."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import lightning as L
@@ -11,11 +8,9 @@ import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
-from hydra.utils import instantiate
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from fastcap.backbone.weights import load_backbone, save_backbone
 from fastcap.build import CONFIG_DIR, ConfigError, build_backbone, build_model, build_trainer
 from fastcap.data import DataError
 from fastcap.data.folders import ClassFolders, FolderImages
@@ -40,6 +35,7 @@ SMALL = [
     "~callbacks.progress",
     "~callbacks.summary",
     "optim.optimizer.lr=3e-3",
+    "trainer.precision=32-true",
 ]
 COLOURS = {"red": (220, 40, 30), "blue": (30, 60, 220), "green": (40, 180, 60)}
 
@@ -87,27 +83,6 @@ def test_distillation_learns_and_leaves_what_it_promises(distilled):
     assert {"val/loss", "val/cosine", "val/top1_agreement", "val/loss_logits", "train/loss"} <= metrics.keys()
     assert json.loads((run_dir / "results.json").read_text())["steps"] == 24
     assert {path.name for path in (run_dir / "checkpoints").iterdir()} == {"last.ckpt", "previous.ckpt"}
-
-
-def test_one_batch_is_learnt_by_heart(folder):
-    torch.manual_seed(0)
-    cfg = _distill_config(folder)
-    module = instantiate(
-        cfg.module,
-        backbone=instantiate(cfg.backbone),
-        config={"backbone": {}},
-        optimizer=None,
-        schedule=None,
-    ).train()
-    images = ImageDataModule(FolderImages(folder), image_size=64, batch_size=4, cache_dir=None)
-    batch = next(iter(images.train_dataloader()))
-    optimizer = torch.optim.Adam([p for p in module.parameters() if p.requires_grad], lr=5e-3)
-    for _ in range(60):
-        loss, values = module.losses(batch)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    assert values["cosine"] > 0.7 and values["top1_agreement"] == 1
 
 
 def test_an_experiment_starts_from_the_weights(distilled):
@@ -181,20 +156,11 @@ def test_wrong_weights_are_named(distilled, tmp_path):
 def test_resuming_another_job_is_refused(distilled, folder, tmp_path):
     _, run_dir, _ = distilled
     cfg = _distill_config(folder, f"resume={run_dir}/checkpoints/last.ckpt", "backbone.ffn_ratio=2")
-    with pytest.raises(CheckpointError, match=r"last\.ckpt: field `state_dict\.backbone\..*another job"):
+    with pytest.raises(CheckpointError, match=r"resume cannot change backbone\.ffn_ratio: .* now 2"):
         pretrain_backbone(cfg, tmp_path)
-
-
-def test_any_backbone_file_round_trips(tmp_path):
-    backbone = torch.nn.Sequential(
-        torch.nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last), torch.nn.BatchNorm2d(4)
-    )
-    save_backbone(tmp_path / "b.safetensors", backbone, {"dims": [4]})
-    other = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))
-    assert load_backbone(tmp_path / "b.safetensors", other) == {"dims": [4]}
-    assert all(
-        torch.equal(a, b) for a, b in zip(backbone.state_dict().values(), other.state_dict().values(), strict=True)
-    )
+    cfg = _config("pretrain", f"data_dir={folder}", f"resume={run_dir}/checkpoints/last.ckpt")
+    with pytest.raises(CheckpointError, match=r"last\.ckpt: field `state_dict\.head.*another .*job"):
+        pretrain_backbone(cfg, tmp_path, lambda images: {"classes": images.classes})
 
 
 def test_class_folders_are_learnt(folder, tmp_path):
@@ -273,29 +239,3 @@ def test_wrong_weights_of_the_loss_are_named():
     for wrong in ({"cosine": -1}, {"temperature": 0}, {"cosine": 0, "smooth_l1": 0, "pooled": 0, "logits": 0}):
         with pytest.raises(ValueError, match=r"module\.weights"):
             DistillationWeights(**wrong)
-
-
-@pytest.mark.parametrize("kept", ["cosine", "logits"])
-def test_a_term_alone_trains_and_agreement_is_logged(kept, folder, tmp_path):
-    terms = ("cosine", "smooth_l1", "pooled", "logits")
-    overrides = [f"module.weights.{term}={float(term == kept)}" for term in terms]
-    metrics = pretrain_backbone(_distill_config(folder, *overrides, "trainer.max_epochs=1"), tmp_path)
-    assert 0 <= metrics["val/top1_agreement"] <= 1
-
-
-@pytest.mark.slow
-def test_distil_then_train_as_processes(folder, tmp_path):
-    """The whole path through Hydra: distil, then start an experiment from the file."""
-
-    def run(*arguments):
-        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "COLUMNS": "200"}
-        command = [sys.executable, "-m", "fastcap.cli", *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
-        assert done.returncode == 0, done.stderr[-2000:]
-        return done.stdout
-
-    printed = run("distill", *SMALL, f"folder={folder}", "teacher_size=64", "trainer.max_epochs=1")
-    (weights,) = tmp_path.glob("runs/distill/*/backbone.safetensors")
-    assert f"init.backbone={weights}" in printed
-    run("train", "backbone=spatial_mamba_tiny", *TINY, "trainer.max_epochs=1", f"init.backbone={weights}")
-    run("pretrain", *SMALL, f"data_dir={folder}", "trainer.max_epochs=1")

@@ -1,7 +1,6 @@
 """Sweeps called again: nothing twice, nothing lost, nothing hidden."""
 
 import csv
-import importlib.util
 import json
 import os
 import signal
@@ -194,38 +193,3 @@ def test_twelve_jobs_one_killed_one_raising_finish_by_the_same_command(tmp_path)
     assert (
         len(rows) == 12 and {row["status"] for row in rows} == {"finished"} and {row["steps"] for row in rows} == {"8"}
     )
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not importlib.util.find_spec("hydra_plugins.hydra_optuna_sweeper"), reason="no extra `sweep`")
-def test_an_optuna_search_goes_on_where_it_stopped(tmp_path):
-    settings = [s for s in TINY if not s.startswith("~")]
-    settings += ["callbacks.progress=null", "callbacks.summary=null", "trainer.max_epochs=1", "sweep=optuna"]
-    settings += ["sweep_name=search", "optim.optimizer.lr=tag(log,interval(1e-4,1e-2))"]
-
-    def search(trials):
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        command = [sys.executable, "-m", "fastcap.train", "-m", *settings, f"hydra.sweeper.n_trials={trials}"]
-        done = subprocess.run(
-            command, capture_output=True, text=True, cwd=tmp_path, timeout=280, check=False, env=environment
-        )
-        assert done.returncode == 0, done.stderr[-2000:]
-        return {path.parent.name: path.stat().st_mtime_ns for path in tmp_path.glob("runs/*/search/*/results.json")}
-
-    two, three = search(2), search(3)
-    assert len(two) == 2 and len(three) == 3 and two.items() <= three.items()
-    assert all(name.startswith("lr-0.0") for name in three)
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not importlib.util.find_spec("hydra_plugins.hydra_submitit_launcher"), reason="no extra `sweep`")
-@pytest.mark.parametrize("choice", ["hydra/launcher=joblib", "hydra/launcher=submitit_local"])
-def test_jobs_in_processes_of_their_own(tmp_path, choice):
-    """Joblib's workers, and submitit's processes, which Slurm would run; one job fails, the other one is whole."""
-    more = ["trainer.max_epochs=1", "data.source.num_val=8", "callbacks.speed_quality=null", "sweep_name=two"]
-    command = [choice, *more, "decoder.top_k=1,9"]
-    done = _run(tmp_path, *command)
-    sweep = tmp_path / "runs/scenes-sweep/two"
-    assert done.returncode == 1, done.stderr[-2000:]
-    assert "1 failed: top_k-9" in done.stderr
-    assert read_run(sweep / "top_k-1").status == "finished" and "top_k" in read_run(sweep / "top_k-9").error
