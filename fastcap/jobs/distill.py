@@ -1,4 +1,4 @@
-"""Distil a packaged ImageNet encoder into a backbone, on any images: `python -m fastcap.jobs.distill [folder=DIR]`."""
+"""Distil a packaged ImageNet encoder into a backbone, on any images: `fastcap distill [folder=DIR]`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from fastcap.cli import hydra_command
-from fastcap.jobs.pretraining_run import pretrain_backbone
+from fastcap.jobs.pretrain import pretrain_backbone
 
 
 @hydra_command("distill")

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from fastcap.backbone.efficientnet_lite import EfficientNetLite, packaged_classifier
 from fastcap.data.images import ImageBatch
-from fastcap.jobs.base import BackbonePretraining
+from fastcap.jobs.pretraining import BackbonePretraining
 
 
 @dataclass(frozen=True)
@@ -137,9 +137,9 @@ class DistillationModule(BackbonePretraining):
         weights = self.weights
         values: dict[str, Tensor] = {}
         with torch.inference_mode():
-            seen, classes = self.teacher(self.standardise(batch.images, self.teacher_size))
+            seen, classes = self.teacher(self.normalize(batch.images, self.teacher_size))
         target, classes = self.standard(seen.clone()), classes.float().clone()  # clones: autograd keeps them
-        features = self.backbone(self.standardise(batch.images, self.image_size))
+        features = self.backbone(self.normalize(batch.images, self.image_size))
         terms: dict[str, Tensor] = {}
         guess = None
         if self.feature_head is not None:

@@ -17,7 +17,7 @@ from fastcap.data.folders import ClassFolders, FolderImages
 from fastcap.data.images import ImageDataModule
 from fastcap.data.tokenizer import train_word_tokenizer
 from fastcap.jobs.distillation import ChannelStandardiser, DistillationWeights, Teacher, to_grid
-from fastcap.jobs.pretraining_run import pretrain_backbone
+from fastcap.jobs.pretrain import pretrain_backbone
 from fastcap.training.checkpoints import CheckpointError
 from fastcap.types import IMAGE_MEAN, IMAGE_STD
 from tests.tiny import TINY, tiny_config
@@ -118,7 +118,7 @@ def test_a_resumed_run_equals_an_unbroken_one(folder, distilled, tmp_path):
         return trainers[-1]
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(RuntimeError, match="killed"):
-        patch.setattr("fastcap.jobs.pretraining_run.build_trainer", interrupted)
+        patch.setattr("fastcap.jobs.pretrain.build_trainer", interrupted)
         pretrain_backbone(cfg, tmp_path)
     assert (tmp_path / "backbone.safetensors").is_file()
     checkpoint = tmp_path / "checkpoints/last.ckpt"

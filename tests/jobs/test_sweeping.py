@@ -12,9 +12,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from fastcap.build import ConfigError
-from fastcap.jobs.folders import job_folder, swept_first, value_name
-from fastcap.jobs.jobs import run_job
 from fastcap.jobs.summary import SweepSummary, summarise
+from fastcap.jobs.sweep import job_folder, run_job, swept_first, value_name
 from fastcap.reporting.runs import read_run
 from fastcap.train import train
 from fastcap.training import differences

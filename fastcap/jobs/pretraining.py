@@ -1,8 +1,8 @@
-"""What every pretraining of a backbone shares: pixels, optimiser, and the file that experiments start from."""
+"""Pretraining of a backbone: what every kind shares, and the supervised kind (naming the class of an image)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ class BackbonePretraining(L.LightningModule):
     Subclasses say what is lost in ``losses`` and may name modules that are not trained in ``helpers``.
 
     Args:
-        backbone: Standardised images (B, 3, H, W) to features (B, N, D).
+        backbone: Normalized images (B, 3, H, W) to features (B, N, D).
         config: The run's configuration, as plain data; its node ``backbone`` is stored beside the weights.
         optimizer: Makes the optimiser from parameter groups.
         schedule: Makes the learning-rate schedule from (optimizer, total_steps).
@@ -58,8 +58,8 @@ class BackbonePretraining(L.LightningModule):
         self.register_buffer("image_mean", 255 * torch.tensor(IMAGE_MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("image_std", 255 * torch.tensor(IMAGE_STD).view(3, 1, 1), persistent=False)
 
-    def standardise(self, images: Tensor, size: int) -> Tensor:
-        """Resize uint8 pixels (B, 3, S, S) to ``size`` and standardise them; (B, 3, size, size)."""
+    def normalize(self, images: Tensor, size: int) -> Tensor:
+        """Resize uint8 pixels (B, 3, S, S) to ``size`` and normalize them; (B, 3, size, size)."""
         if images.shape[-1] != size:
             images = images.contiguous(memory_format=torch.channels_last)
             images = F.interpolate(images, (size, size), mode="bilinear", antialias=True)
@@ -70,8 +70,8 @@ class BackbonePretraining(L.LightningModule):
         raise NotImplementedError
 
     def training_step(self, batch: ImageBatch, batch_idx: int) -> Tensor:
-        """Lose on a batch."""
-        # Drop path's chance follows from the position in the run, so that a resumed run equals an unbroken one.
+        """Compute the loss of a batch."""
+        # Stochastic depth follows from the position in the run, so that a resumed run equals an unbroken one.
         torch.manual_seed(step_seed(self.seed, self.current_epoch, batch_idx, self.global_rank))
         loss, values = self.losses(batch)
         self.log("train/loss", loss.detach(), prog_bar=True)
@@ -120,3 +120,29 @@ class BackbonePretraining(L.LightningModule):
         """Put helpers' weights back in."""
         own = self.state_dict()
         checkpoint["state_dict"] |= {k: v for k, v in own.items() if k.partition(".")[0] in self.helpers}
+
+
+class ClassificationModule(BackbonePretraining):
+    """Cross-entropy on the classes, through a linear head on pooled features that is thrown away afterwards.
+
+    Args:
+        backbone: As in ``BackbonePretraining``, which also takes the remaining arguments.
+        classes: Names of the classes.
+        image_size: Side of the images that the backbone sees, in pixels.
+        label_smoothing: Of the training loss.
+    """
+
+    def __init__(
+        self, backbone: Any, classes: Sequence[str], image_size: int, label_smoothing: float = 0.1, **training: Any
+    ) -> None:
+        super().__init__(backbone, **training)
+        self.image_size, self.label_smoothing = image_size, label_smoothing
+        self.head = nn.Linear(backbone.feature_dim, len(classes))
+
+    def losses(self, batch: ImageBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the cross-entropy, and the shares of images whose class came first and among the first five."""
+        logits = self.head(self.backbone(self.normalize(batch.images, self.image_size)).mean(1))
+        smoothing = self.label_smoothing if self.training else 0.0
+        ranked = logits.topk(min(5, logits.shape[1])).indices == batch.labels[:, None]
+        accuracy = {"top1": ranked[:, 0].float().mean(), "top5": ranked.any(1).float().mean()}
+        return F.cross_entropy(logits.float(), batch.labels, label_smoothing=smoothing), accuracy
