@@ -187,18 +187,15 @@ def build_model(
             f"decoder {type(decoder).__name__} is not driven by {type(refinement).__name__}: "
             f"choose refinement={fitting}"
         )
-    for name, what in (("naming_weight", "concept"), ("concept_weight", "concept"), ("phrase_weight", "phrase")):
+    for name, what in (("rerank_weight", "concept"), ("word_bias", "concept"), ("bigram_bias", "phrase")):
         trained = f"objective.{'judge' if judge else what}_weight"
-        if cfg.refinement.get(name) and OmegaConf.select(cfg, trained) == 0 and not start:
+        key, weight = f"refinement.guidance.{name}", cfg.refinement.guidance.get(name)
+        if weight and OmegaConf.select(cfg, trained) == 0 and not start:
+            raise ConfigError(f"{key} = {weight} asks for the image's {what}s, which {trained}=0 does not train")
+        if weight and what == "phrase" and not OmegaConf.select(cfg, "data.phrase_mentions"):
             raise ConfigError(
-                f"refinement.{name} = {cfg.refinement[name]} asks for the image's {what}s, which {trained}=0 does not "
-                "train"
+                f"{key} = {weight} asks for the image's phrases, of which data.phrase_mentions=0 has none"
             )
-    if cfg.refinement.get("phrase_weight") and not OmegaConf.select(cfg, "data.phrase_mentions"):
-        raise ConfigError(
-            f"refinement.phrase_weight = {cfg.refinement.phrase_weight} asks for the image's phrases, of which "
-            "data.phrase_mentions=0 has none"
-        )
     model = FastCap(backbone, alignment, decoder, length, refinement)
     if fresh and start:
         start_from(model, start, tokenizer)
@@ -212,7 +209,7 @@ def build_module(cfg: DictConfig, datamodule: CaptionDataModule, model: FastCap 
     if model is None:
         concepts = datamodule.concept_weights(), datamodule.phrases()
         model = build_model(cfg, tokenizer, *concepts, fresh=not cfg.get("resume"))
-        model.decoder.count(itertools.chain.from_iterable(references.values()))
+        model.ngrams.count(itertools.chain.from_iterable(references.values()))
     if model.alignment.judge_head is not None:  # what no loss moves is frozen: DDP waits for every other gradient
         model.alignment.judge_head.requires_grad_(cfg.objective.judge_weight > 0)
     return CaptioningModule(
@@ -348,9 +345,9 @@ def load_checkpoint(path: Path | str, overrides: Mapping[str, Any] | None = None
     except RuntimeError as error:
         lines = [line.strip() for line in str(error).splitlines()[1:]]
         raise CheckpointError(f"{path}: weights do not fit the configuration: {'; '.join(lines[:3])}") from error
-    for name in ("bigram", "trigram"):
-        if getattr(model.refinement, f"{name}_weight", 0) > 0 and not getattr(model.decoder, f"{name}s").counted:
-            raise CheckpointError(f"{path}: holds no {name}s' counts: it needs refinement.{name}_weight=0")
+    weighed = [name for name, weight in (config.refinement.get("ngram_weights") or {}).items() if weight > 0]
+    if weighed and not model.ngrams.counted:
+        raise CheckpointError(f"{path}: holds no counts of n-grams: it needs refinement.ngram_weights.{weighed[0]}=0")
     plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
     return LoadedCheckpoint(model.eval(), tokenizer, plain, Path(path))
 

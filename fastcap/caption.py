@@ -44,7 +44,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--steps", action="store_true", help="show every refinement step")
     parser.add_argument("--picture", type=Path, metavar="DIR", help="draw every refinement step into DIR, a PNG a file")
     parser.add_argument("--num-steps", type=int, help="refinement steps (default: the model's)")
-    parser.add_argument("--num-lengths", type=int, help="length candidates (default: the model's)")
+    parser.add_argument("--length-beam", type=int, help="length candidates (default: the model's)")
     parser.add_argument("--batch-size", type=int, default=16, help="images a batch (default: %(default)s)")
     parser.add_argument("--threads", type=int, help="threads of the network (default: what runs it decides)")
     parser.add_argument("--no-progress", action="store_true", help="no progress bar; there is none outside a terminal")
@@ -185,9 +185,8 @@ def open_model(arguments: argparse.Namespace) -> Captioner:
         from fastcap.training.checkpoints import find_checkpoint
 
         path = find_checkpoint(path)
-    chosen = {"num_steps": arguments.num_steps, "num_lengths": arguments.num_lengths}
     return Captioner.load(
-        path, num_threads=arguments.threads, **{key: value for key, value in chosen.items() if value is not None}
+        path, num_threads=arguments.threads, num_steps=arguments.num_steps, length_beam=arguments.length_beam
     )
 
 
@@ -195,7 +194,7 @@ def open_model(arguments: argparse.Namespace) -> Captioner:
 def main(arguments: list[str] | None = None) -> None:
     """Entry point; exit status 1 when some image could not be captioned."""
     options = parse_arguments(arguments)
-    for name in ("batch_size", "threads", "num_steps", "num_lengths"):
+    for name in ("batch_size", "threads", "num_steps", "length_beam"):
         value = getattr(options, name)
         if value is not None and value < 1:
             raise UserError(f"--{name.replace('_', '-')} {value} must be at least 1")

@@ -1,39 +1,36 @@
-"""Export a checkpoint to ONNX and OpenVINO: `fastcap export [ckpt=]PATH --out DIR`."""
+"""Export a checkpoint to ONNX files: `fastcap export [CHECKPOINT] --out FOLDER|FILE.onnx`."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 from fastcap.cli import UserError, one_clear_error
 
-FORMATS = ("onnx", "openvino")
-PRECISIONS = ("fp32", "bf16", "int8")
+PRECISIONS = ("fp32", "int8")
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(prog="fastcap export", description="Export a checkpoint to ONNX and OpenVINO.")
+    parser = argparse.ArgumentParser(
+        prog="fastcap export",
+        description="Export a checkpoint to ONNX: one file a precision, from pixels to token ids, compared with it.",
+    )
     parser.add_argument(
         "ckpt",
         nargs="?",
-        type=_checkpoint,
         metavar="[ckpt=]PATH",
-        help="checkpoint, or 'last' (default: the newest run's best)",
-    )
-    parser.add_argument("--out", type=Path, help="folder to make (default: export/ beside the checkpoint's folder)")
-    parser.add_argument(
-        "--formats", type=_some_of(FORMATS), default=FORMATS, metavar="LIST", help="of onnx,openvino (default: both)"
+        help="checkpoint, a run's folder, or 'last' (default: the newest run's best)",
     )
     parser.add_argument(
-        "--precisions",
-        type=_some_of(PRECISIONS),
-        default=PRECISIONS,
-        metavar="LIST",
-        help="of fp32,bf16,int8 (default: all; bf16 is OpenVINO's)",
+        "--out", type=Path, help="folder, or an .onnx file for one precision (default: export/ beside the checkpoint's)"
     )
+    parser.add_argument(
+        "--precisions", type=_precisions, metavar="LIST", help="of fp32,int8 (default: both; fp32 for a file)"
+    )
+    parser.add_argument("--num-steps", type=int, help="refinement steps of the graph (default: the checkpoint's)")
+    parser.add_argument("--length-beam", type=int, help="length candidates of the graph (default: the checkpoint's)")
     parser.add_argument(
         "--calibration", type=int, default=128, metavar="N", help="training images for int8 (default: %(default)s)"
     )
@@ -48,44 +45,40 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _checkpoint(text: str) -> Path:
-    return Path(text.removeprefix("ckpt="))
-
-
-def _some_of(known: tuple[str, ...]) -> Callable[[str], tuple[str, ...]]:
-    def parse(text: str) -> tuple[str, ...]:
-        names = tuple(dict.fromkeys(name.strip() for name in text.split(",")))
-        for name in names:
-            if name not in known:
-                raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(known)}")
-        return names
-
-    return parse
+def _precisions(text: str) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys(name.strip() for name in text.split(",")))
+    for name in names:
+        if name not in PRECISIONS:
+            raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(PRECISIONS)}")
+    return names
 
 
 @one_clear_error
 def main(arguments: list[str] | None = None) -> None:
     """Entry point."""
     chosen = parse_arguments(arguments)
-    for name in ("calibration", "compare", "threads"):
+    for name in ("calibration", "compare", "threads", "num_steps", "length_beam"):
         value = getattr(chosen, name)
         if value is not None and value < 1:
-            raise UserError(f"--{name} {value} must be at least 1")
+            raise UserError(f"--{name.replace('_', '-')} {value} must be at least 1")
 
+    from fastcap.serving.compare import COLUMNS, table
     from fastcap.serving.export import ExportOptions, export
-    from fastcap.serving.readme import COLUMNS, table
     from fastcap.training.checkpoints import find_checkpoint
+    from fastcap.utils.models import find_model
 
-    ckpt = Path(find_checkpoint(chosen.ckpt))
+    ckpt = find_model(find_checkpoint(chosen.ckpt and chosen.ckpt.removeprefix("ckpt=")))
     out = chosen.out or ckpt.parent.parent / "export"
+    file = out.suffix == ".onnx" and not out.is_dir()
     options = ExportOptions(
-        chosen.formats,
-        chosen.precisions,
-        chosen.calibration,
-        chosen.compare,
-        chosen.images,
-        chosen.threads,
-        chosen.data_root,
+        precisions=chosen.precisions or (("fp32",) if file else PRECISIONS),
+        num_steps=chosen.num_steps,
+        length_beam=chosen.length_beam,
+        num_calibration=chosen.calibration,
+        num_compared=chosen.compare,
+        images=chosen.images,
+        num_threads=chosen.threads,
+        data_root=chosen.data_root,
     )
     report = export(ckpt, out, options, lambda line: print(line, file=sys.stderr, flush=True))
 
@@ -98,7 +91,7 @@ def main(arguments: list[str] | None = None) -> None:
     for row in table(report["rows"]):
         shown.add_row(*row)
     Console().print(shown)
-    print(f"Export      {out} (taken by itself: {report['default']})")
+    print(f"Export      {out}" + ("" if file else f" ({report['default']} is taken by itself)"))
     print(f"Next        fastcap caption --model {out} photo.jpg")
 
 

@@ -8,15 +8,17 @@ import torch
 from torch import Tensor, nn
 
 from fastcap.alignment.cmfa import CrossModalFeatureAlignment
+from fastcap.generation.beam import BeamSearch
 from fastcap.generation.icmr import ICMRDecoder
-from fastcap.types import IMAGE_MEAN, IMAGE_STD, Encoded, Refinement
+from fastcap.generation.ngrams import NGrams
+from fastcap.types import IMAGE_MEAN, IMAGE_STD, Encoded, Refinement, Sampled
 
 
 class FastCap(nn.Module):
     """Backbone, alignment, decoder and length predictor, with the refinement that drives them.
 
     Args:
-        backbone: Images (B, 3, H, W), standardised, to features (B, N, feature_dim).
+        backbone: Images (B, 3, H, W), normalized, to features (B, N, feature_dim).
         alignment: Features to image memory (B, N, D).
         decoder: A ``Denoiser`` that also has a training ``forward``.
         length: Image memory to length logits (B, max_length).
@@ -32,7 +34,7 @@ class FastCap(nn.Module):
         alignment: CrossModalFeatureAlignment,
         decoder: nn.Module,
         length: nn.Module,
-        refinement: ICMRDecoder,
+        refinement: ICMRDecoder | BeamSearch,
     ) -> None:
         super().__init__()
         self.backbone: Any = backbone
@@ -40,30 +42,50 @@ class FastCap(nn.Module):
         self.decoder: Any = decoder
         self.length = length
         self.refinement = refinement
+        self.ngrams = NGrams(self.decoder.vocab_size)
         self.register_buffer("image_mean", 255 * torch.tensor(IMAGE_MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("image_std", 255 * torch.tensor(IMAGE_STD).view(3, 1, 1), persistent=False)
 
     def encode(self, images: Tensor) -> Encoded:
-        """Make the image memory and all else that captions need, from the image alone. images: uint8 (B, 3, H, W)."""
-        return self.alignment.project(self.backbone(self.standardise(images)))
+        """Compute the image memory and the concepts' features from the image alone. images: uint8 (B, 3, H, W)."""
+        return self.alignment.project(self.backbone(self.normalize(images)))
 
     def encode_map(self, features: Tensor) -> Encoded:
-        """Do so from the maps of a frozen backbone. features: (B, h, w, feature_dim)."""
+        """Encode images from the maps of a frozen backbone. features: (B, h, w, feature_dim)."""
         return self.alignment.project(self.backbone.from_map(features.to(self.image_mean.dtype)))
 
-    def standardise(self, images: Tensor) -> Tensor:
+    def normalize(self, images: Tensor) -> Tensor:
         """Bring pixels to zero mean and unit deviation, as of ImageNet. uint8 -> float, (B, 3, H, W)."""
         return (images.to(self.image_mean.dtype) - self.image_mean) / self.image_std
 
-    def generate(self, images: Tensor, record_steps: bool = False) -> Refinement:
-        """Caption images. images: uint8 (B, 3, H, W)."""
-        return self.describe(self.encode(images), record_steps)
+    def decode(
+        self,
+        encoded: Encoded,
+        num_steps: int | None = None,
+        length_beam: int | None = None,
+        record_steps: bool = False,
+    ) -> Refinement:
+        """Caption encoded images: the one way to captions, which an export traces.
 
-    def describe(self, encoded: Encoded, record_steps: bool = False) -> Refinement:
-        """Caption images already encoded."""
+        Args:
+            encoded: From ``encode``.
+            num_steps: Decoder passes, if not those of the configuration.
+            length_beam: Length candidates an image, if not those of the configuration.
+            record_steps: Keep every refinement step.
+
+        Raises:
+            ValueError: If a number is below one, or the decoder is autoregressive and takes none.
+        """
         memory, judges = encoded.memory, self.alignment.judges(encoded)
-        return self.refinement.generate(self.decoder, memory, self.length(memory), record_steps, judges)
+        return self.refinement.generate(
+            self.decoder, memory, self.length(memory), self.ngrams, judges, num_steps, length_beam, record_steps
+        )
 
-    def forward(self, images: Tensor) -> Refinement:
+    def sample(self, encoded: Encoded, num_samples: int, temperature: float = 1.0) -> Sampled:
+        """Sample captions by the refinement that ``decode`` runs, for training on rewards."""
+        memory = encoded.memory
+        return self.refinement.sample(self.decoder, memory, self.length(memory), num_samples, temperature, self.ngrams)
+
+    def forward(self, images: Tensor, record_steps: bool = False) -> Refinement:
         """Caption images. images: uint8 (B, 3, H, W)."""
-        return self.generate(images)
+        return self.decode(self.encode(images), record_steps=record_steps)

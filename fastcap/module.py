@@ -143,7 +143,7 @@ class CaptioningModule(L.LightningModule):
 
     def forward(self, images: Tensor, record_steps: bool = False) -> Refinement:
         """Caption images. images: uint8 (B, 3, H, W)."""
-        return self.model.generate(images, record_steps)
+        return self.model(images, record_steps)
 
     def texts(self, refinement: Refinement) -> list[str]:
         """Turn generated ids into captions, one an image."""
@@ -212,7 +212,7 @@ class CaptioningModule(L.LightningModule):
             losses[name] = concept_loss(logits, named, decided)
             counts[name] = (decided * named).sum().clamp(min=1.0)
         if objective.reinforce_weight > 0 and self.training:
-            losses["reinforce"], counts["reinforce"] = self._reinforce(batch, memory)
+            losses["reinforce"], counts["reinforce"] = self._reinforce(batch, encoded)
         losses = weigh(losses, counts)
         weights = {
             "token": objective.token_weight,
@@ -241,20 +241,19 @@ class CaptioningModule(L.LightningModule):
             if judged is not None and objective.judge_weight > 0 and len(decided):
                 yield f"judge_{name}", judged[:, part], truth[:, part], decided
 
-    def _reinforce(self, batch: CaptionBatch, memory: Tensor) -> tuple[Tensor, Tensor]:
+    def _reinforce(self, batch: CaptionBatch, encoded: Encoded) -> tuple[Tensor, Tensor]:
         """Sample captions by the very refinement that is shipped, and prefer those that score above the others.
 
         Returns:
             The loss, and how many decisions it is a mean over.
         """
-        model, number = self.model, self.objective.reinforce_samples
-        temperature = self.objective.reinforce_temperature
-        sampled = model.refinement.sample(model.decoder, memory, model.length(memory), number, temperature)
+        number = self.objective.reinforce_samples
+        sampled = self.model.sample(encoded, number, self.objective.reinforce_temperature)
         assert self.reward is not None, "reinforce_weight needs a reward"
         image_ids = batch.image_ids.repeat_interleave(number).tolist()
         pairs = zip(sampled.tokens.tolist(), sampled.lengths.tolist(), strict=True)
         scores = self.reward(image_ids, [ids[:length] for ids, length in pairs])
-        rewards = torch.tensor(scores, device=memory.device).view(-1, number)
+        rewards = torch.tensor(scores, device=encoded.memory.device).view(-1, number)
         self.log("train/reward", 100 * rewards.mean(), sync_dist=True)
         return reinforce_loss(sampled, rewards), sampled.decided.sum()
 
@@ -294,7 +293,7 @@ class CaptioningModule(L.LightningModule):
                 key = f"{self.eval_split}/loss" + ("" if name == "total" else f"_{name}")
                 self.log(key, losses[name], batch_size=len(batch), sync_dist=True)
         decoding = time.perf_counter()
-        refinement = self.model.describe(images)
+        refinement = self.model.decode(images)
         self._generation_seconds += time.perf_counter() - decoding + encoded - started
         captions, ids = self.texts(refinement), batch.image_ids.tolist()
         caption_metrics, extra = self._split_metrics()
@@ -305,9 +304,9 @@ class CaptioningModule(L.LightningModule):
         self.predictions += [Prediction(*row) for row in rows]
         error = refinement.drafted_lengths - batch.lengths.float().mean(1)
         self.log("dlag/mae", error.abs().mean(), batch_size=len(batch), sync_dist=True)
-        if self.model.decoder.bigrams.counted:
-            strange = self.model.decoder.bigrams.strange(refinement.tokens, refinement.lengths).float()
-            self.log(f"{self.eval_split}/strange", 100 * strange.mean(), batch_size=len(batch), sync_dist=True)
+        if self.model.ngrams.counted:
+            unseen = self.model.ngrams.unseen(refinement.tokens, refinement.lengths).float()
+            self.log(f"{self.eval_split}/unseen_bigrams", 100 * unseen.mean(), batch_size=len(batch), sync_dist=True)
 
     def on_validation_epoch_end(self) -> None:
         """Log every metric of the split."""

@@ -241,32 +241,8 @@ class CausalDecoder(Protocol):
         """Score what follows each token, given those before; returns (B * K, L, V) and what to pass next time."""
 
 
-class Neighbours(Protocol):
-    """What words are worth after each other, in nats; a caption's start and end are the symbol ``boundary``."""
-
-    boundary: int
-
-    def __call__(self, before: Tensor, after: Tensor) -> Tensor:
-        """Look pairs up, two tensors that broadcast together."""
-
-
-class Triples(Protocol):
-    """What words are worth after two others, beyond what their pair is, in nats; ends as in ``Neighbours``."""
-
-    def __call__(self, first: Tensor, second: Tensor, third: Tensor) -> Tensor:
-        """Look triples up, three tensors that broadcast together."""
-
-
 class Denoiser(Protocol):
-    """What refinement asks of a decoder: image-only work once, then any number of passes.
-
-    Attributes:
-        bigrams: What pairs of words are worth; asked for where they are to be weighed (``refinement.bigram_weight``).
-        trigrams: Likewise of three in a row (``refinement.trigram_weight``).
-    """
-
-    bigrams: Neighbours
-    trigrams: Triples
+    """What refinement asks of a decoder: image-only work once, then any number of passes."""
 
     def prepare(self, memory: Tensor) -> Any:
         """Compute everything that depends on the image alone. memory: (B, N, D).

@@ -34,7 +34,7 @@ train concepts
 # 2. An autoregressive teacher, from those weights.
 train teacher "init.captioner=$RUN/concepts/checkpoints/last.ckpt"
 # 3. Its captions of the training images: of five beams the one with the most expected concept matches.
-score captions "$(best teacher)" split=train refinement.num_beams=5 refinement.naming_weight=1.5 refinement.naming_cost=0.7
+score captions "$(best teacher)" split=train refinement.num_beams=5 refinement.guidance.rerank_weight=1.5 refinement.guidance.word_penalty=0.7
 # 4. The student, on people's captions and the teacher's.
 train student "init.captioner=$(best teacher)" "data.distilled_captions=[$captions]"
 # 5. Rewards.
@@ -44,7 +44,7 @@ train scst "init.captioner=$(best student)" "data.distilled_captions=[$captions]
 score teacher_greedy "$(best teacher)"
 score teacher_beam3 "$(best teacher)" refinement.num_beams=3
 for setting in 1x1 1x2 1x3 1x4 1x5 2x4 4x4 8x4; do
-  score "scst_$setting" "$(best scst)" "refinement.num_steps=${setting%x*}" "refinement.num_lengths=${setting#*x}"
+  score "scst_$setting" "$(best scst)" "refinement.num_steps=${setting%x*}" "refinement.length_beam=${setting#*x}"
 done
 [ -e "$RUN/decoding/decoding.csv" ] || python -m fastcap.cli bench decoding --models "$(best scst)" "$(best teacher)" \
   --refinements 1x1 1x2 1x3 1x4 1x5 2x4 4x4 8x4 --max-images 40 --rounds 2 --out "$RUN/decoding"

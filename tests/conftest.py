@@ -139,7 +139,14 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.tiny_captioner import write_checkpoint
 
     path = tmp_path_factory.mktemp("export") / "tiny.ckpt"
-    return write_checkpoint(path, "data.phrase_mentions=2", "alignment.judge_dim=10")
+    weights = [
+        "ngram_weights.trigram=0.4",
+        "guidance.word_bias=1",
+        "guidance.bigram_bias=1",
+        "guidance.rerank_weight=1",
+    ]
+    options = [f"refinement.{weight}" for weight in weights]
+    return write_checkpoint(path, "data.phrase_mentions=2", "alignment.judge_dim=10", *options)
 
 
 @pytest.fixture(scope="session")
@@ -150,5 +157,5 @@ def tiny_export(tiny_checkpoint: Path) -> tuple[Path, dict[str, Any]]:
     from fastcap.serving.export import ExportOptions, export
 
     folder = tiny_checkpoint.parent / "exported"
-    options = ExportOptions(formats=("onnx",), precisions=("fp32",), num_compared=16, num_threads=1)
+    options = ExportOptions(precisions=("fp32",), num_compared=16, num_threads=1)
     return folder, export(tiny_checkpoint, folder, options, lambda line: None)

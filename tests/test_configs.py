@@ -76,7 +76,7 @@ def test_every_part_builds_and_captions(group, choice):
     partner |= {"autoregressive_mini": partner["autoregressive"], "beam": partner["greedy"]}
     overrides = [f"{group}={choice}", *([partner[choice]] if choice in partner else [])]
     model = build_model(_compose(*overrides), tokenizer).eval()
-    result = model.generate(torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8))
+    result = model(torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8))
     assert result.tokens.shape[0] == 2
     assert isinstance(tokenizer, CaptionTokenizer)
 

@@ -46,7 +46,7 @@ def _used_parameters(module, batch):
             return function(*args, **(kwargs or {}))
 
     with Watch():
-        module.model.generate(batch.images)
+        module.model(batch.images)
     return used - {None}
 
 
@@ -141,9 +141,9 @@ def test_images_do_reach_the_decoder(system):
 def test_two_images_are_captioned_as_each_alone(system):
     module, batch = system
     model = module.model.double().eval()
-    together = model.generate(batch.images[:2])
+    together = model(batch.images[:2])
     for i in range(2):
-        alone = model.generate(batch.images[i : i + 1])
+        alone = model(batch.images[i : i + 1])
         length = int(alone.lengths)
         assert int(together.lengths[i]) == length
         assert torch.equal(alone.tokens[0, :length], together.tokens[i, :length])

@@ -63,7 +63,7 @@ ROOMS = {
     "optim": room("types"),
     "model": room("backbone alignment decoder generation"),
     "backbone": room("types utils"),
-    "alignment": room("types"),
+    "alignment": room("types utils"),
     "decoder": room("types utils"),
     "generation": room("types utils"),
     "types": room(),

@@ -10,9 +10,8 @@ import torch
 from omegaconf import OmegaConf
 
 from fastcap.build import ConfigError, build_datamodule, build_module, build_trainer, load_checkpoint
-from fastcap.decoder.bigrams import Bigrams
-from fastcap.decoder.trigrams import Trigrams
 from fastcap.eval import evaluate
+from fastcap.generation.ngrams import NGrams
 from fastcap.train import train
 from fastcap.training.checkpoints import CheckpointError
 from tests.tiny import tiny_config
@@ -75,25 +74,20 @@ def test_a_checkpoint_holds_the_counts_of_its_training_captions(run, tmp_path):
     cfg, folder, _ = run
     loaded = load_checkpoint(folder / "checkpoints/last.ckpt")
     captions = build_datamodule(cfg).reference_tokens().values()
-    expected = Bigrams(loaded.tokenizer.vocab_size)
+    expected = NGrams(loaded.tokenizer.vocab_size)
     expected.count(ids for texts in captions for ids in texts)
-    assert loaded.model.refinement.bigram_weight > 0
+    assert loaded.model.refinement.ngram_weights.bigram > 0
     for name, value in expected.state_dict().items():
-        assert torch.equal(loaded.model.decoder.bigrams.state_dict()[name], value)
-    triples = Trigrams(loaded.tokenizer.vocab_size)
-    triples.count((ids for texts in captions for ids in texts), expected)
-    for name, value in triples.state_dict().items():
-        assert torch.equal(loaded.model.decoder.trigrams.state_dict()[name], value)
-    # One from before there were counts serves without them, and says so where they are asked for.
-    older = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)
-    older["state_dict"] = {n: v for n, v in older["state_dict"].items() if "grams." not in n}
-    torch.save(older, tmp_path / "older.ckpt")
-    with pytest.raises(CheckpointError, match=r"older\.ckpt: holds no bigrams' counts: it needs .*bigram_weight=0"):
-        load_checkpoint(tmp_path / "older.ckpt")
-    without = {"refinement.bigram_weight": 0}
-    assert not load_checkpoint(tmp_path / "older.ckpt", without).model.decoder.bigrams.counted
-    with pytest.raises(CheckpointError, match=r"older\.ckpt: holds no trigrams' counts: it needs .*trigram_weight=0"):
-        load_checkpoint(tmp_path / "older.ckpt", {**without, "refinement.trigram_weight": 0.2})
+        assert torch.equal(loaded.model.ngrams.state_dict()[name], value)
+    # One without counts serves without them, and says so where they are asked for.
+    without = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)
+    empty = NGrams(loaded.tokenizer.vocab_size).state_dict()
+    without["state_dict"] |= {f"model.ngrams.{name}": value for name, value in empty.items()}
+    torch.save(without, tmp_path / "without.ckpt")
+    with pytest.raises(CheckpointError, match=r"without\.ckpt: holds no counts of n-grams: it needs .*bigram=0"):
+        load_checkpoint(tmp_path / "without.ckpt")
+    apart = {"refinement.ngram_weights.bigram": 0}
+    assert not load_checkpoint(tmp_path / "without.ckpt", apart).model.ngrams.counted
 
 
 def test_a_key_of_another_version_is_named(run, tmp_path):

@@ -21,7 +21,7 @@ def write_checkpoint(path, *overrides):
     tokenizer = datamodule.prepare()
     torch.manual_seed(3)
     model = build_model(cfg, tokenizer, datamodule.concept_weights(), datamodule.phrases())
-    model.decoder.count(ids for texts in datamodule.reference_tokens().values() for ids in texts)
+    model.ngrams.count(ids for texts in datamodule.reference_tokens().values() for ids in texts)
     with torch.no_grad():  # captions and experts that differ from image to image, and words by more than rounding
         model.alignment.projection.weight *= 10
         for name in ("word", "gate", "context"):

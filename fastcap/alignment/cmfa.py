@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastcap.types import Encoded, Judges
+from fastcap.utils.search import find
 
 UNLEARNT = -30.0  # logit of a concept that no loss weighs: a probability of 1e-13, finite where it is weighed by zero
 
@@ -187,7 +188,8 @@ class CrossModalFeatureAlignment(nn.Module):
         Returns:
             Zero where two words are no phrase. (B * K, ...)
         """
-        rows = torch.arange(len(before), device=before.device) // (len(before) // len(probability))
+        captions, images = before.shape[0], probability.shape[0]
+        rows = torch.arange(captions, device=before.device) // (captions // images)
         return probability[rows.view(-1, *[1] * (before.dim() - 1)), self._place(before, after)]
 
     def _place(self, before: Tensor, after: Tensor) -> Tensor:
@@ -195,8 +197,8 @@ class CrossModalFeatureAlignment(nn.Module):
         wanted = (before * self.vocab_size + after).where(after < self.vocab_size, -1)
         if not self.phrases.numel():
             return torch.zeros_like(wanted)
-        at = torch.searchsorted(self.phrases, wanted).clamp_(max=self.phrases.numel() - 1)
-        return (at + self.num_concepts + 1) * (self.phrases[at] == wanted)
+        at, known = find(self.phrases, wanted)
+        return (at + self.num_concepts + 1) * known
 
     def concept_probability(self, seen: Tensor | None) -> Tensor:
         """Tell how probable it is that people name each concept and phrase, with a zero in front for what is none.

@@ -5,14 +5,13 @@ Everything but the self-attention and the code of the length is the MoEDecoder's
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastcap.decoder.attention import JoinedMemory, merge_heads, split_heads
-from fastcap.decoder.bigrams import Bigrams
 from fastcap.decoder.moe import (
     Expert,
     ExpertCache,
@@ -140,14 +139,9 @@ class AutoregressiveDecoder(nn.Module):
         self.norm = nn.LayerNorm(dim)
         self.head = VocabularyHead()
         self.joined: JoinedMemory | None = None
-        self.bigrams = Bigrams(vocab_size)  # for counting faults alone
         self.head_bias = nn.Parameter(torch.zeros(vocab_size))
         nn.init.normal_(self.word.weight, std=dim**-0.5)
         nn.init.normal_(self.from_start.weight, std=0.7)
-
-    def count(self, captions: Iterable[Sequence[int]]) -> None:
-        """Count which words of captions, given as token ids, follow each other."""
-        self.bigrams.count(captions)
 
     def prepare(self, memory: Tensor) -> DecoderCache:
         """Route each image and compute its experts' image-only values. memory: (B, N, D)."""

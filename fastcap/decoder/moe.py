@@ -177,6 +177,9 @@ class ExpertMixture(nn.Module):
 
     def prepare(self, memory: Tensor, weights: Tensor) -> list[ExpertCache]:
         """Select images and compute image-only values. memory: (B, N, D), weights: (B, E)."""
+        if torch.compiler.is_exporting():  # no shape may depend on the data: every expert serves every image
+            modules = (cast(Expert, module) for module in self.experts)
+            return [ExpertCache(i, None, weights[:, i, None, None], e.prepare(memory)) for i, e in enumerate(modules)]
         caches, chosen = [], weights > 0
         for index, (module, count) in enumerate(zip(self.experts, chosen.sum(0).tolist(), strict=True)):
             expert = cast(Expert, module)

@@ -6,14 +6,13 @@ made of those two, so what is trained is what is shipped.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from fastcap.decoder.attention import JoinedMemory, SoftmaxSelfAttention
-from fastcap.decoder.bigrams import Bigrams
 from fastcap.decoder.moe import (
     Expert,
     ExpertCache,
@@ -23,7 +22,6 @@ from fastcap.decoder.moe import (
     join_memories,
     prepare_layers,
 )
-from fastcap.decoder.trigrams import Trigrams
 from fastcap.decoder.vocabulary import VocabularyHead
 from fastcap.types import DecoderOutput
 
@@ -78,8 +76,7 @@ class MoEDecoder(nn.Module):
 
     A position is embedded by its distance from the caption's start and from its end, which also tells the decoder the
     length, and by the image as a whole: at refinement's first step all words are [MASK], and without it every query
-    would start from its position alone. Word embedding and vocabulary head share one matrix. ``bigrams`` and
-    ``trigrams`` hold counts of the training captions, for refinement to choose neighbours together.
+    would start from its position alone. Word embedding and vocabulary head share one matrix.
 
     Args:
         vocab_size: Words V, special tokens included.
@@ -132,18 +129,11 @@ class MoEDecoder(nn.Module):
         self.norm = nn.LayerNorm(dim)
         self.head = VocabularyHead()
         self.joined: JoinedMemory | None = None
-        self.bigrams, self.trigrams = Bigrams(vocab_size), Trigrams(vocab_size)
         self.head_bias = nn.Parameter(torch.zeros(vocab_size))
         # Words are scaled up again on the way in: there, words and positions weigh alike, and more than the context.
         nn.init.normal_(self.word.weight, std=dim**-0.5)
         for position in (self.from_start, self.from_end):
             nn.init.normal_(position.weight, std=0.7)
-
-    def count(self, captions: Iterable[Sequence[int]]) -> None:
-        """Count which words of captions, given as token ids, follow each other: pairs and triples."""
-        captions = list(captions)
-        self.bigrams.count(captions)
-        self.trigrams.count(captions, self.bigrams)
 
     def prepare(self, memory: Tensor) -> DecoderCache:
         """Route each image and compute its experts' image-only values. memory: (B, N, D)."""

@@ -1,18 +1,18 @@
-"""Iterative Conditional Masked Refinement: draft a caption whole, then mend its least certain words."""
+"""Iterative Conditional Masked Refinement: draft a caption whole, then rewrite its least certain words."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from fastcap.generation.chain import Links
-from fastcap.generation.choose import Choose, Draft, Together, at_random, likeliest
+from fastcap.generation.crf import CRF, IMPOSSIBLE, Choose, Draft, Transitions, argmax, sample
 from fastcap.generation.dlag import top_lengths
-from fastcap.generation.rerank import Weights, check_weight, rank
+from fastcap.generation.ngrams import NGrams, NGramWeights
+from fastcap.generation.rerank import GuidanceWeights, rerank
 from fastcap.generation.schedule import SCHEDULES, lowest, num_to_remask
 from fastcap.types import Denoiser, Judges, Refinement, Sampled, SpecialTokens, StepTensors
 
@@ -23,28 +23,24 @@ class ICMRDecoder:
     Every sample keeps its own length, so a caption does not depend on what shares its batch. Special tokens are never
     written. A token keeps the confidence it was written with until it is masked again.
 
+    While ``torch.export`` traces, every caption has the longest length, padded, and all steps are run: no shape depends
+    on the data. Captions are the same.
+
     Args:
         special: The special token ids.
         num_steps: Decoder passes T.
         schedule: How many tokens are masked again after each step: ``linear`` or ``cosine``.
-        num_lengths: Length candidates an image, refined as one batch; the best mean log-probability wins.
-        bigram_weight: Weight of what neighbours are worth together, as the decoder has counted them (its ``bigrams``):
-            the words of a step are then chosen together, and candidates judged by it too. Zero chooses each by itself.
-        num_choices: Words considered at each position where they are chosen together.
-        naming_weight: Weight of the concepts that a candidate is expected to name rightly, less ``naming_cost`` a word,
-            added to its mean log-probability.
-        naming_cost: What each word costs, in rightly named concepts.
-        concept_weight: What a word's score gains while words are chosen, times the probability that the image's people
-            name its concept.
-        phrase_weight: What neighbouring words gain together, times the probability that the image's people write the
-            two together; words are then chosen together, and candidates judged by it too.
-        trigram_weight: Weight of what three words in a row are worth beyond their pairs, as the decoder has counted
-            them (its ``trigrams``); likewise.
+        length_beam: Length candidates an image, refined as one batch; the best mean log-probability wins.
+        lattice_width: Words considered at each position where they are chosen together (``fastcap.generation.crf``),
+            which they are as soon as a weight of n-grams or ``guidance.bigram_bias`` is above zero.
+        ngram_weights: Weights ``bigram`` and ``trigram`` of the language model, in the lattice and among candidates.
+        guidance: ``GuidanceWeights`` by name.
         collapse_repeats: In the end write a token that follows itself once (Lee et al. 2018, arXiv 1802.06901): the
             typical fault of words chosen in parallel.
 
     Raises:
-        ValueError: If num_steps, num_lengths or num_choices is below one, the schedule is unknown or a weight negative.
+        ValueError: If num_steps, length_beam or lattice_width is below one, the schedule is unknown or a weight
+            negative.
     """
 
     causal = False
@@ -54,32 +50,22 @@ class ICMRDecoder:
         special: SpecialTokens,
         num_steps: int = 4,
         schedule: str = "linear",
-        num_lengths: int = 3,
+        length_beam: int = 3,
+        lattice_width: int = 4,
+        ngram_weights: Mapping[str, float] | None = None,
+        guidance: Mapping[str, float] | None = None,
         collapse_repeats: bool = False,
-        bigram_weight: float = 0.0,
-        num_choices: int = 4,
-        naming_weight: float = 0.0,
-        naming_cost: float = 0.4,
-        concept_weight: float = 0.0,
-        phrase_weight: float = 0.0,
-        trigram_weight: float = 0.0,
     ) -> None:
-        for name, value in (("num_steps", num_steps), ("num_lengths", num_lengths), ("num_choices", num_choices)):
-            if value < 1:
-                raise ValueError(f"refinement.{name} = {value} must be at least 1")
         if schedule not in SCHEDULES:
             raise ValueError(f"refinement.schedule = {schedule!r} must be one of {', '.join(SCHEDULES)}")
         self.special = special
-        self.num_steps = num_steps
+        self.num_steps = _count("num_steps", num_steps)
         self.schedule = SCHEDULES[schedule]
-        self.num_lengths = num_lengths
+        self.length_beam = _count("length_beam", length_beam)
+        self.lattice_width = _count("lattice_width", lattice_width)
+        self.ngram_weights = NGramWeights.of(ngram_weights)
+        self.guidance = GuidanceWeights.of(guidance)
         self.collapse_repeats = collapse_repeats
-        self.rank_weights = Weights(naming_weight, naming_cost)
-        self.bigram_weight = check_weight("bigram_weight", bigram_weight)
-        self.num_choices = num_choices
-        self.concept_weight = check_weight("concept_weight", concept_weight)
-        self.phrase_weight = check_weight("phrase_weight", phrase_weight)
-        self.trigram_weight = check_weight("trigram_weight", trigram_weight)
 
     @torch.no_grad()
     def generate(
@@ -87,8 +73,11 @@ class ICMRDecoder:
         denoiser: Denoiser,
         memory: Tensor,
         length_logits: Tensor,
-        record_steps: bool = False,
+        ngrams: NGrams | None = None,
         judges: Judges | None = None,
+        num_steps: int | None = None,
+        length_beam: int | None = None,
+        record_steps: bool = False,
     ) -> Refinement:
         """Caption a batch of images.
 
@@ -96,34 +85,37 @@ class ICMRDecoder:
             denoiser: The trained decoder.
             memory: Image memory. (B, N, D)
             length_logits: Scores of the lengths 1..max_length. (B, max_length)
+            ngrams: The language model, needed where words are chosen together.
+            judges: What the images' concepts have to say, each asked where its weight in ``guidance`` is above zero.
+            num_steps: Decoder passes, if not those of the configuration.
+            length_beam: Length candidates, likewise.
             record_steps: Keep every step of the chosen candidates.
-            judges: What the images have to say, each asked where its weight is above zero: how many concepts each
-                candidate is expected to name rightly (``naming_weight``), which
-                words' concepts are likely (``concept_weight``) and which neighbours (``phrase_weight``).
 
         Returns:
             The best candidate of each image.
 
         Raises:
-            ValueError: If something is to be weighed and there is no judge of it.
+            ValueError: If something is to be weighed and there is nothing to tell it, or a number is below one.
         """
-        # 1. The likeliest lengths, K an image, in consecutive rows.
-        candidates = top_lengths(length_logits, self.num_lengths)
-        lengths = candidates.flatten()
-        cache = denoiser.prepare(memory)
+        num_steps = _count("num_steps", self.num_steps if num_steps is None else num_steps)
+        length_beam = _count("length_beam", self.length_beam if length_beam is None else length_beam)
         judges = judges or Judges()
-        shape = candidates.shape
-        gain, choose = self._gain(judges, shape[1]), self._choose(self._links(denoiser, judges), temperature=None)
-        refined = self._refine(denoiser, cache, lengths, choose, record_steps, gain)
-        tokens, confidence, together, steps, num_passes = refined
+        # 1. The likeliest lengths, K an image, in consecutive rows.
+        candidates = top_lengths(length_logits, length_beam)
+        (images, beam), lengths = candidates.shape, candidates.flatten()
+        longest = length_logits.shape[1] if torch.compiler.is_exporting() else None
+        choose = self._choose(self._transitions(ngrams, judges), temperature=None)
+        bias = self._word_bias(judges, beam)
+        cache = denoiser.prepare(memory)
+        refined = self._refine(denoiser, cache, lengths, choose, num_steps, record_steps, bias, longest)
+        tokens, confidence, transitions, steps, num_passes = refined
 
         # 5. The candidate whose words are likeliest on average, go together and name what is there.
         scores, drafted = confidence.sum(1) / lengths, lengths
-        total = scores if together is None else scores + together / lengths
+        total = scores if transitions is None else scores + transitions / lengths
         tokens, lengths = self._collapse(tokens) if self.collapse_repeats else (tokens, lengths)
-        finished = total.view(shape), tokens.view(*shape, -1), lengths.view(shape)
-        best = rank(*finished, self.rank_weights, judges)
-        best = best + torch.arange(shape[0], device=memory.device) * shape[1]
+        finished = total.view(images, beam), tokens.view(images, beam, -1), lengths.view(images, beam)
+        best = rerank(*finished, self.guidance, judges) + torch.arange(images, device=memory.device) * beam
         chosen = [StepTensors(s.tokens[best], s.confidence[best], s.remasked[best]) for s in steps]
         experts = getattr(cache, "expert_weights", None)
         return Refinement(tokens[best], lengths[best], scores[best], num_passes, drafted[best], chosen, experts)
@@ -135,14 +127,13 @@ class ICMRDecoder:
         length_logits: Tensor,
         num_samples: int,
         temperature: float = 1.0,
+        ngrams: NGrams | None = None,
     ) -> Sampled:
-        """Draw captions by the same refinement, for training on rewards: lengths and words by chance, all else alike.
+        """Sample captions by the same refinement, for training on rewards: lengths and words at random, all else alike.
 
-        Likely concepts and phrases gain nothing here: rewarded beside them, the decoder comes to leave to them what it
-        should say itself (experiments/018-naming). Triples of words gain nothing either: to look up those of thousands
-        of samples would take as long as the decoder.
-
-        Chance comes from torch's global generator.
+        Concept guidance is left out: rewarded beside it, the decoder comes to leave to it what it should say itself
+        (experiments/018-naming). Trigrams are left out too: to look up those of thousands of samples would take as long
+        as the decoder. Randomness comes from torch's global generator.
 
         Args:
             denoiser: The decoder in training.
@@ -150,6 +141,7 @@ class ICMRDecoder:
             length_logits: Scores of the lengths 1..max_length. (B, max_length)
             num_samples: Captions an image.
             temperature: Of the words' distribution.
+            ngrams: The language model, needed where bigrams are weighed.
 
         Returns:
             Captions, with gradients in the log-probability of each word at the step it was last written and in that of
@@ -158,40 +150,38 @@ class ICMRDecoder:
         distribution = length_logits.float().log_softmax(-1)
         drawn = torch.multinomial(distribution.exp(), num_samples, replacement=True)
         lengths = drawn.flatten() + 1
-        links = Links(denoiser.bigrams, self.bigram_weight) if self.bigram_weight > 0 else None
-        draw = self._choose(links, temperature)
-        tokens, confidence, *_ = self._refine(denoiser, denoiser.prepare(memory), lengths, draw, False)
+        transitions = None
+        if self.ngram_weights.bigram > 0:
+            transitions = Transitions(_needed(ngrams), NGramWeights(bigram=self.ngram_weights.bigram))
+        choose = self._choose(transitions, temperature)
+        tokens, decision, *_ = self._refine(denoiser, denoiser.prepare(memory), lengths, choose, self.num_steps)
         words = tokens != self.special.pad
-        if self.collapse_repeats:
-            shown, shown_lengths = self._collapse(tokens)
-        else:
-            shown, shown_lengths = tokens, lengths
-        return Sampled(shown, shown_lengths, confidence, words, distribution.gather(1, drawn).flatten())
+        shown, shown_lengths = self._collapse(tokens) if self.collapse_repeats else (tokens, lengths)
+        return Sampled(shown, shown_lengths, decision, words, distribution.gather(1, drawn).flatten())
 
-    def _links(self, denoiser: Denoiser, judges: Judges) -> Links | None:
-        """What neighbours gain by being neighbours; None where nothing of it is weighed."""
-        if self.bigram_weight == self.phrase_weight == self.trigram_weight == 0:
+    def _transitions(self, ngrams: NGrams | None, judges: Judges) -> Transitions | None:
+        """Return the scores of neighbouring words; None where all their weights are zero."""
+        weights, bias = self.ngram_weights, self.guidance.bigram_bias
+        if weights.bigram == weights.trigram == bias == 0:
             return None
-        phrases = judges.phrases if self.phrase_weight > 0 else None
-        if self.phrase_weight > 0 and phrases is None:
-            raise ValueError(f"refinement.phrase_weight = {self.phrase_weight} needs the image's phrases")
-        trigrams = denoiser.trigrams if self.trigram_weight > 0 else None
-        pairs = denoiser.bigrams, self.bigram_weight, phrases, self.phrase_weight
-        return Links(*pairs, trigrams, self.trigram_weight)
+        if bias > 0 and judges.phrases is None:
+            raise ValueError(f"refinement.guidance.bigram_bias = {bias} needs the image's phrases")
+        return Transitions(_needed(ngrams), weights, judges.phrases, bias)
 
-    def _choose(self, links: Links | None, temperature: float | None) -> Choose:
-        """How the words of a step are chosen; without a temperature the best, else drawn at it."""
-        if links is not None:
-            return Together(links, self.num_choices, temperature)
-        return likeliest if temperature is None else partial(at_random, temperature=temperature)
+    def _choose(self, transitions: Transitions | None, temperature: float | None) -> Choose:
+        """Return how the words of a step are chosen: without a temperature the best, else sampled at it."""
+        if transitions is not None:
+            return CRF(transitions, self.lattice_width, temperature)
+        return argmax if temperature is None else partial(sample, temperature=temperature)
 
-    def _gain(self, judges: Judges, num_candidates: int) -> Tensor | None:
-        """What the words' scores gain from the concepts of each candidate's image, (B * K, 1, V), or None."""
-        if self.concept_weight == 0:
+    def _word_bias(self, judges: Judges, beam: int) -> Tensor | None:
+        """Return what each word's logit gains from the concepts of its image, (B * K, 1, V), or None."""
+        weight = self.guidance.word_bias
+        if weight == 0:
             return None
         if judges.likely is None:
-            raise ValueError(f"refinement.concept_weight = {self.concept_weight} needs the image's concepts")
-        return self.concept_weight * judges.likely().repeat_interleave(num_candidates, dim=0).unsqueeze(1)
+            raise ValueError(f"refinement.guidance.word_bias = {weight} needs the image's concepts")
+        return weight * judges.likely().repeat_interleave(beam, dim=0).unsqueeze(1)
 
     def _refine(
         self,
@@ -199,51 +189,82 @@ class ICMRDecoder:
         cache: Any,
         lengths: Tensor,
         choose: Choose,
-        record_steps: bool,
-        gain: Tensor | None = None,
+        num_steps: int,
+        record_steps: bool = False,
+        bias: Tensor | None = None,
+        longest: int | None = None,
     ) -> tuple[Tensor, Tensor, Tensor | None, list[StepTensors], int]:
         """Refine captions of given lengths.
 
+        Args:
+            denoiser: The decoder.
+            cache: What it prepared.
+            lengths: Content tokens of each caption. (B * K,)
+            choose: Chooses words.
+            num_steps: Decoder passes.
+            record_steps: Keep every step.
+            bias: Added to the logits. (B * K, 1, V)
+            longest: Positions of the captions; None for the longest length there is.
+
         Returns:
-            Tokens, their choices' log-probabilities, what captions are worth together beyond them, steps and passes.
+            Tokens, log-probabilities of their choices, the captions' scores beyond them, steps and passes.
         """
+        static = longest is not None
+        shortest, longest = (0, longest) if longest else torch.stack(lengths.aminmax()).tolist()
         # 2. Start from nothing but [MASK].
-        shortest, longest = torch.stack(lengths.aminmax()).tolist()
         pad = torch.arange(longest, device=lengths.device) >= lengths.unsqueeze(1)
         tokens = torch.full_like(pad, self.special.mask, dtype=torch.long).masked_fill(pad, self.special.pad)
         steps, num_passes = [], 0
 
-        for step in range(1, self.num_steps + 1):
+        for step in range(1, num_steps + 1):
             # 3. Predict all, write where masked.
             logits = denoiser.denoise(tokens, pad if shortest < longest else None, cache)
             logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
-            if gain is not None:
-                logits = logits + gain.to(logits.dtype)
-            logits[..., list(self.special.ids)] = -torch.inf
+            if step == 1:
+                bias = self._banned(logits) if bias is None else bias.to(logits.dtype) + self._banned(logits)
             masked = tokens == self.special.mask
-            written, certainty, chance, together = choose(logits, Draft(tokens, masked, pad))
+            written, certainty, decided, transitions = choose(logits + bias, Draft(tokens, masked, pad))
             num_passes += 1
             tokens = torch.where(masked, written, tokens)
             if step == 1:
-                confidence, decision = (torch.zeros_like(value) for value in (certainty, chance))
+                confidence, decision = (torch.zeros_like(value) for value in (certainty, decided))
             confidence = torch.where(masked, certainty.detach(), confidence)
-            decision = torch.where(masked, chance, decision)
+            decision = torch.where(masked, decided, decision)
             # 4. Mask the least certain again; none after the last step.
-            count = num_to_remask(lengths, step, self.num_steps, self.schedule)
-            done = not bool(count.any())
-            remasked = torch.zeros_like(pad) if done else lowest(confidence.masked_fill(pad, torch.inf), count)
+            count = num_to_remask(lengths, step, num_steps, self.schedule)
+            done = step == num_steps or (not static and not bool(count.any()))
+            remasked = torch.zeros_like(pad) if done else lowest(confidence.masked_fill(pad, 1.0), count)
             if record_steps:
                 steps.append(StepTensors(tokens, confidence.exp().masked_fill(pad, 0.0), remasked))
             if done:
                 break
             tokens = tokens.masked_fill(remasked, self.special.mask)
-        return tokens, decision, together, steps, num_passes
+        return tokens, decision, transitions, steps, num_passes
+
+    def _banned(self, logits: Tensor) -> Tensor:
+        """Return what keeps special tokens from being written, to be added to logits: (V,)."""
+        special = torch.tensor(self.special.ids, device=logits.device)
+        nothing = torch.zeros(logits.shape[-1], dtype=logits.dtype, device=logits.device)
+        return nothing.index_fill(0, special, IMPOSSIBLE)
 
     def _collapse(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Leave out tokens that equal the one before; returns tokens (B, L) and lengths (B,)."""
-        before = F.pad(tokens, (1, 0), value=self.special.pad)[:, :-1]
-        kept = (tokens != before) & (tokens != self.special.pad)
-        order = kept.logical_not().sort(dim=1, stable=True).indices
-        lengths = kept.sum(1)
-        beyond = torch.arange(tokens.shape[1], device=tokens.device) >= lengths.unsqueeze(1)
-        return tokens.gather(1, order).masked_fill(beyond, self.special.pad), lengths
+        pad, length = self.special.pad, tokens.shape[1]
+        before = torch.cat([torch.full_like(tokens[:, :1], pad), tokens[:, :-1]], dim=1)
+        kept = (tokens != before) & (tokens != pad)
+        # What is left out goes to one more place, which is cut off.
+        place = torch.where(kept, kept.cumsum(1) - 1, length)
+        shown = torch.full_like(before[:, :1], pad).repeat(1, length + 1).scatter(1, place, tokens)
+        return shown[:, :length], kept.sum(1)
+
+
+def _count(name: str, value: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} = {value!r} must be a whole number, at least 1")
+    return value
+
+
+def _needed(ngrams: NGrams | None) -> NGrams:
+    if ngrams is None:
+        raise ValueError("refinement.ngram_weights and refinement.guidance.bigram_bias need a table of n-grams")
+    return ngrams

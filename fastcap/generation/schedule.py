@@ -54,7 +54,10 @@ def lowest(score: Tensor, count: Tensor) -> Tensor:
     Returns:
         True where a score is among the lowest. (B, L)
     """
-    rank = torch.argsort(torch.argsort(score, dim=-1, stable=True), dim=-1)
+    # Counting what comes before needs no sort: ONNX has no stable one.
+    own, other = score.unsqueeze(-1), score.unsqueeze(-2)
+    earlier = torch.ones(score.shape[-1], score.shape[-1], dtype=torch.bool, device=score.device).tril(-1)
+    rank = ((other < own) | ((other == own) & earlier)).sum(-1)
     return rank < count.unsqueeze(-1)
 
 

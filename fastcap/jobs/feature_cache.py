@@ -39,7 +39,7 @@ def cache_features(cfg: DictConfig, datamodule: CaptionDataModule, model: FastCa
 
     def encode(images: Tensor) -> Tensor:
         with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
-            return model.backbone.feature_map(model.standardise(images))
+            return model.backbone.feature_map(model.normalize(images))
 
     datamodule.cache_features(encode, cache_key(model.backbone.net, bf16))
 

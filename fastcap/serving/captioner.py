@@ -1,4 +1,4 @@
-"""One door to captions, for a checkpoint and for its exports: ``Captioner.load(path).caption(image)``."""
+"""One way to captions, for a checkpoint and for its exports: ``Captioner.load(path).caption(image)``."""
 
 from __future__ import annotations
 
@@ -7,14 +7,13 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from fastcap.data.pixels import decode_image, square_pixels
-from fastcap.serving.network import Decoded, Network
-from fastcap.types import RefinementStep
+from fastcap.types import Refinement, RefinementStep
+from fastcap.utils.models import find_model
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -31,7 +30,7 @@ class Caption:
         confidence: Geometric mean of its words' probabilities, 0 to 1.
         steps: Every refinement step, where asked for.
         expert_weights: Weight of each expert, summing to one; None where the decoder has no experts.
-        milliseconds: Time taken by ``decode_image``, ``encode`` and ``decode_caption``; in a batch, an image's share.
+        milliseconds: Time taken by ``decode_image`` and ``caption``; in a batch, an image's share.
     """
 
     text: str
@@ -46,6 +45,35 @@ class Caption:
         return math.log(self.confidence) if self.confidence > 0 else -math.inf
 
 
+class Network(Protocol):
+    """A trained network, ready to run; any number of threads may call it at a time.
+
+    Attributes:
+        info: Plain facts: kind, precision, parameters, file_bytes, name.
+        image_size: Side of its images, in pixels.
+        num_steps: Refinement steps unless told otherwise; None where nothing is refined.
+    """
+
+    info: dict[str, Any]
+    image_size: int
+    num_steps: int | None
+
+    def run(self, pixels: np.ndarray, num_steps: int | None, record_steps: bool) -> Refinement:
+        """Caption images; returns numpy arrays.
+
+        Args:
+            pixels: uint8, RGB. (B, S, S, 3)
+            num_steps: Refinement steps, if not the network's own.
+            record_steps: Keep every step.
+
+        Raises:
+            ValueError: If this number of steps is refused.
+        """
+
+    def text(self, tokens: list[int]) -> str:
+        """Spell token ids out."""
+
+
 class Captioner:
     """Captions for images, whatever runs the network. Any number of threads may share one.
 
@@ -55,48 +83,62 @@ class Captioner:
 
     def __init__(self, network: Network) -> None:
         self._network = network
-        self._num_steps = network.num_steps
+        self._num_steps: int | None = None
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], *, num_threads: int | None = None, **refinement: Any) -> Captioner:
-        """Open a checkpoint (a ``.ckpt`` file) or an export (a folder). Neither may hold code.
+    def load(
+        cls,
+        path: str | os.PathLike[str] | None = None,
+        *,
+        num_threads: int | None = None,
+        num_steps: int | None = None,
+        length_beam: int | None = None,
+    ) -> Captioner:
+        """Open a model. No model file may hold code.
 
         Args:
-            path: A checkpoint, an export folder (its preferred variant is taken) or one variant's folder inside it.
+            path: An ``.onnx`` file or a checkpoint (``.ckpt``), an export's folder or a run's; None or ``pretrained``
+                for the model that FastCap brings along.
             num_threads: Threads that the network may use; None leaves the choice to what runs it.
-            **refinement: Values for keys of the ``refinement`` group, such as ``num_steps`` or ``num_lengths``.
+            num_steps: Refinement steps, if not the model's own.
+            length_beam: Length candidates, if not the model's own. An exported model has both fixed.
 
         Raises:
-            CheckpointError: If a file is no usable checkpoint.
-            ExportError: If a folder is no usable export, or what runs it is not installed.
-            ConfigError, ValueError: If a refinement key is unknown or its value refused.
+            ModelFileError: If the file is no usable model, or what runs it is not installed.
+            CheckpointError: If a checkpoint is unusable.
+            ValueError: If a number is refused.
         """
-        path = Path(path)
-        if num_threads is not None and num_threads < 1:
-            raise ValueError(f"num_threads = {num_threads} must be at least 1")
-        if "num_steps" in refinement:
-            _check_steps(refinement["num_steps"])
-        if path.is_dir():
-            from fastcap.serving.exported import open_exported
+        for name, value in (("num_threads", num_threads), ("length_beam", length_beam)):
+            if value is not None and value < 1:
+                raise ValueError(f"{name} = {value} must be at least 1")
+        file = find_model(path)
+        network: Network
+        if file.suffix == ".onnx":
+            from fastcap.serving.onnx_model import OnnxNetwork
 
-            return cls(open_exported(path, refinement, num_threads))
-        from fastcap.serving.eager import open_eager  # torch, Hydra and Lightning: an export does without
+            network = OnnxNetwork(file, num_threads, length_beam)
+        else:
+            from fastcap.serving.eager import open_eager  # torch, Hydra and Lightning: an export does without
 
-        return cls(open_eager(path, refinement, num_threads))
+            network = open_eager(file, num_threads, length_beam)
+        captioner = cls(network)
+        if num_steps is not None:
+            captioner.num_steps = num_steps
+        return captioner
 
     @property
     def num_steps(self) -> int | None:
         """Refinement steps of each caption unless told otherwise; None for a model that writes word after word."""
-        return self._num_steps
+        return self._network.num_steps if self._num_steps is None else self._num_steps
 
     @num_steps.setter
     def num_steps(self, value: int) -> None:
-        self._num_steps = self._steps(value)
+        self._num_steps = self._checked(value)
 
     @property
     def info(self) -> dict[str, Any]:
         """Plain facts: kind, precision, image_size, parameters, file_bytes, num_steps, name."""
-        return {**self._network.info, "image_size": self._network.image_size, "num_steps": self._num_steps}
+        return {**self._network.info, "image_size": self._network.image_size, "num_steps": self.num_steps}
 
     def read(self, image: Picture) -> np.ndarray:
         """Decode an image to the pixels that the network sees, uint8 RGB (S, S, 3); arrays of that size pass through.
@@ -126,45 +168,34 @@ class Captioner:
         self, images: Sequence[Picture], *, num_steps: int | None = None, record_steps: bool = False
     ) -> list[Caption]:
         """Caption images in one batch; a caption does not depend on what shares its batch. As ``caption``."""
-        steps = self._num_steps if num_steps is None else self._steps(num_steps)
+        steps = self._num_steps if num_steps is None else self._checked(num_steps)
         if not images:
             return []
         start = time.perf_counter()
         pixels = np.stack([self.read(image) for image in images])
         read = time.perf_counter()
-        encoded = self._network.encode(pixels)
-        seen = time.perf_counter()
-        decoded = self._network.decode(encoded, steps, record_steps)
+        refinement = self._network.run(pixels, steps, record_steps)
         done = time.perf_counter()
-        times = {"decode_image": read - start, "encode": seen - read, "decode_caption": done - seen}
+        times = {"decode_image": read - start, "caption": done - read}
         share = {name: 1000.0 * seconds / len(images) for name, seconds in times.items()}
-        return [self._caption(decoded, row, dict(share)) for row in range(len(images))]
+        return [self._caption(refinement, row, dict(share)) for row in range(len(images))]
 
-    def _caption(self, decoded: Decoded, row: int, milliseconds: dict[str, float]) -> Caption:
-        drafted = int(decoded.drafted_lengths[row])
-        weights = decoded.expert_weights
+    def _caption(self, refinement: Refinement, row: int, milliseconds: dict[str, float]) -> Caption:
+        weights = refinement.expert_weights
+        steps = refinement.steps_of(row, self._network.text)
+        # Others in the batch may have taken more steps: this caption was done with the first that masked nothing.
+        last = next((number for number, step in enumerate(steps) if not any(step.remasked)), len(steps))
         return Caption(
-            text=self._network.text(decoded.tokens[row, : int(decoded.lengths[row])].tolist()),
-            confidence=float(np.exp(decoded.scores[row])),
-            steps=[
-                RefinementStep(
-                    [self._network.text([token]) for token in draft.tokens[row, :drafted].tolist()],
-                    draft.confidence[row, :drafted].tolist(),
-                    draft.remasked[row, :drafted].tolist(),
-                )
-                for draft in decoded.drafts
-            ],
+            text=self._network.text(refinement.tokens[row, : int(refinement.lengths[row])].tolist()),
+            confidence=float(np.exp(refinement.scores[row])),
+            steps=steps[: last + 1],
             expert_weights=None if weights is None else weights[row].tolist(),
             milliseconds=milliseconds,
         )
 
-    def _steps(self, value: int) -> int:
+    def _checked(self, value: int) -> int:
         if self._network.num_steps is None:
             raise ValueError("num_steps: this model writes word after word and refines nothing")
-        return _check_steps(value)
-
-
-def _check_steps(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"num_steps = {value!r} must be a whole number, at least 1")
-    return value
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"num_steps = {value!r} must be a whole number, at least 1")
+        return value

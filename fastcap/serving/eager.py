@@ -1,4 +1,4 @@
-"""A checkpoint, run by torch as it was trained."""
+"""A checkpoint, run by torch as it was trained: folded and laid out for this machine first."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fastcap.backbone.fold import prepare_for_inference
 from fastcap.build import LoadedCheckpoint, load_checkpoint
 from fastcap.model import FastCap
-from fastcap.serving.network import Decoded, Draft
-from fastcap.serving.prepare import prepare_model
-from fastcap.types import Encoded
-from fastcap.utils.prepacking import PACKABLE
+from fastcap.types import Refinement, StepTensors
+from fastcap.utils.prepacking import PACKABLE, PackedLinear, pack_layers, packs
+
+_TOLERANCE = 1e-4  # of what is compared: packing rounds differently, no more
 
 
 class EagerNetwork:
@@ -25,13 +26,20 @@ class EagerNetwork:
     Args:
         loaded: A checkpoint read by ``load_checkpoint``; its model is prepared for inference.
         pack: Kinds of layers whose weights are laid out for this machine too (``prepare_model``).
+        length_beam: Length candidates, if not those of its configuration.
     """
 
-    def __init__(self, loaded: LoadedCheckpoint, pack: Collection[type[nn.Module]] = PACKABLE) -> None:
+    def __init__(
+        self,
+        loaded: LoadedCheckpoint,
+        pack: Collection[type[nn.Module]] = PACKABLE,
+        length_beam: int | None = None,
+    ) -> None:
         self.model = loaded.model
         self.tokenizer = loaded.tokenizer
         parameters = count_parameters(self.model)
         self.image_size = loaded.image_size
+        self.length_beam = length_beam
         prepare_model(self.model, self.image_size, pack)
         self.num_steps: int | None = getattr(self.model.refinement, "num_steps", None)
         self.info: dict[str, Any] = {
@@ -43,29 +51,18 @@ class EagerNetwork:
         }
 
     @torch.inference_mode()
-    def encode(self, pixels: np.ndarray) -> tuple[Encoded, Tensor]:
-        """Encode images, and score their lengths. pixels: uint8, RGB (B, H, W, 3)."""
+    def run(self, pixels: np.ndarray, num_steps: int | None, record_steps: bool) -> Refinement:
+        """Caption images, as ``Network.run``."""
         encoded = self.model.encode(torch.tensor(pixels).permute(0, 3, 1, 2))
-        return encoded, self.model.length(encoded.memory)
-
-    @torch.inference_mode()
-    def decode(self, encoded: tuple[Encoded, Tensor], num_steps: int | None, record_steps: bool) -> Decoded:
-        """Write the captions."""
-        generator: Any = self.model.refinement
-        if num_steps is not None:
-            generator = copy.copy(generator)  # another thread may want another number of steps
-            generator.num_steps = num_steps
-        images, lengths = encoded
-        judges = self.model.alignment.judges(images)
-        result = generator.generate(self.model.decoder, images.memory, lengths, record_steps, judges)
+        result = self.model.decode(encoded, num_steps, self.length_beam, record_steps)
         weights = result.expert_weights
-        return Decoded(
-            tokens=result.tokens.numpy(),
-            lengths=result.lengths.numpy(),
-            scores=result.scores.numpy(),
-            drafted_lengths=result.drafted_lengths.numpy(),
-            drafts=[Draft(s.tokens.numpy(), s.confidence.numpy(), s.remasked.numpy()) for s in result.steps],
-            expert_weights=None if weights is None else weights.float().numpy(),
+        values: Any = (result.tokens, result.lengths, result.scores)
+        return Refinement(
+            *(value.numpy() for value in values),
+            result.num_passes,
+            result.drafted_lengths.numpy(),  # type: ignore[arg-type]
+            [StepTensors(s.tokens.numpy(), s.confidence.numpy(), s.remasked.numpy()) for s in result.steps],  # type: ignore[arg-type]
+            None if weights is None else weights.float().numpy(),  # type: ignore[arg-type]
         )
 
     def text(self, tokens: list[int]) -> str:
@@ -73,33 +70,74 @@ class EagerNetwork:
         return self.tokenizer.decode(tokens)
 
 
-def open_eager(
-    path: Path,
-    refinement: dict[str, Any],
-    num_threads: int | None,
-    pack: Collection[type[nn.Module]] = PACKABLE,
-) -> EagerNetwork:
+def open_eager(path: Path, num_threads: int | None = None, length_beam: int | None = None) -> EagerNetwork:
     """Load a checkpoint to run it.
 
     Args:
         path: The file.
-        refinement: Values for keys of its ``refinement`` group.
         num_threads: Torch's threads, in the whole process; None leaves them as they are.
-        pack: As in ``EagerNetwork``.
+        length_beam: Length candidates, if not those of its configuration.
 
     Raises:
         CheckpointError: If the checkpoint is unusable.
-        ConfigError: If a refinement key is unknown or its value refused.
     """
     if num_threads is not None:
         torch.set_num_threads(num_threads)
-    return EagerNetwork(load_checkpoint(path, {f"refinement.{key}": value for key, value in refinement.items()}), pack)
+    return EagerNetwork(load_checkpoint(path), length_beam=length_beam)
 
 
 def count_parameters(model: FastCap) -> int:
     """Count the parameters that captioning reads: what only training's losses use is left out."""
     parts: list[nn.Module] = [model.backbone, model.alignment.projection, model.decoder, model.length]
-    weights = (getattr(model.refinement, name, 0) for name in ("concept_weight", "phrase_weight"))
-    if max(model.refinement.rank_weights.naming, *weights) > 0:
+    if any(value for name, value in vars(model.refinement.guidance).items() if name != "word_penalty"):
         parts.append(model.alignment.judge_head or model.alignment.concept_head)
     return sum(p.numel() for part in parts for p in part.parameters())
+
+
+@torch.inference_mode(False)
+def prepare_model(model: FastCap, image_size: int, pack: Collection[type[nn.Module]] = PACKABLE) -> None:
+    """Fold what can be folded and lay weights out for this CPU, in place; captions stay the same but for rounding.
+
+    The model cannot be trained afterwards, and its state no longer fits a checkpoint.
+
+    Args:
+        model: In evaluation mode.
+        image_size: Side of the images to expect, in pixels; others work too.
+        pack: Kinds of layers whose weights are laid out. ``torch.compile`` takes packed convolutions but no packed
+            linear layers, an export neither.
+    """
+    model.backbone = prepare_for_inference(model.backbone, image_size, pack)
+    if nn.Linear in pack and packs(model.decoder.head_bias):
+        _pack_decoding(model, image_size)
+
+
+@torch.no_grad()
+def _pack_decoding(model: FastCap, image_size: int) -> None:
+    """Pack what comes after the backbone, where the results stay the same."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (1, 3, image_size, image_size), dtype=torch.uint8, generator=generator)
+    features = model.backbone(model.normalize(images))
+    before = (model.alignment, model.decoder, model.length)
+    expected = _results(model, features)
+    model.alignment, model.decoder, model.length = copy.deepcopy(before)
+    model.decoder.join()
+    pack_layers(model, lambda: model.decode(model.alignment.project(features)))
+    decoder = model.decoder
+    rows = 1 if decoder.causal else decoder.max_length
+    decoder.head.packed = PackedLinear(decoder.word.weight, decoder.head_bias, None, rows)
+    for result, like in zip(_results(model, features), expected, strict=True):
+        if not bool((result - like).norm() < _TOLERANCE * like.norm()):
+            model.alignment, model.decoder, model.length = before
+            return
+
+
+def _results(model: FastCap, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The image memory, the length logits, and the logits of a caption of masks."""
+    memory, decoder = model.alignment.project(features).memory, model.decoder
+    tokens = torch.full((1, decoder.max_length), model.refinement.special.mask, device=memory.device)
+    cache = decoder.prepare(memory)
+    if decoder.causal:
+        logits = decoder.predict(tokens, cache)[0]
+    else:
+        logits = decoder.denoise(tokens, torch.zeros_like(tokens, dtype=torch.bool), cache)
+    return memory, model.length(memory), logits

@@ -1,39 +1,45 @@
-"""A checkpoint to an export folder: graphs of every variant, then their comparison with the checkpoint."""
+"""A checkpoint to ONNX files, one a precision: pixels in, captions out, traced from ``FastCap.decode`` itself."""
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import io
 import json
+import logging
 import os
 import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
+from torch.export import Dim
 
 from fastcap.build import LoadedCheckpoint, build_datamodule, load_checkpoint
 from fastcap.cli import UserError
 from fastcap.data.folders import FolderImages
+from fastcap.data.tokenizer import CaptionTokenizer
+from fastcap.model import FastCap
 from fastcap.serving.captioner import Captioner
-from fastcap.serving.chain import BigramTable
-from fastcap.serving.compare_variants import REFERENCE, Photo, compare, preferred
+from fastcap.serving.compare import REFERENCE, Photo, compare, preferred
 from fastcap.serving.eager import EagerNetwork
-from fastcap.serving.exported import ExportedNetwork
-from fastcap.serving.folder import BIGRAMS, FORMAT_VERSION, INDEX, SUFFIXES, TOKENIZER, ModelFacts, folder_bytes
-from fastcap.serving.graphs import expert_groups, graph_sources, write_onnx
-from fastcap.serving.quantize import Feeds, quantize_openvino, record_feeds
-from fastcap.serving.quantize_onnx import Quantized, quantize_onnx
-from fastcap.serving.readme import readme
-from fastcap.serving.runtimes import INSTALL, LazyGraphs
-from fastcap.serving.weights import share_weights
+from fastcap.serving.onnx_model import CAPTION_OUTPUTS, FORMAT_VERSION, INPUT, PREFIX, STEP_OUTPUTS
+from fastcap.serving.quantize_onnx import drop_outputs, quantize_onnx
+from fastcap.types import Encoded
+from fastcap.utils.models import EXPORT_INDEX
 
-RUNTIMES = tuple(SUFFIXES)
-# bf16 is OpenVINO's: it computes in it where the processor can, from weights stored in 16 bits.
-VARIANTS = ("onnx-fp32", "onnx-int8", "openvino-fp32", "openvino-bf16", "openvino-int8")
-NEEDED = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("openvino",), "openvino-int8": ("nncf",)}
+PRECISIONS = ("fp32", "int8")
+PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+LICENCE = "Apache-2.0; weights: see the model card"
+PROBES = ("length_logits", "concept_logits", "word_logits")  # outputs that quantisation measures its errors on
+PREPROCESSING = "RGB, uint8; EXIF rotation applied, transparency on white; squashed to a square of image_size (bicubic)"
 
 
 @dataclass
@@ -41,155 +47,234 @@ class ExportOptions:
     """What to export.
 
     Attributes:
-        formats: Runtimes, out of ``RUNTIMES``.
-        precisions: Out of ``fp32``, ``bf16`` and ``int8``.
+        precisions: Out of ``PRECISIONS``.
+        num_steps: Refinement steps of the graph; None takes the checkpoint's.
+        length_beam: Length candidates of the graph; None takes the checkpoint's.
         num_calibration: Training images that int8 ranges are measured on.
-        num_compared: Validation images that variants are compared on.
+        num_compared: Validation images that the files are compared with the checkpoint on.
         images: A folder of images to use for both instead of the checkpoint's data.
         num_threads: Threads while comparing; None leaves it to each runtime.
         data_root: Where the checkpoint's data lies now, if elsewhere than in training.
     """
 
-    formats: Sequence[str] = RUNTIMES
-    precisions: Sequence[str] = ("fp32", "bf16", "int8")
+    precisions: Sequence[str] = PRECISIONS
+    num_steps: int | None = None
+    length_beam: int | None = None
     num_calibration: int = 128
     num_compared: int = 300
     images: Path | None = None
     num_threads: int | None = None
     data_root: Path | None = None
 
-    @property
-    def variants(self) -> list[str]:
-        """Names of the variants asked for."""
-        return [v for v in VARIANTS if v.split("-")[0] in self.formats and v.split("-")[1] in self.precisions]
-
 
 def export(ckpt: Path, out: Path, options: ExportOptions, say: Callable[[str], None]) -> dict[str, Any]:
-    """Export a checkpoint and compare the variants with it.
+    """Export a checkpoint and compare the files with it.
 
-    The folder appears whole at the end; one that was there before and holds an export is replaced.
+    Everything is made in a folder inside the target's, so that a link or a mounted volume works, and moves to its place
+    when all is done; what an older export left there and this one does not replace goes last.
 
     Args:
         ckpt: The checkpoint.
-        out: The folder.
+        out: The folder, for one file a precision and ``export.json``; or the file, for one precision.
         options: What to export.
         say: Told what is being done.
 
     Returns:
-        What ``report.json`` holds.
+        What ``export.json`` holds.
 
     Raises:
-        UserError: If nothing is asked for, a package is missing, the folder holds something else, or the model is of a
-            kind that is not exported.
+        UserError: If a package is missing, the target cannot be written, or the model is of a kind that is not
+            exported.
         CheckpointError: If the checkpoint is unusable.
         DataError: If images are missing.
     """
-    _check(out, options)
+    targets = _targets(out, options)
     elsewhere = {"data.source.root": str(options.data_root)} if options.data_root else {}
-    loaded = load_checkpoint(ckpt, elsewhere)
-    if loaded.model.decoder.causal:
-        kind = type(loaded.model.decoder).__name__
-        raise UserError(f"{ckpt}: only non-autoregressive models are exported, its decoder is {kind}")
-    data = _Images(loaded, options)
-    network = EagerNetwork(loaded, pack=())  # folds batch norms, so that the graphs have none
-    facts = _facts(loaded, network)
-    two, three = loaded.model.decoder.bigrams, loaded.model.decoder.trigrams
-    tables = [two.pairs, two.worth, two.unseen, loaded.model.alignment.phrases]
-    tables += [three.triples, three.worth, three.contexts, three.unseen]
-    bigrams = BigramTable(*(table.numpy() for table in tables))
-    temporary = out.with_name(f".{out.name}.{os.getpid()}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        base = temporary / "onnx-fp32"
-        base.mkdir(parents=True)
-        for name, source in graph_sources(loaded.model, network.image_size):
-            say(f"graph {name}")
-            write_onnx(source, base / f"{name}.onnx")
-        feeds: Feeds = {}
-        if "int8" in options.precisions:
-            say(f"ranges of {options.num_calibration} training images")
-            graphs = LazyGraphs(base, "onnx", "fp32", options.num_threads)
-            fp32 = ExportedNetwork(facts, graphs, loaded.tokenizer, bigrams, {})
-            feeds = record_feeds(fp32, data.calibration(), len(facts.groups))
+    with _workplace(next(iter(targets.values())).parent, out) as scratch:
+        loaded = load_checkpoint(ckpt, elsewhere)
+        if loaded.model.decoder.causal:
+            kind = type(loaded.model.decoder).__name__
+            raise UserError(f"{ckpt}: only non-autoregressive models are exported, its decoder is {kind}")
+        data = _Images(loaded, options)
+        network = EagerNetwork(loaded, pack=(), length_beam=options.length_beam)  # its batch norms are folded
+        say("tracing the model")
+        files = {precision: scratch / target.name for precision, target in targets.items()}
+        source = files.get("fp32", scratch / "source.onnx")
+        graph = CaptioningGraph(network.model, options.num_steps, options.length_beam)
+        write_onnx(graph, network.image_size, source)
         quantized: dict[str, Any] = {}
-        # onnx-fp32 last: the others are made from its graphs, before their weights move out.
-        for variant in sorted(options.variants, key=lambda name: name == "onnx-fp32"):
-            say(f"variant {variant}")
-            made = _write_variant(temporary / variant, variant, base, facts, loaded.tokenizer.to_json(), feeds)
-            bigrams.write(temporary / variant / BIGRAMS)
-            if made:
-                quantized[variant] = {name: graph.summary() for name, graph in made.items()}
-        if "onnx-fp32" not in options.variants:
-            shutil.rmtree(base)
-        report = _compared(temporary, network, data, options, quantized, say)
-        if out.exists():
-            shutil.rmtree(out)
-        temporary.rename(out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if "int8" in files:
+            say(f"int8: ranges of {options.num_calibration} training images")
+            feeds = [{INPUT: image[None]} for image in data.calibration()]
+            quantized = quantize_onnx(source, files["int8"], feeds, PROBES, say=say).summary()
+        for precision, file in files.items():
+            finish(file, loaded, network, graph, precision)
+        report = _compared(files, network, graph, data, options, say)
+        report |= {"default": targets[report["default"]].name, "quantized": quantized}
+        _put_in_place(files, targets, out, report)
     return report
 
 
-def _check(out: Path, options: ExportOptions) -> None:
-    if not options.variants:
-        raise UserError(
-            f"nothing to export: formats {', '.join(options.formats)} with precisions {', '.join(options.precisions)} "
-            f"make none of {', '.join(VARIANTS)}"
+class CaptioningGraph(nn.Module):
+    """The whole captioner as one function of the pixels; what an export traces.
+
+    Args:
+        model: In evaluation mode, its weights not laid out for a machine.
+        num_steps: Refinement steps; None takes the model's.
+        length_beam: Length candidates; None takes the model's.
+    """
+
+    def __init__(self, model: FastCap, num_steps: int | None = None, length_beam: int | None = None) -> None:
+        super().__init__()
+        self.model = model
+        refinement: Any = model.refinement
+        self.num_steps = int(num_steps or refinement.num_steps)
+        self.length_beam = int(length_beam or refinement.length_beam)
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
+        """Caption images.
+
+        Args:
+            pixels: uint8, RGB. (B, S, S, 3)
+
+        Returns:
+            Token ids (B, L), lengths (B,) and confidences (B,) of the captions; each step's draft, its confidences and
+            what was masked again (B, T, L), the drafts' lengths (B,) and the expert weights (B, E). Then the probes:
+            scores of lengths (B, L), of concepts (B, C) and of the words of a draft of masks (B, L, V).
+        """
+        encoded = self.model.encode(pixels.permute(0, 3, 1, 2))
+        result = self.model.decode(encoded, self.num_steps, self.length_beam, record_steps=True)
+        drafts, sure, remasked = (
+            torch.stack([getattr(step, name) for step in result.steps], dim=1)
+            for name in ("tokens", "confidence", "remasked")
         )
-    needed = {package for key in ("onnx", *options.formats, *options.variants) for package in NEEDED.get(key, ())}
-    missing = sorted(name for name in needed if importlib.util.find_spec(name) is None)
+        experts = result.expert_weights
+        assert experts is not None
+        caption = result.tokens.int(), result.lengths.int(), result.scores.exp()
+        making = drafts.int(), sure, remasked, result.drafted_lengths.int(), experts.float()
+        return (*caption, *making, *self._probes(encoded))
+
+    def _probes(self, encoded: Encoded) -> tuple[Tensor, ...]:
+        """Quantities that every layer has a part in: a caption is a choice, which tells little of rounding errors."""
+        decoder, memory = self.model.decoder, encoded.memory
+        masks = torch.full((memory.shape[0], decoder.max_length), self.model.refinement.special.mask)
+        words = decoder.denoise(masks, torch.zeros_like(masks, dtype=torch.bool), decoder.prepare(memory))
+        return self.model.length(memory), self.model.alignment.concept_logits(encoded.seen), words
+
+
+def write_onnx(graph: CaptioningGraph, image_size: int, path: Path) -> None:
+    """Trace the captioner and write it as one ONNX file, for any number of images; with the probes."""
+    from onnx_ir.passes.common import DeduplicateInitializersPass
+
+    # Two example images: what is one in an example would be fixed.
+    pixels = torch.randint(0, 256, (2, image_size, image_size, 3), dtype=torch.uint8)
+    with _quietly(), torch.no_grad():
+        program = torch.onnx.export(
+            graph.eval(),
+            (pixels,),
+            dynamo=True,
+            verbose=False,
+            input_names=[INPUT],
+            output_names=[*CAPTION_OUTPUTS, *STEP_OUTPUTS, *PROBES],
+            dynamic_shapes=({0: Dim("batch")},),
+        )
+        assert program is not None
+        DeduplicateInitializersPass(size_limit=1 << 30)(program.model)  # steps share their weights
+        program.save(path, external_data=False)
+
+
+def finish(path: Path, loaded: LoadedCheckpoint, network: EagerNetwork, graph: CaptioningGraph, precision: str) -> None:
+    """Take the probes out of a file, and write all that is to be known beside the graph into its metadata."""
+    import onnx
+
+    point = {"num_steps": graph.num_steps, "length_beam": graph.length_beam}
+    facts = {
+        "format_version": FORMAT_VERSION,
+        "name": network.info["name"],
+        "parameters": network.info["parameters"],
+        "precision": precision,
+        "image_size": network.image_size,
+        "preprocessing": PREPROCESSING,
+        "operating_point": json.dumps({**point, "max_length": loaded.model.decoder.max_length}),
+        "vocabulary": json.dumps(vocabulary(loaded.tokenizer), ensure_ascii=False),
+        "licence": LICENCE,
+    }
+    model = onnx.load(path)
+    drop_outputs(model, PROBES)
+    onnx.helper.set_model_props(model, {PREFIX + name: str(value) for name, value in facts.items()})
+    onnx.save(model, path)
+
+
+def vocabulary(tokenizer: CaptionTokenizer) -> dict[str, Any]:
+    """Return what ``Vocabulary`` takes: what each token id stands for, without the tokenizers package."""
+    model = json.loads(tokenizer.to_json())["model"]
+    pieces = [""] * tokenizer.vocab_size
+    for piece, index in model["vocab"].items():
+        pieces[index] = "" if index in tokenizer.special.ids else piece
+    if model["type"] != "BPE":
+        return {"kind": "words", "pieces": pieces}
+    # GPT-2's alphabet: printable bytes stand for themselves, the others for characters from 256 on.
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    byte_of = {byte: chr(byte) for byte in printable} | {256 + n: chr(byte) for n, byte in enumerate(others)}
+    return {"kind": "bytes", "pieces": [piece.translate(byte_of) for piece in pieces]}
+
+
+def _targets(out: Path, options: ExportOptions) -> dict[str, Path]:
+    """Name the file of each precision, after checking what can be checked before the work."""
+    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
-        raise UserError(f"exporting needs {', '.join(missing)}: {INSTALL}")
-    if out.exists() and not (out / INDEX).is_file() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out}: exists and is no export; name another folder")
-    out.parent.mkdir(parents=True, exist_ok=True)
+        raise UserError(f"exporting needs {', '.join(missing)}: pip install 'fastcap[train]'")
+    if out.suffix == ".onnx" and not out.is_dir():
+        if len(options.precisions) != 1:
+            raise UserError(f"{out}: a file holds one precision: add --precisions fp32 or int8, or name a folder")
+        return {options.precisions[0]: out}
+    targets = {precision: out / f"fastcap-{precision}.onnx" for precision in options.precisions}
+    own = _older(out)
+    for target in targets.values():
+        if target.exists() and target.name not in own:
+            raise UserError(f"{target}: exists and is of no export in this folder; move it or name another folder")
+    return targets
 
 
-def _facts(loaded: LoadedCheckpoint, network: EagerNetwork) -> ModelFacts:
-    refinement = {key: value for key, value in loaded.config["refinement"].items() if key != "_target_"}
-    facts = ModelFacts(
-        name=network.info["name"],
-        runtime="onnx",
-        precision="fp32",
-        image_size=network.image_size,
-        parameters=network.info["parameters"],
-        special=asdict(loaded.tokenizer.special),
-        refinement=refinement,
-        groups=expert_groups(loaded.model.decoder),
-        config=loaded.config,
-    )
+def _older(folder: Path) -> list[str]:
+    """Files of an export that the folder holds already."""
     try:
-        _ = facts.settings
-    except ValueError as error:  # a key that refinement without torch does not know
-        raise UserError(f"{loaded.path}: {error}") from error
-    return facts
+        return [
+            Path(row["file"]).name for row in json.loads((folder / EXPORT_INDEX).read_text())["rows"] if row["file"]
+        ]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
 
 
-def _write_variant(
-    folder: Path, variant: str, base: Path, facts: ModelFacts, tokenizer: str, feeds: Feeds
-) -> dict[str, Quantized]:
-    """Write a variant; returns the layers of graphs that ONNX Runtime's int8 was made of."""
-    quantized = {}
-    runtime, precision = variant.split("-")
-    folder.mkdir(exist_ok=True)
-    facts = replace(facts, runtime=runtime, precision=precision)
-    for name in facts.graphs:
-        source, target = base / f"{name}.onnx", folder / f"{name}{SUFFIXES[runtime]}"
-        in_int8 = precision == "int8"
-        if in_int8 and runtime == "onnx":
-            quantized[name] = quantize_onnx(source, target, feeds[name])
-        elif in_int8:
-            quantize_openvino(source, target, feeds[name])
-        elif runtime == "onnx" and source != target:
-            shutil.copy(source, target)
-        elif runtime == "openvino":
-            import openvino
+@contextlib.contextmanager
+def _workplace(folder: Path, out: Path) -> Iterator[Path]:
+    """Make a folder to work in inside the target's, and take it away in the end."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=".export-", dir=folder))
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written ({error.strerror or error})") from error
+    try:
+        yield scratch
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
 
-            openvino.save_model(openvino.convert_model(source), target, compress_to_fp16=precision == "bf16")
-    share_weights(folder, facts.graphs, runtime)
-    (folder / TOKENIZER).write_text(tokenizer, encoding="utf-8")
-    facts.write(folder)
-    return quantized
+
+def _put_in_place(files: dict[str, Path], targets: dict[str, Path], out: Path, report: dict[str, Any]) -> None:
+    folder = next(iter(targets.values())).parent
+    try:
+        stale = set(_older(folder)) - {target.name for target in targets.values()} if out == folder else set()
+        for precision, file in files.items():
+            os.replace(file, targets[precision])
+        if out == folder:
+            index = next(iter(files.values())).with_name(EXPORT_INDEX)
+            index.write_text(json.dumps(report, indent=1), encoding="utf-8")
+            os.replace(index, out / EXPORT_INDEX)
+            for name in stale:
+                (out / name).unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written ({error.strerror or error})") from error
 
 
 class _Images:
@@ -224,16 +309,18 @@ def _spread(total: int, count: int) -> list[int]:
 
 
 def _compared(
-    folder: Path,
+    files: dict[str, Path],
     network: EagerNetwork,
+    graph: CaptioningGraph,
     data: _Images,
     options: ExportOptions,
-    quantized: dict[str, Any],
     say: Callable[[str], None],
 ) -> dict[str, Any]:
-    captioners = {REFERENCE: Captioner(network)}
-    for variant in options.variants:
-        captioners[variant] = Captioner.load(folder / variant, num_threads=options.num_threads)
+    reference = Captioner(network)
+    reference.num_steps = graph.num_steps
+    captioners = {REFERENCE: reference}
+    for precision, file in files.items():
+        captioners[precision] = Captioner.load(file, num_threads=options.num_threads)
     photos = data.compared()
     say(f"comparing on {len(photos)} validation images")
 
@@ -242,16 +329,28 @@ def _compared(
             say(f"  {done} images")
 
     rows = compare(captioners, photos, data.metric_options, progress)
-    report = {
+    for row in rows:
+        row["file"] = files[row["variant"]].name if row["variant"] in files else None
+    return {
+        "format_version": FORMAT_VERSION,
         "default": preferred(rows),
-        "calibration_images": options.num_calibration if "int8" in options.precisions else 0,
+        "calibration_images": options.num_calibration if "int8" in files else 0,
         "threads": options.num_threads,
-        "quantized": quantized,
+        "num_steps": graph.num_steps,
+        "length_beam": graph.length_beam,
         "rows": rows,
     }
-    (folder / "report.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
-    sizes = {variant: folder_bytes(folder / variant) for variant in options.variants}
-    index = {"format_version": FORMAT_VERSION, "default": report["default"], "variants": sizes}
-    (folder / INDEX).write_text(json.dumps(index, indent=1), encoding="utf-8")
-    (folder / "README.md").write_text(readme(report), encoding="utf-8")
-    return report
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Keep the exporter's remarks to itself: they are about how it works, and errors are raised all the same."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from fastcap.serving.runtimes import open_onnx
+from fastcap.serving.onnx_model import open_onnx
 
 TARGET_DB = 20.0  # signal to noise that a graph's outputs are to keep: noise of a hundredth of the signal's power
 MAX_MEASURED = 16  # feeds that errors are measured on

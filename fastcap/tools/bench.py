@@ -116,7 +116,7 @@ def bench_decoding(arguments: argparse.Namespace) -> Path:
     folder = write(arguments.out, "decoding", rows, facts)
     print(_machine(facts))
     for row in rows:
-        told = "{num_beams} beams" if row["num_beams"] else "{num_steps} steps, {num_lengths} lengths"
+        told = "{num_beams} beams" if row["num_beams"] else "{num_steps} steps, {length_beam} lengths"
         print(("{decode_ms:>9.2f} ms {p95_ms:>9.2f} ms p95 {words:>6} words  " + told + "  {checkpoint}").format(**row))
     print(f"Table    {folder / 'decoding.csv'}\nFacts    {folder / 'decoding.json'}")
     return folder

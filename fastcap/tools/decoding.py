@@ -14,10 +14,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from fastcap.build import LoadedCheckpoint, build_datamodule, load_checkpoint
 from fastcap.data.pixels import decode_image
-from fastcap.serving.prepare import prepare_model
+from fastcap.serving.eager import prepare_model
 from fastcap.tools.captioners import machine
 from fastcap.tools.measure import Work, matmul_work, median_ms, time_interleaved
-from fastcap.types import Encoded, Refinement
 
 METHOD = (
     "Eager as it serves (weights packed), fp32, batch 1: from the image memory to token ids, length prediction "
@@ -59,12 +58,12 @@ def measure_decoding(
             causal = loaded.model.decoder.causal
             for setting in _settings(causal, refinements, num_beams):
                 model = copy.copy(loaded.model)
-                model.refinement = copy.copy(loaded.model.refinement)
-                for name, value in setting.items():
-                    setattr(model.refinement, name, value)
+                if causal:
+                    model.refinement = copy.copy(model.refinement)
+                    model.refinement.num_beams = setting["num_beams"]
                 for number, image in enumerate(encoded):
                     key = (str(path), "word after word" if causal else "refinement", *setting.items(), number)
-                    works[key] = functools.partial(_describe, model, image)
+                    works[key] = functools.partial(model.decode, image, **({} if causal else setting))
         words = {key: int(work().lengths[0]) for key, work in works.items()}
         matmul, gflop = matmul_work()
         times = time_interleaved(works | {"matmul": matmul}, rounds)
@@ -75,7 +74,7 @@ def measure_decoding(
         setting = dict(group[2:])
         rows.append(
             {"checkpoint": group[0], "decoding": group[1]}
-            | {name: setting.get(name, "") for name in ("num_steps", "num_lengths", "num_beams")}
+            | {name: setting.get(name, "") for name in ("num_steps", "length_beam", "num_beams")}
             | {"decode_ms": round(median_ms(list(seconds)), 3), "p95_ms": round(1e3 * np.quantile(seconds, 0.95), 3)}
             | {"words": round(float(np.mean([words[key] for key in keys])), 2), "images": len(keys)}
         )
@@ -98,8 +97,4 @@ def _read(images: Sequence[Path] | int, size: int, first: LoadedCheckpoint) -> l
 def _settings(causal: bool, refinements: Sequence[tuple[int, int]], num_beams: Sequence[int]) -> list[dict[str, int]]:
     if causal:
         return [{"num_beams": beams} for beams in num_beams]
-    return [{"num_steps": steps, "num_lengths": lengths} for steps, lengths in refinements]
-
-
-def _describe(model: Any, images: Encoded) -> Refinement:
-    return model.describe(images)
+    return [{"num_steps": steps, "length_beam": lengths} for steps, lengths in refinements]

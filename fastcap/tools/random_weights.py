@@ -75,12 +75,12 @@ def _write(path: Path, config: DictConfig, tokenizer: CaptionTokenizer, num_toke
     if causal:
         config.data.max_length = num_tokens - 1
     torch.manual_seed(0)
-    phrases = any_phrases(tokenizer) if config.refinement.get("phrase_weight") else None
+    phrases = any_phrases(tokenizer) if config.refinement.guidance.get("bigram_bias") else None
     model = build_model(config, tokenizer, phrases=phrases, fresh=False).eval()
     _fix_length(model, tokenizer.special.eos, num_tokens)
     if not causal:
         words = torch.randint(len(tokenizer.special.ids), tokenizer.vocab_size, (4000, num_tokens))
-        model.decoder.count(words.tolist())
+        model.ngrams.count(words.tolist())
     artifacts = {
         "format_version": FORMAT_VERSION,
         "fastcap_version": fastcap.__version__,

@@ -95,16 +95,17 @@ def _build_peer(spec: Spec, threads: int) -> tuple[Captions, dict[str, Any]]:
 def _build_ours(spec: Spec, threads: int) -> tuple[Captions, dict[str, Any]]:
     from fastcap.serving.captioner import Captioner
 
-    beams = {} if spec.num_beams is None else {"num_beams": spec.num_beams}
-    captioner = Captioner.load(spec.path, num_threads=threads, **beams)
+    captioner: Any = Captioner.load(spec.path, num_threads=threads)
+    if spec.num_beams is not None or spec.compiled:
+        captioner = _eager(spec, threads)
     info = captioner.info
     runtime, causal = str(info["kind"]), info["num_steps"] is None
     file_bytes = int(info["file_bytes"])
-    if Path(spec.path).is_file():
+    if info["kind"] == "eager":
         # A checkpoint also holds what training needs: weights are counted as the peers' are.
         file_bytes = 4 * int(info["parameters"])
     if spec.compiled:
-        captioner, runtime = _compiled(spec, beams, threads), "torch.compile"
+        runtime = "torch.compile"
     return _WithSteps(captioner, spec.num_steps), _row(
         system=TWIN if causal else OURS,
         runtime=runtime,
@@ -119,8 +120,8 @@ def _build_ours(spec: Spec, threads: int) -> tuple[Captions, dict[str, Any]]:
     )
 
 
-def _compiled(spec: Spec, refinement: dict[str, Any], threads: int) -> Any:
-    """Load a checkpoint with its backbone and its decoder pass compiled.
+def _eager(spec: Spec, threads: int) -> Any:
+    """Load a checkpoint with a number of beams, or with its backbone and its decoder pass compiled.
 
     Raises:
         ConfigError: If the system is none that ``torch.compile`` can take: an export.
@@ -128,13 +129,18 @@ def _compiled(spec: Spec, refinement: dict[str, Any], threads: int) -> Any:
     import torch
     from torch import nn
 
-    from fastcap.build import ConfigError
+    from fastcap.build import ConfigError, load_checkpoint
     from fastcap.serving.captioner import Captioner
-    from fastcap.serving.eager import open_eager
+    from fastcap.serving.eager import EagerNetwork
+    from fastcap.utils.prepacking import PACKABLE
 
-    if not Path(spec.path).is_file():
+    if Path(spec.path).suffix == ".onnx":
         raise ConfigError(f"{spec.path}: torch.compile takes a checkpoint, this is an export")
-    network = open_eager(Path(spec.path), refinement, threads, pack=[nn.Conv2d])
+    torch.set_num_threads(threads)
+    beams = {} if spec.num_beams is None else {"refinement.num_beams": spec.num_beams}
+    network = EagerNetwork(load_checkpoint(spec.path, beams), [nn.Conv2d] if spec.compiled else PACKABLE)
+    if not spec.compiled:
+        return Captioner(network)
     model = network.model
     model.backbone.compile()
     if not model.decoder.causal:
@@ -167,11 +173,11 @@ def peer_specs(names: Sequence[str], beams: Sequence[int], size: int, num_tokens
 def our_specs(paths: Sequence[str], beams: Sequence[int], steps: Sequence[int], compiled: bool) -> list[Spec]:
     """Specs of checkpoints and exports; a checkpoint also through ``torch.compile``, the twin with each beam width.
 
-    An export folder stands for all of its variants, one variant's folder for itself.
+    An export's folder stands for all of its files.
 
     Raises:
         CheckpointError: If a file cannot be used.
-        ExportError: If a folder cannot be used.
+        ModelFileError: If an exported model cannot be used.
     """
     from fastcap.serving.captioner import Captioner
 
@@ -183,14 +189,10 @@ def our_specs(paths: Sequence[str], beams: Sequence[int], steps: Sequence[int], 
             continue
         for count in steps or (None,):
             specs.append(Spec(path=path, num_steps=count))
-            if compiled and Path(path).is_file():
+            if compiled and not path.endswith(".onnx"):
                 specs.append(Spec(path=path, num_steps=count, compiled=True))
     return specs
 
 
 def _variants(path: Path) -> list[str]:
-    from fastcap.serving.folder import INDEX, MODEL
-
-    if not (path / INDEX).is_file():
-        return [str(path)]
-    return sorted(str(inside.parent) for inside in path.glob(f"*/{MODEL}")) or [str(path)]
+    return sorted(map(str, path.glob("*.onnx"))) or [str(path)]

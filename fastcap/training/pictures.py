@@ -144,7 +144,7 @@ class RefinementPictures(FirstImages):
         ids = torch.cat([batch.image_ids for batch in self.batches]).tolist()
         references = [texts for batch in self.batches for texts in batch.references]
         with torch.no_grad(), trainer.precision_plugin.forward_context():
-            refinement = module.model.generate(images, record_steps=True)
+            refinement = module.model(images, record_steps=True)
         folder, stage = Path(trainer.default_root_dir) / "refinement", stage_name(trainer)
         captions, weights, steps, paths = module.texts(refinement), refinement.expert_weights, {}, []
         for row, image in enumerate(images):

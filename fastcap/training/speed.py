@@ -102,21 +102,21 @@ def measure(
     """
     encoded = [model.encode(batch.images) for batch in batches]
     metric = CaptionMetrics(**{**module.metric_options, "names": ["bleu", "cider"]}, sync_on_compute=False)
-    points, chosen = [], model.refinement.num_steps
+    points = []
     for count in steps:
-        model.refinement.num_steps = count
         metric.reset()
         for batch, images in zip(batches, encoded, strict=True):
-            metric.update(batch.image_ids.tolist(), module.texts(model.describe(images)), batch.references)
+            metric.update(
+                batch.image_ids.tolist(), module.texts(model.decode(images, num_steps=count)), batch.references
+            )
         seconds = []
         for _ in range(PASSES):
             started = _now(encoded[0].memory)
-            model.describe(encoded[0])
+            model.decode(encoded[0], num_steps=count)
             seconds.append(_now(encoded[0].memory) - started)
         scores = metric.compute()
         milliseconds = 1000 * statistics.median(seconds) / len(batches[0])
         points.append(SpeedPoint(count, milliseconds, scores["cider"], scores["bleu4"]))
-    model.refinement.num_steps = chosen
     return points
 
 

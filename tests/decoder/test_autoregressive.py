@@ -8,7 +8,7 @@ import torch
 from fastcap.build import ConfigError, build_model
 from fastcap.data.tokenizer import train_word_tokenizer
 from fastcap.decoder.autoregressive import AutoregressiveDecoder
-from fastcap.generation.autoregressive import AutoregressiveGenerator
+from fastcap.generation.beam import BeamSearch
 from fastcap.module import shift_right
 from fastcap.types import SpecialTokens
 from tests.tiny import tiny_config
@@ -66,7 +66,7 @@ def _log_probability(decoder, cache, words, ended):
 
 
 def test_greedy_takes_the_likeliest_word_each_time(decoder, memory):
-    result = AutoregressiveGenerator(SPECIAL).generate(decoder, memory, torch.zeros(3, LONGEST))
+    result = BeamSearch(SPECIAL).generate(decoder, memory, torch.zeros(3, LONGEST))
     for row in range(3):
         cache, words = decoder.prepare(memory[row : row + 1]), []
         while len(words) < LONGEST:
@@ -84,7 +84,7 @@ def test_greedy_takes_the_likeliest_word_each_time(decoder, memory):
 def test_enough_beams_find_the_best_caption_of_all(decoder, memory):
     words = range(5, V)
     captions = [c for n in range(1, LONGEST + 1) for c in itertools.product(words, repeat=n)]
-    result = AutoregressiveGenerator(SPECIAL, num_beams=400).generate(decoder, memory[:1], torch.zeros(1, LONGEST))
+    result = BeamSearch(SPECIAL, num_beams=400).generate(decoder, memory[:1], torch.zeros(1, LONGEST))
     cache = decoder.prepare(memory[:1])
     scored = {c: _log_probability(decoder, cache, list(c), True) / (len(c) + 1) for c in captions}
     best = max(scored, key=scored.__getitem__)
@@ -94,7 +94,7 @@ def test_enough_beams_find_the_best_caption_of_all(decoder, memory):
 
 @pytest.mark.parametrize("num_beams", [1, 3])
 def test_a_caption_does_not_depend_on_its_batch(decoder, memory, num_beams):
-    generator = AutoregressiveGenerator(SPECIAL, num_beams)
+    generator = BeamSearch(SPECIAL, num_beams)
     together = generator.generate(decoder, memory, torch.zeros(3, LONGEST))
     for row in range(3):
         alone = generator.generate(decoder, memory[row : row + 1], torch.zeros(1, LONGEST))

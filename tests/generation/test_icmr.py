@@ -3,11 +3,10 @@ from itertools import pairwise
 import pytest
 import torch
 
-from fastcap.decoder.bigrams import Bigrams
 from fastcap.decoder.moe_decoder import MoEDecoder
-from fastcap.decoder.trigrams import Trigrams
 from fastcap.generation.dlag import DynamicLengthPredictor, top_lengths
 from fastcap.generation.icmr import ICMRDecoder
+from fastcap.generation.ngrams import NGrams
 from fastcap.types import Judges, SpecialTokens
 
 SPECIAL = SpecialTokens(pad=0, mask=1, unk=2, bos=3, eos=4)
@@ -43,20 +42,20 @@ LENGTHS = (1, 4, 7, 12, 9)
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
 @pytest.mark.parametrize("num_steps", [1, 2, 3, 4, 8, 15])
-@pytest.mark.parametrize("num_lengths", [1, 3])
-def test_no_special_token_ever_comes_out(decoder, memory, schedule, num_steps, num_lengths):
-    icmr = ICMRDecoder(SPECIAL, num_steps, schedule, num_lengths)
+@pytest.mark.parametrize("length_beam", [1, 3])
+def test_no_special_token_ever_comes_out(decoder, memory, schedule, num_steps, length_beam):
+    icmr = ICMRDecoder(SPECIAL, num_steps, schedule, length_beam)
     result = icmr.generate(decoder, memory, length_logits(*LENGTHS), record_steps=True)
     inside = torch.arange(result.tokens.shape[1]) < result.lengths[:, None]
     assert not torch.isin(result.tokens[inside], torch.tensor(SPECIAL.ids)).any()
     assert (result.tokens[~inside] == SPECIAL.pad).all()
     assert 1 <= result.num_passes <= num_steps
-    if num_lengths == 1:
+    if length_beam == 1:
         assert result.lengths.tolist() == list(LENGTHS)
 
 
 def test_one_step_is_one_argmax_pass(decoder, memory):
-    result = ICMRDecoder(SPECIAL, 1, num_lengths=1).generate(decoder, memory, length_logits(*LENGTHS))
+    result = ICMRDecoder(SPECIAL, 1, length_beam=1).generate(decoder, memory, length_logits(*LENGTHS))
     pad = torch.arange(MAX_LENGTH) >= torch.tensor(LENGTHS)[:, None]
     logits = decoder(torch.full(pad.shape, SPECIAL.mask).masked_fill(pad, SPECIAL.pad), memory, pad).logits
     logits[..., list(SPECIAL.ids)] = -torch.inf
@@ -67,9 +66,9 @@ def test_one_step_is_one_argmax_pass(decoder, memory):
 
 
 @pytest.mark.parametrize("num_steps", [1, 3, 8])
-@pytest.mark.parametrize("num_lengths", [1, 3])
-def test_a_caption_does_not_depend_on_its_batch(decoder, memory, num_steps, num_lengths):
-    icmr = ICMRDecoder(SPECIAL, num_steps, num_lengths=num_lengths)
+@pytest.mark.parametrize("length_beam", [1, 3])
+def test_a_caption_does_not_depend_on_its_batch(decoder, memory, num_steps, length_beam):
+    icmr = ICMRDecoder(SPECIAL, num_steps, length_beam=length_beam)
     logits = length_logits(*LENGTHS)
     together = icmr.generate(decoder, memory, logits)
     for i in range(5):
@@ -82,7 +81,7 @@ def test_a_caption_does_not_depend_on_its_batch(decoder, memory, num_steps, num_
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
 def test_tokens_that_are_not_masked_again_stay(decoder, memory, schedule):
-    icmr = ICMRDecoder(SPECIAL, 5, schedule, num_lengths=1)
+    icmr = ICMRDecoder(SPECIAL, 5, schedule, length_beam=1)
     steps = icmr.generate(decoder, memory, length_logits(*LENGTHS), record_steps=True).steps
     assert len(steps) == 5
     for before, after in pairwise(steps):
@@ -94,7 +93,7 @@ def test_tokens_that_are_not_masked_again_stay(decoder, memory, schedule):
 
 
 def test_the_least_confident_are_masked_again(decoder, memory):
-    icmr = ICMRDecoder(SPECIAL, 3, num_lengths=1)
+    icmr = ICMRDecoder(SPECIAL, 3, length_beam=1)
     for step in icmr.generate(decoder, memory, length_logits(*LENGTHS), record_steps=True).steps[:-1]:
         for row, length in enumerate(LENGTHS):
             again, confidence = step.remasked[row, :length], step.confidence[row, :length]
@@ -110,11 +109,11 @@ def test_same_input_same_bits(decoder, memory):
 
 def test_the_best_candidate_wins(decoder, memory):
     logits = length_logits(*LENGTHS)
-    best = ICMRDecoder(SPECIAL, 3, num_lengths=4).generate(decoder, memory, logits)
+    best = ICMRDecoder(SPECIAL, 3, length_beam=4).generate(decoder, memory, logits)
     single = []
     for length in top_lengths(logits, 4).T:
         only = length_logits(*length.tolist())
-        single.append(ICMRDecoder(SPECIAL, 3, num_lengths=1).generate(decoder, memory, only).scores)
+        single.append(ICMRDecoder(SPECIAL, 3, length_beam=1).generate(decoder, memory, only).scores)
     torch.testing.assert_close(best.scores, torch.stack(single).max(0).values)
 
 
@@ -127,9 +126,9 @@ def test_it_owns_no_weights():
     ("arguments", "message"),
     [
         ({"num_steps": 0}, "num_steps"),
-        ({"num_lengths": 0}, "num_lengths"),
+        ({"length_beam": 0}, "length_beam"),
         ({"schedule": "sine"}, "linear, cosine"),
-        ({"naming_weight": -1}, "naming_weight"),
+        ({"guidance": {"word_bias": -1}}, "guidance.word_bias"),
     ],
 )
 def test_wrong_settings_are_named(arguments, message):
@@ -153,7 +152,8 @@ def test_length_predictor_learns_and_ranks():
 
 def test_repeats_are_collapsed_and_nothing_else(decoder, memory):
     plain = ICMRDecoder(SPECIAL, 1).generate(decoder, memory, length_logits(*LENGTHS))
-    result = ICMRDecoder(SPECIAL, 1, collapse_repeats=True).generate(decoder, memory, length_logits(*LENGTHS), True)
+    icmr = ICMRDecoder(SPECIAL, 1, collapse_repeats=True)
+    result = icmr.generate(decoder, memory, length_logits(*LENGTHS), record_steps=True)
     rows = [row[:length] for row, length in zip(plain.tokens.tolist(), plain.lengths.tolist(), strict=True)]
     expected = [[token for at, token in enumerate(row) if at == 0 or token != row[at - 1]] for row in rows]
     assert any(len(row) < len(drafted) for row, drafted in zip(expected, rows, strict=True))
@@ -168,83 +168,107 @@ class TwoWays:
 
     A, TWO, DOG, DOGS = 5, 6, 7, 8
 
-    def __init__(self, counted=True):
-        self.bigrams = Bigrams(9)
-        if counted:
-            self.bigrams.count(50 * [[self.A, self.DOG], [self.TWO, self.DOGS]])
-
     def prepare(self, memory):
         return None
 
     def denoise(self, tokens, pad, cache):
         logits = torch.full((*tokens.shape, 9), -20.0)
         logits[:, 0, [self.A, self.TWO]] = torch.tensor([1.1, 1.0])
-        logits[:, 1, [self.DOG, self.DOGS]] = torch.tensor([1.0, 1.3])
+        if tokens.shape[1] > 1:
+            logits[:, 1, [self.DOG, self.DOGS]] = torch.tensor([1.0, 1.3])
         return logits
 
 
-class OneWord(TwoWays):
-    """One word is what people write of everything."""
+A, TWO, DOG, DOGS = TwoWays.A, TwoWays.TWO, TwoWays.DOG, TwoWays.DOGS
 
-    def __init__(self):
-        super().__init__()
-        self.bigrams.count(50 * [[self.A]] + [[self.DOG, self.DOGS]])
+
+def counts(*captions):
+    ngrams = NGrams(9)
+    ngrams.count(captions)
+    return ngrams
+
+
+def caption(icmr, ngrams, scores, judges=None):
+    """Caption one image of any dogs, given the scores of the lengths one and two."""
+    result = icmr.generate(TwoWays(), torch.zeros(1, 1, 1), torch.tensor([scores]), ngrams, judges)
+    return result.tokens[0, : int(result.lengths)].tolist()
 
 
 def test_neighbours_are_chosen_together():
-    length = torch.zeros(3, 2)
-    length[:, 1] = 9.0
+    pairs = counts(*50 * [[A, DOG], [TWO, DOGS]])
     for steps in (1, 2):
-        apart, together = (ICMRDecoder(SPECIAL, steps, num_lengths=1, bigram_weight=w) for w in (0.0, 0.3))
-        mixed = [TwoWays.A, TwoWays.DOGS]
-        assert apart.generate(TwoWays(), torch.zeros(3, 1, 1), length).tokens.tolist() == [mixed] * 3
-        found = together.generate(TwoWays(), torch.zeros(3, 1, 1), length)
-        assert found.tokens.tolist() == [[TwoWays.TWO, TwoWays.DOGS]] * 3
-        # Without counts, words are chosen as before.
-        assert together.generate(TwoWays(counted=False), torch.zeros(3, 1, 1), length).tokens.tolist() == [mixed] * 3
+        apart, together = (ICMRDecoder(SPECIAL, steps, length_beam=1, ngram_weights={"bigram": w}) for w in (0.0, 0.3))
+        assert caption(apart, pairs, [0.0, 9.0]) == [A, DOGS]
+        assert caption(together, pairs, [0.0, 9.0]) == [TWO, DOGS]
+        assert caption(together, NGrams(9), [0.0, 9.0]) == [A, DOGS], "without counts, words are chosen as before"
 
 
-def test_candidates_are_judged_by_their_neighbours_too():
-    scores = torch.tensor([[0.0, 0.1]])  # of both lengths, the longer one likelier
-    decoder = ICMRDecoder(SPECIAL, 1, num_lengths=2, bigram_weight=2.0)
-    plain = ICMRDecoder(SPECIAL, 1, num_lengths=2).generate(OneWord(), torch.zeros(1, 1, 1), scores)
-    assert plain.lengths.tolist() == [2]
-    assert decoder.generate(OneWord(), torch.zeros(1, 1, 1), scores).lengths.tolist() == [1]
+def test_candidates_are_ranked_by_their_neighbours_too():
+    scores, one_word = [0.0, 0.1], counts(*50 * [[A]], [DOG, DOGS])  # of both lengths the longer one is likelier
+    assert caption(ICMRDecoder(SPECIAL, 1, length_beam=2), one_word, scores) == [A, DOGS]
+    icmr = ICMRDecoder(SPECIAL, 1, length_beam=2, ngram_weights={"bigram": 2.0})
+    assert caption(icmr, one_word, scores) == [A]
+    # What the image's people write together chooses among lengths as well.
+    guided = ICMRDecoder(SPECIAL, 1, length_beam=2, ngram_weights={"bigram": 2.0}, guidance={"bigram_bias": 50.0})
+    judges = Judges(phrases=lambda before, after: ((before == DOG) & (after == DOGS)).double())
+    assert caption(guided, one_word, [0.0, 0.0], judges) == [DOG, DOGS]
 
 
 def test_three_words_in_a_row_are_chosen_together():
-    decoder, length = TwoWays(), torch.tensor([[0.0, 9.0]])
-    two, one = [decoder.TWO, decoder.DOGS], [decoder.A, decoder.DOGS]
     # Both pairs are as common, but one of them never ends a caption.
-    captions = 50 * [two, [*one, decoder.DOG]]
-    decoder.bigrams.count(captions)
-    decoder.trigrams = Trigrams(9)
-    decoder.trigrams.count(captions, decoder.bigrams)
-    for weight, expected in ((0.0, one), (1.0, two)):
-        icmr = ICMRDecoder(SPECIAL, 1, num_lengths=1, trigram_weight=weight)
-        assert icmr.generate(decoder, torch.zeros(1, 1, 1), length).tokens.tolist() == [expected]
+    three = counts(*50 * [[TWO, DOGS], [A, DOGS, DOG]])
+    for weight, expected in ((0.0, [A, DOGS]), (1.0, [TWO, DOGS])):
+        icmr = ICMRDecoder(SPECIAL, 1, length_beam=1, ngram_weights={"trigram": weight})
+        assert caption(icmr, three, [0.0, 9.0]) == expected
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("bigram_weight", -0.1),
-        ("bigram_weight", float("nan")),
-        ("num_choices", 0),
-        ("phrase_weight", -1.0),
-        ("trigram_weight", -1.0),
-    ],
-)
-def test_bad_settings_of_neighbours_are_refused(name, value):
-    with pytest.raises(ValueError, match=f"refinement.{name} = "):
-        ICMRDecoder(SPECIAL, **{name: value})
+def test_what_is_weighed_must_be_there(decoder, memory):
+    for options, message in (
+        ({"ngram_weights": {"bigram": 1.0}}, "need a table of n-grams"),
+        ({"guidance": {"word_bias": 2.0}}, r"word_bias = 2\.0 needs the image's concepts"),
+        ({"guidance": {"bigram_bias": 2.0}}, r"bigram_bias = 2\.0 needs the image's phrases"),
+        ({"guidance": {"rerank_weight": 2.0}}, r"rerank_weight = 2\.0 needs the image's concepts"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ICMRDecoder(SPECIAL, **options).generate(decoder, memory, length_logits(*LENGTHS))
+
+
+def test_numbers_are_arguments_of_a_call(decoder, memory):
+    logits, icmr = length_logits(*LENGTHS), ICMRDecoder(SPECIAL, 4, length_beam=3)
+    asked = icmr.generate(decoder, memory, logits, num_steps=2, length_beam=1)
+    expected = ICMRDecoder(SPECIAL, 2, length_beam=1).generate(decoder, memory, logits)
+    assert torch.equal(asked.tokens, expected.tokens) and asked.num_passes == 2
+    assert (icmr.num_steps, icmr.length_beam) == (4, 3)
+    for name in ("num_steps", "length_beam"):
+        for wrong in (0, True, 1.5):
+            with pytest.raises(ValueError, match=f"{name} = {wrong!r} must be a whole number"):
+                icmr.generate(decoder, memory, logits, **{name: wrong})
+
+
+@pytest.mark.parametrize("options", [{}, {"ngram_weights": {"bigram": 0.5, "trigram": 0.5}}], ids=["apart", "lattice"])
+@pytest.mark.parametrize("num_steps", [1, 4])
+def test_captions_are_the_same_at_a_fixed_length(decoder, memory, num_steps, options, monkeypatch):
+    """What an export traces: every caption as long as the longest that may be, and no step left out."""
+    ngrams = NGrams(VOCAB)
+    ngrams.count(torch.randint(5, VOCAB, (300, 8), generator=torch.Generator().manual_seed(3)).tolist())
+    icmr, logits = ICMRDecoder(SPECIAL, num_steps, collapse_repeats=True, **options), length_logits(1, 4, 7, 2, 5)
+    trimmed = icmr.generate(decoder, memory, logits, ngrams, record_steps=True)
+    monkeypatch.setattr(torch.compiler, "is_exporting", lambda: True)
+    fixed = icmr.generate(decoder, memory, logits, ngrams, record_steps=True)
+    width = trimmed.tokens.shape[1]
+    assert width < MAX_LENGTH == fixed.tokens.shape[1]
+    assert torch.equal(fixed.tokens[:, :width], trimmed.tokens) and (fixed.tokens[:, width:] == SPECIAL.pad).all()
+    assert torch.equal(fixed.lengths, trimmed.lengths)
+    torch.testing.assert_close(fixed.scores, trimmed.scores)
+    for one, other in zip(fixed.steps, trimmed.steps, strict=True):
+        assert torch.equal(one.tokens[:, :width], other.tokens) and torch.equal(one.remasked[:, :width], other.remasked)
 
 
 def test_likely_concepts_raise_their_words(decoder, memory):
     table = torch.zeros(len(LENGTHS), VOCAB, dtype=torch.float64)
     table[torch.arange(len(LENGTHS)), 5 + torch.arange(len(LENGTHS))] = 1.0
     logits = length_logits(*LENGTHS)
-    heavy = ICMRDecoder(SPECIAL, 1, num_lengths=1, concept_weight=1e4)
+    heavy = ICMRDecoder(SPECIAL, 1, length_beam=1, guidance={"word_bias": 1e4})
     found = heavy.generate(decoder, memory, logits, judges=Judges(likely=lambda: table))
     for image, length in enumerate(found.lengths.tolist()):
         assert found.tokens[image, :length].tolist() == [5 + image] * length
@@ -253,15 +277,12 @@ def test_likely_concepts_raise_their_words(decoder, memory):
     torch.manual_seed(1)
     assert (
         sampled.tokens.tolist()
-        == ICMRDecoder(SPECIAL, 1, num_lengths=1).sample(decoder, memory, logits, 3).tokens.tolist()
+        == ICMRDecoder(SPECIAL, 1, length_beam=1).sample(decoder, memory, logits, 3).tokens.tolist()
     )
-    plain = ICMRDecoder(SPECIAL, 1, num_lengths=1)
-    light = ICMRDecoder(SPECIAL, 1, num_lengths=1, concept_weight=1e-9).generate(
-        decoder, memory, logits, judges=Judges(likely=lambda: table)
-    )
+    plain = ICMRDecoder(SPECIAL, 1, length_beam=1)
+    light = ICMRDecoder(SPECIAL, 1, length_beam=1, guidance={"word_bias": 1e-9})
+    light = light.generate(decoder, memory, logits, judges=Judges(likely=lambda: table))
     assert light.tokens.tolist() == plain.generate(decoder, memory, logits).tokens.tolist()
-    with pytest.raises(ValueError, match=r"concept_weight = 10000\.0 needs the image's concepts"):
-        heavy.generate(decoder, memory, logits)
 
 
 def test_phrases_of_the_image_tie_its_words_together(decoder, memory):
@@ -272,27 +293,16 @@ def test_phrases_of_the_image_tie_its_words_together(decoder, memory):
         rows = torch.arange(len(before)) // (len(before) // images)
         return (after == (5 + rows).view(-1, *[1] * (before.dim() - 1))).double() * (before < VOCAB)
 
-    options = {"num_steps": 1, "num_choices": VOCAB}
-    heavy = ICMRDecoder(SPECIAL, num_lengths=2, phrase_weight=1e4, **options)
-    found = heavy.generate(decoder, memory, logits, judges=Judges(phrases=own))
+    options, ngrams = {"num_steps": 1, "length_beam": 2, "lattice_width": VOCAB}, NGrams(VOCAB)
+    heavy = ICMRDecoder(SPECIAL, guidance={"bigram_bias": 1e4}, **options)
+    found = heavy.generate(decoder, memory, logits, ngrams, Judges(phrases=own))
     for image, length in enumerate(found.lengths.tolist()):
         assert set(found.tokens[image, 1:length].tolist()) <= {5 + image}  # nothing decides the first word
     torch.manual_seed(1)
     sampled = heavy.sample(decoder, memory, logits, 3)  # rewards are for the decoder's own words
     torch.manual_seed(1)
-    plain = ICMRDecoder(SPECIAL, num_lengths=2, **options)
+    plain = ICMRDecoder(SPECIAL, **options)
     assert sampled.tokens.tolist() == plain.sample(decoder, memory, logits, 3).tokens.tolist()
-    light = ICMRDecoder(SPECIAL, num_lengths=2, phrase_weight=1e-9, **options)
+    light = ICMRDecoder(SPECIAL, guidance={"bigram_bias": 1e-9}, **options)
     expected = plain.generate(decoder, memory, logits).tokens.tolist()
-    assert light.generate(decoder, memory, logits, judges=Judges(phrases=own)).tokens.tolist() == expected
-    with pytest.raises(ValueError, match=r"phrase_weight = 10000\.0 needs the image's phrases"):
-        heavy.generate(decoder, memory, logits)
-
-
-def test_phrases_choose_among_lengths():
-    scores, memory = torch.zeros(1, 2), torch.zeros(1, 1, 1)
-    options = {"num_lengths": 2, "bigram_weight": 2.0}
-    assert ICMRDecoder(SPECIAL, 1, **options).generate(OneWord(), memory, scores).lengths.tolist() == [1]
-    judges = Judges(phrases=lambda before, after: ((before == TwoWays.DOG) & (after == TwoWays.DOGS)).double())
-    found = ICMRDecoder(SPECIAL, 1, **options, phrase_weight=50.0).generate(OneWord(), memory, scores, judges=judges)
-    assert found.tokens.tolist() == [[TwoWays.DOG, TwoWays.DOGS]]
+    assert light.generate(decoder, memory, logits, ngrams, Judges(phrases=own)).tokens.tolist() == expected

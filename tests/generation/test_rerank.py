@@ -1,13 +1,13 @@
-"""The choice among candidates: words' probabilities, and the image's own word in it."""
+"""The choice among candidates: words' probabilities, and the concepts they name."""
 
 import pytest
 import torch
 
 from fastcap.decoder.autoregressive import AutoregressiveDecoder
 from fastcap.decoder.moe_decoder import MoEDecoder
-from fastcap.generation.autoregressive import AutoregressiveGenerator
+from fastcap.generation.beam import BeamSearch
 from fastcap.generation.icmr import ICMRDecoder
-from fastcap.generation.rerank import Weights, rank
+from fastcap.generation.rerank import RerankWeights, rerank
 from fastcap.types import Judges, SpecialTokens
 
 SPECIAL = SpecialTokens(pad=0, mask=1, unk=2, bos=3, eos=4)
@@ -22,14 +22,14 @@ def caption(request):
     options = {"dim": 16, "num_layers": 2, "num_experts": 3, "top_k": 2}
     if request.param == "beams":
         decoder = AutoregressiveDecoder(VOCAB, LONGEST, pad_id=0, **options).eval()
-        return lambda weight, naming: AutoregressiveGenerator(SPECIAL, 4, weight, 0.0).generate(
-            decoder, MEMORY, torch.zeros(6, LONGEST), judges=Judges(naming)
+        return lambda weight, naming: BeamSearch(SPECIAL, 4, {"rerank_weight": weight, "word_penalty": 0.0}).generate(
+            decoder, MEMORY, judges=Judges(naming)
         )
     decoder = MoEDecoder(VOCAB, LONGEST, pad_id=0, **options).eval()
     torch.nn.init.normal_(decoder.word.weight, std=1.0)
     logits = torch.randn(6, LONGEST, generator=torch.Generator().manual_seed(2))
     return lambda weight, naming: ICMRDecoder(
-        SPECIAL, 2, num_lengths=4, naming_weight=weight, naming_cost=0.0
+        SPECIAL, 2, length_beam=4, guidance={"rerank_weight": weight, "word_penalty": 0.0}
     ).generate(decoder, MEMORY, logits, judges=Judges(naming))
 
 
@@ -53,7 +53,7 @@ def test_a_heavy_score_decides_and_scores_stay_those_of_the_words(caption):
 
 
 def test_concepts_that_are_asked_for_must_be_there(caption):
-    with pytest.raises(ValueError, match=r"naming_weight = 0\.1 needs the image's concepts"):
+    with pytest.raises(ValueError, match=r"rerank_weight = 0\.1 needs the image's concepts"):
         caption(0.1, None)
 
 
@@ -63,7 +63,7 @@ def test_names_count_and_words_cost():
 
     def chosen(weight, cost):
         judges = Judges(naming=lambda t, n: named)
-        return rank(log_probability, tokens, lengths, Weights(weight, cost), judges).item()
+        return rerank(log_probability, tokens, lengths, RerankWeights(weight, cost), judges).item()
 
     assert chosen(0.0, 0.4) == 0
     assert chosen(1.0, 0.0) == 1  # -0.5, 0.3, 0.1
@@ -74,7 +74,6 @@ def test_names_count_and_words_cost():
 
 def test_a_beam_without_words_is_never_chosen():
     log_probability = torch.tensor([[-1.0, -torch.inf]])
-    fit = torch.tensor([[0.0, torch.nan]])
-    judges = Judges(lambda t, n: fit)
+    judges = Judges(lambda t, n: torch.tensor([[0.0, 9.0]]))
     lengths = torch.tensor([[3, 0]])
-    assert rank(log_probability, torch.zeros(1, 2, 3), lengths, Weights(0.1), judges).tolist() == [0]
+    assert rerank(log_probability, torch.zeros(1, 2, 3), lengths, RerankWeights(9.0), judges).tolist() == [0]

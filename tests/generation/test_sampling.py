@@ -1,15 +1,14 @@
 """Captions drawn for rewards: the log-probabilities are true, gradients reach all, and rewards are learnt."""
 
-import copy
-
 import pytest
 import torch
 
 from fastcap.decoder.autoregressive import AutoregressiveDecoder
 from fastcap.decoder.moe_decoder import MoEDecoder
-from fastcap.generation.autoregressive import AutoregressiveGenerator
+from fastcap.generation.beam import BeamSearch
 from fastcap.generation.dlag import DynamicLengthPredictor
 from fastcap.generation.icmr import ICMRDecoder
+from fastcap.generation.ngrams import NGrams
 from fastcap.losses import reinforce_loss
 from fastcap.types import Sampled, SpecialTokens
 
@@ -17,9 +16,13 @@ SPECIAL = SpecialTokens(pad=0, mask=1, unk=2, bos=3, eos=4)
 LONGEST, V = 6, 15
 GENERATORS = {
     "icmr": ICMRDecoder(SPECIAL, num_steps=3),
-    "icmr, together": ICMRDecoder(SPECIAL, num_steps=2, bigram_weight=0.5),
-    "twin": AutoregressiveGenerator(SPECIAL),
+    "icmr, lattice": ICMRDecoder(SPECIAL, num_steps=2, ngram_weights={"bigram": 0.5}),
+    "baseline": BeamSearch(SPECIAL),
 }
+
+
+NGRAMS = NGrams(V)
+NGRAMS.count([[5, 6, 7], [7, 8], [7], [9, 10, 7, 7], [11, 12, 13, 14, 5]])
 
 
 @pytest.fixture
@@ -29,17 +32,15 @@ def memory():
 
 def make(name):
     torch.manual_seed(0)
-    kind = AutoregressiveDecoder if name == "twin" else MoEDecoder
+    kind = AutoregressiveDecoder if name == "baseline" else MoEDecoder
     decoder = kind(V, LONGEST, SPECIAL.pad, dim=16, num_layers=2, num_experts=2, dropout=0.0)
-    if name != "twin":
-        decoder.bigrams.count([[5, 6, 7], [7, 8], [7], [9, 10, 7, 7], [11, 12, 13, 14, 5]])
     return decoder, DynamicLengthPredictor(16, LONGEST, dropout=0.0)
 
 
 @pytest.mark.parametrize("name", GENERATORS)
 def test_no_special_token_is_drawn_and_lengths_are_counted(name, memory):
     decoder, length = make(name)
-    sampled = GENERATORS[name].sample(decoder, memory, length(memory), 20)
+    sampled = GENERATORS[name].sample(decoder, memory, length(memory), 20, ngrams=NGRAMS)
     inside = torch.arange(sampled.tokens.shape[1]) < sampled.lengths[:, None]
     assert not torch.isin(sampled.tokens[inside], torch.tensor(SPECIAL.ids)).any()
     assert (sampled.tokens[~inside] == SPECIAL.pad).all()
@@ -52,19 +53,18 @@ def test_near_temperature_zero_sampling_is_generation(name, memory):
     decoder, _ = make(name)
     logits = torch.full((3, LONGEST), -100.0)
     logits[:, 4] = 100.0
-    generator = copy.copy(GENERATORS[name])
-    generator.num_lengths = 1
-    sampled = generator.sample(decoder, memory, logits, 2, temperature=1e-4)
-    shown = generator.generate(decoder, memory, logits)
+    generator = GENERATORS[name]
+    sampled = generator.sample(decoder, memory, logits, 2, temperature=1e-4, ngrams=NGRAMS)
+    shown = generator.generate(decoder, memory, logits, NGRAMS, length_beam=None if generator.causal else 1)
     for row in range(3):
         words = shown.tokens[row, : int(shown.lengths[row])].tolist()
         for place in (2 * row, 2 * row + 1):
             assert sampled.tokens[place, : int(sampled.lengths[place])].tolist() == words
 
 
-def test_the_twins_log_probabilities_are_those_of_the_drawn_words(memory):
-    decoder, length = make("twin")
-    sampled = GENERATORS["twin"].sample(decoder, memory, length(memory), 2)
+def test_the_baselines_log_probabilities_are_those_of_the_drawn_words(memory):
+    decoder, length = make("baseline")
+    sampled = GENERATORS["baseline"].sample(decoder, memory, length(memory), 2)
     for row in range(6):
         words = sampled.tokens[row, : int(sampled.lengths[row])].tolist()
         one = decoder.prepare(memory[row // 2 : row // 2 + 1])
@@ -109,13 +109,13 @@ def test_a_reward_is_learnt(name, memory):
     generator, wanted = GENERATORS[name], 7
     for step in range(60):
         torch.manual_seed(step)
-        sampled = generator.sample(decoder, memory, length(memory), 8)
+        sampled = generator.sample(decoder, memory, length(memory), 8, ngrams=NGRAMS)
         reward = (sampled.tokens == wanted).sum(1) / sampled.lengths - 0.2 * sampled.lengths
         optimizer.zero_grad()
         reinforce_loss(sampled, reward.view(3, 8)).backward()
         optimizer.step()
-    if name != "twin":
+    if name != "baseline":
         assert all(p.grad is not None for p in length.parameters()), "lengths are decisions too"
-    result = generator.generate(decoder, memory, length(memory).detach())
+    result = generator.generate(decoder, memory, length(memory).detach(), NGRAMS)
     assert result.lengths.tolist() == [1, 1, 1]
     assert (result.tokens[:, 0] == wanted).all()

@@ -1,4 +1,4 @@
-"""One door for checkpoints and exports: same captions, same errors, no torch for an export."""
+"""One way to captions for checkpoints and exports: same captions, same errors, no torch for an export."""
 
 import io
 import json
@@ -10,16 +10,18 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from PIL import Image
 
 from fastcap import caption as caption_command
 from fastcap.build import load_checkpoint
 from fastcap.data.errors import DataError
+from fastcap.data.tokenizer import train_bpe_tokenizer, train_word_tokenizer
 from fastcap.serving.captioner import Captioner
-from fastcap.serving.chain import BigramTable
 from fastcap.serving.eager import EagerNetwork
-from fastcap.serving.folder import ExportError
+from fastcap.serving.export import vocabulary as describe_vocabulary
+from fastcap.serving.onnx_model import ModelFileError, Vocabulary
 from fastcap.training.checkpoints import CheckpointError
 from tests.tiny_captioner import painted
 
@@ -71,25 +73,23 @@ def test_threads_share_a_captioner(captioner):
 
 
 def test_steps_are_told_and_chosen(captioner):
-    caption = captioner.caption(PIXELS[0], num_steps=3, record_steps=True)
-    assert 1 <= len(caption.steps) <= 3
+    caption = captioner.caption(PIXELS[0], num_steps=4, record_steps=True)
+    assert 1 <= len(caption.steps) <= 4
     for step in caption.steps:
         assert len(step.words) == len(step.confidence) == len(step.remasked)
     assert not any(caption.steps[-1].remasked)
     assert 0 < caption.confidence <= 1 and caption.score == pytest.approx(np.log(caption.confidence))
     assert sum(caption.expert_weights) == pytest.approx(1)
-    assert set(caption.milliseconds) == {"decode_image", "encode", "decode_caption"}
+    assert set(caption.milliseconds) == {"decode_image", "caption"}
     assert captioner.num_steps == 4
-    assert len(captioner.caption(PIXELS[0], num_steps=1, record_steps=True).steps) == 1
 
 
-def test_number_of_steps_can_be_set_and_is_checked(captioner):
+def test_number_of_steps_can_be_set_and_is_checked(tiny_checkpoint):
+    captioner = Captioner.load(tiny_checkpoint)
     captioner.num_steps = 1
-    try:
-        assert captioner.info["num_steps"] == 1
-        assert len(captioner.caption(PIXELS[0], record_steps=True).steps) == 1
-    finally:
-        captioner.num_steps = 4
+    assert captioner.info["num_steps"] == 1
+    assert len(captioner.caption(PIXELS[0], record_steps=True).steps) == 1
+    assert len(captioner.caption(PIXELS[0], num_steps=3, record_steps=True).steps) > 1
     for wrong in (0, -1, 2.0, True, "3"):
         with pytest.raises(ValueError, match="num_steps"):
             captioner.num_steps = wrong
@@ -124,7 +124,7 @@ def test_export_keeps_captions_and_their_making(tiny_checkpoint, tiny_export):
     folder, report = tiny_export
     eager, graphs = Captioner.load(tiny_checkpoint), Captioner.load(folder, num_threads=1)
     rows = {row["variant"]: row for row in report["rows"]}
-    assert rows["onnx-fp32"]["equal_captions"] >= 0.99
+    assert rows["fp32"]["equal_captions"] >= 0.99
     assert eager.info["parameters"] == graphs.info["parameters"]
     experts = set()
     for pixels in PIXELS:
@@ -135,50 +135,26 @@ def test_export_keeps_captions_and_their_making(tiny_checkpoint, tiny_export):
         np.testing.assert_allclose(one.expert_weights, other.expert_weights, atol=1e-5)
         experts.add(int(np.argmax(one.expert_weights)))
     assert len({eager.caption(pixels).text for pixels in PIXELS}) > 1
-    assert experts == {0, 1}, "no image went to one of the experts: nothing was said of its graphs"
+    assert experts == {0, 1}, "no image went to one of the experts: nothing was said of it"
 
 
-def test_refinement_can_be_overridden(tiny_checkpoint, tiny_export):
-    models = [Captioner.load(path, num_steps=2, num_lengths=1) for path in (tiny_checkpoint, tiny_export[0])]
-    assert [model.num_steps for model in models] == [2, 2]
-    assert [models[0].caption(p).text for p in PIXELS] == [models[1].caption(p).text for p in PIXELS]
+def test_steps_and_lengths_are_fixed_in_an_export(tiny_checkpoint, tiny_export):
+    with pytest.raises(ValueError, match=r"num_steps = 2: this model was exported with 4; .*--num-steps 2"):
+        Captioner.load(tiny_export[0]).caption(PIXELS[0], num_steps=2)
+    with pytest.raises(ValueError, match=r"length_beam = 2: this model was exported with 3; .*--length-beam 2"):
+        Captioner.load(tiny_export[0], length_beam=2)
+    one, other = (Captioner.load(tiny_checkpoint, length_beam=beam) for beam in (1, 5))
+    assert [one.caption(p).text for p in PIXELS] != [other.caption(p).text for p in PIXELS]
     for path in (tiny_checkpoint, tiny_export[0]):
-        with pytest.raises(ValueError, match="num_stepz"):
-            Captioner.load(path, num_stepz=2)
         with pytest.raises(ValueError, match="num_threads"):
             Captioner.load(path, num_threads=0)
-
-
-def test_words_are_chosen_together_in_every_runtime(tiny_checkpoint, tiny_export, tmp_path):
-    chosen = {}
-    for weights in ({}, {"bigram_weight": 1.0}, {"bigram_weight": 1.0, "trigram_weight": 3.0}):
-        options = {"num_steps": 1, "num_lengths": 2, "bigram_weight": 0.0, "num_choices": 3, **weights}
-        models = [Captioner.load(path, **options) for path in (tiny_checkpoint, tiny_export[0])]
-        chosen[len(weights)], exported = ([model.caption(p).text for p in PIXELS] for model in models)
-        assert chosen[len(weights)] == exported
-    for more in (1, 2):
-        assert chosen[more] != chosen[more - 1], "neighbours changed no word: nothing was said of them"
-    with pytest.raises(ValueError, match=r"num_choices = 5: this export scores 4"):
-        Captioner.load(tiny_export[0], num_choices=5)
-    folder = shutil.copytree(tiny_export[0] / "onnx-fp32", tmp_path / "uncounted")
-    table = BigramTable.read(folder / "bigrams.npz")
-    replace(table, pairs=table.pairs[:0], worth=table.worth[:0]).write(folder / "bigrams.npz")
-    with pytest.raises(ValueError, match="holds no counts of neighbours"):
-        Captioner.load(folder)
-    assert Captioner.load(folder, bigram_weight=0).caption(PIXELS[0]).text
-    replace(table, triples=table.triples[:0], triple_worth=table.triple_worth[:0]).write(folder / "bigrams.npz")
-    with pytest.raises(ValueError, match="holds no counts of triples"):
-        Captioner.load(folder, trigram_weight=0.2)
-    replace(table, unseen=table.unseen[1:]).write(folder / "bigrams.npz")
-    with pytest.raises(ExportError, match=r"bigrams\.npz: of \d+ words, tokenizer\.json holds \d+"):
-        Captioner.load(folder)
 
 
 def test_an_export_is_captioned_without_torch(tiny_export, photo):
     program = (
         "import sys\nfrom fastcap import caption\n"
         f"caption.main([{str(photo)!r}, '--model', {str(tiny_export[0])!r}, '--json'])\n"
-        "slow = {'torch', 'lightning', 'hydra', 'omegaconf', 'wandb', 'matplotlib'} & set(sys.modules)\n"
+        "slow = {'torch', 'lightning', 'hydra', 'omegaconf', 'tokenizers', 'matplotlib', 'rich'} & set(sys.modules)\n"
         "assert not slow, slow"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=False)
@@ -186,38 +162,48 @@ def test_an_export_is_captioned_without_torch(tiny_export, photo):
     assert json.loads(done.stdout)["caption"]
 
 
-def test_a_variant_stands_alone(tiny_export, tmp_path):
-    copied = shutil.copytree(tiny_export[0] / "onnx-fp32", tmp_path / "alone")
+def test_a_file_stands_alone(tiny_export, tmp_path):
+    copied = shutil.copy(tiny_export[0] / "fastcap-fp32.onnx", tmp_path / "alone.onnx")
     assert Captioner.load(copied).caption(PIXELS[0]).text == Captioner.load(tiny_export[0]).caption(PIXELS[0]).text
 
 
-def _edit(folder, file, **fields):
-    content = json.loads((folder / file).read_text())
-    (folder / file).write_text(json.dumps({**content, **fields}))
+def test_a_spoilt_model_file_is_named(tiny_export, tmp_path):
+    whole = (tiny_export[0] / "fastcap-fp32.onnx").read_bytes()
+    for content in (b"x", whole[:1000], whole[: len(whole) // 2], b""):
+        (tmp_path / "spoilt.onnx").write_bytes(content)
+        with pytest.raises(ModelFileError, match=r"spoilt\.onnx: (damaged or no ONNX model|not a model that)"):
+            Captioner.load(tmp_path / "spoilt.onnx")
+    for name, value, message in (
+        ("format_version", "99", "its format is version 99, this FastCap reads 1; export its checkpoint again"),
+        ("vocabulary", "{}", "not a model that `fastcap export` wrote"),
+        ("operating_point", '{"num_steps": 1}', "not a model that .*length_beam"),
+    ):
+        model = onnx.load_from_string(whole)
+        properties = {entry.key: entry.value for entry in model.metadata_props}
+        onnx.helper.set_model_props(model, {**properties, f"fastcap.{name}": value})
+        onnx.save(model, tmp_path / "other.onnx")
+        with pytest.raises(ModelFileError, match=message):
+            Captioner.load(tmp_path / "other.onnx")
+    with pytest.raises(ModelFileError, match=r"gone\.onnx: no such model file"):
+        Captioner.load(tmp_path / "gone.onnx")
 
 
-@pytest.mark.parametrize(
-    ("spoil", "message"),
-    [
-        (lambda f: (f / "onnx-fp32/step_1.onnx").unlink(), r"step_1\.onnx: file of the exported model is missing"),
-        (lambda f: (f / "onnx-fp32/encoder.onnx").write_bytes(b"x"), r"encoder\.onnx: cannot be opened"),
-        (lambda f: (f / "onnx-fp32/weights.bin").unlink(), r"weights\.bin: file of the exported model is missing"),
-        (lambda f: (f / "onnx-fp32/tokenizer.json").write_text("{}"), r"tokenizer\.json"),
-        (lambda f: (f / "onnx-fp32/bigrams.npz").unlink(), r"bigrams\.npz: file of the exported model is missing"),
-        (lambda f: (f / "onnx-fp32/bigrams.npz").write_bytes(b"x"), r"bigrams\.npz: not a table of neighbours"),
-        (lambda f: (f / "export.json").write_text("[]"), r"export\.json: must hold a JSON object"),
-        (lambda f: _edit(f, "export.json", default="../other"), r"export\.json: field `default`"),
-        (lambda f: _edit(f, "onnx-fp32/model.json", format_version=99), r"model\.json: field `format_version` is 99"),
-        (lambda f: _edit(f, "onnx-fp32/model.json", runtime="tflite"), r"model\.json: field"),
-        (lambda f: _edit(f, "onnx-fp32/model.json", refinement={"num_steps": 0}), r"model\.json: .*num_steps = 0"),
-        (lambda f: (f / "export.json").unlink(), "not an exported model"),
-    ],
-)
-def test_a_spoilt_export_is_named(tiny_export, tmp_path, spoil, message):
-    folder = shutil.copytree(tiny_export[0], tmp_path / "spoilt")
-    spoil(folder)
-    with pytest.raises(ExportError, match=message):
-        Captioner.load(folder)
+def test_a_runs_folder_is_its_best_checkpoint(tiny_checkpoint, tmp_path):
+    (tmp_path / "run/checkpoints").mkdir(parents=True)
+    shutil.copy(tiny_checkpoint, tmp_path / "run/checkpoints/best.ckpt")
+    assert Captioner.load(tmp_path / "run").info["name"] == "scenes"
+
+
+@pytest.mark.parametrize("train", [train_word_tokenizer, train_bpe_tokenizer])
+def test_text_is_spelt_out_without_the_tokenizer(train):
+    captions = ["A man\u2019s t-shirt, naïve café \U0001f415!", "two dogs  run.", "Straße in 東京 ' s"]
+    tokenizer = train(captions, 1) if train is train_word_tokenizer else train(captions, 300)
+    vocabulary = Vocabulary(**json.loads(json.dumps(describe_vocabulary(tokenizer))))
+    generator = np.random.default_rng(0)
+    rows = [tokenizer.encode(text) for text in captions]
+    rows += [generator.integers(0, tokenizer.vocab_size, 9).tolist() for _ in range(50)]
+    for ids in rows:
+        assert vocabulary.text(ids) == tokenizer.decode(ids)
 
 
 def test_a_path_that_is_not_there_is_named(tmp_path):
@@ -239,14 +225,3 @@ def test_command_takes_patterns_standard_input_and_exports(tiny_export, tmp_path
     with pytest.raises(SystemExit) as stop:
         caption_command.main([str(tmp_path / "*.tiff"), *model])
     assert stop.value.code == 2 and "no file matches" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(("key", "much"), [("naming_weight", 4.0), ("concept_weight", 4.0), ("phrase_weight", 40.0)])
-def test_the_images_concepts_count_in_every_runtime(key, much, tiny_checkpoint, tiny_export):
-    chosen = {}
-    for weight in (0.0, much):
-        options = {"num_steps": 2, "num_lengths": 4, "naming_cost": 0.3, key: weight}
-        models = [Captioner.load(path, **options) for path in (tiny_checkpoint, tiny_export[0])]
-        chosen[weight], exported = ([model.caption(p).text for p in PIXELS] for model in models)
-        assert chosen[weight] == exported
-    assert chosen[0.0] != chosen[much], "the concepts changed no caption: nothing was said of them"

@@ -2,18 +2,20 @@
 
 import importlib.util
 import json
+import os
+import shutil
 from pathlib import Path
 
+import onnxruntime
 import pytest
 
 from fastcap import export as export_command
 from fastcap.cli import UserError
+from fastcap.serving import export as export_module
 from fastcap.serving.captioner import Captioner
-from fastcap.serving.compare_variants import preferred
+from fastcap.serving.compare import preferred
 from fastcap.serving.export import ExportOptions, export
-from fastcap.serving.quantize_onnx import TARGET_DB
-from fastcap.serving.readme import COLUMNS
-from tests.tiny_captioner import write_checkpoint
+from tests.tiny_captioner import painted, write_checkpoint
 
 PHOTO = Path(__file__).parents[1] / "assets/cat.jpg"
 
@@ -21,8 +23,7 @@ PHOTO = Path(__file__).parents[1] / "assets/cat.jpg"
 def _row(variant, ms, equal=1.0, loss=None):
     return {
         "variant": variant,
-        "encode_ms": ms,
-        "decode_ms": 1.0,
+        "ms": ms,
         "equal_captions": equal,
         "cider_loss_percent": loss,
     }
@@ -37,58 +38,94 @@ def test_the_fastest_faithful_variant_is_preferred():
 
 def test_the_folder_says_what_is_in_it(tiny_export):
     folder, report = tiny_export
-    index = json.loads((folder / "export.json").read_text())
-    assert index["default"] == report["default"] == "onnx-fp32"
-    size = sum(path.stat().st_size for path in (folder / "onnx-fp32").iterdir())
-    assert index["variants"] == {"onnx-fp32": size} and Captioner.load(folder).info["file_bytes"] == size
-    assert json.loads((folder / "report.json").read_text())["rows"] == report["rows"]
-    readme = (folder / "README.md").read_text()
-    assert all(name in readme for name in COLUMNS) and "onnx-fp32" in readme
+    assert json.loads((folder / "export.json").read_text()) == report
+    assert sorted(path.name for path in folder.iterdir()) == ["export.json", "fastcap-fp32.onnx"]
+    assert report["default"] == "fastcap-fp32.onnx"
+    assert Captioner.load(folder).info["file_bytes"] == (folder / "fastcap-fp32.onnx").stat().st_size
     checkpoint_row, row = report["rows"]
     assert row["cider"] is not None and row["images"] == 16
     assert checkpoint_row["equal_captions"] == 1.0 and checkpoint_row["cider_loss_percent"] == 0.0
-    assert not list(folder.parent.glob(".exported*"))
 
 
-def test_what_graphs_share_is_stored_once(tiny_export):
-    import onnx
-
-    folder = tiny_export[0] / "onnx-fp32"
-    places = []
-    for group in (0, 1):
-        graph = onnx.load(folder / f"step_{group}.onnx", load_external_data=False).graph
-        entries = [{e.key: e.value for e in tensor.external_data} for tensor in graph.initializer]
-        places.append({(e["offset"], int(e["length"])) for e in entries if e})
-    shared, own = places[0] & places[1], places[0] - places[1]
-    assert sum(size for _, size in shared) > 10_000 and sum(size for _, size in own) > 10_000
-    stored = sum(size for _, size in places[0] | places[1])
-    assert (folder / "weights.bin").stat().st_size >= stored
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (ExportOptions(formats=("onnx",), precisions=("bf16",)), "nothing to export"),
-        (ExportOptions(formats=(), precisions=("fp32",)), "nothing to export"),
-    ],
-)
-def test_options_that_make_nothing_are_named(tiny_checkpoint, tmp_path, options, message):
-    with pytest.raises(UserError, match=message):
-        export(tiny_checkpoint, tmp_path / "out", options, print)
+def test_the_file_says_what_any_language_needs(tiny_export, tiny_checkpoint):
+    session = onnxruntime.InferenceSession(tiny_export[0] / "fastcap-fp32.onnx")
+    about = {k.removeprefix("fastcap."): v for k, v in session.get_modelmeta().custom_metadata_map.items()}
+    assert about["image_size"] == "32" and about["precision"] == "fp32" and about["licence"]
+    assert json.loads(about["operating_point"]) == {"num_steps": 4, "length_beam": 3, "max_length": 20}
+    (pixels,) = session.get_inputs()
+    assert (pixels.name, pixels.type, pixels.shape[1:]) == ("pixels", "tensor(uint8)", [32, 32, 3])
+    words = json.loads(about["vocabulary"])["pieces"]
+    tokens, lengths, confidence = session.run(["tokens", "lengths", "confidence"], {"pixels": painted(0)[None]})
+    expected = Captioner.load(tiny_checkpoint).caption(painted(0))
+    assert " ".join(words[token] for token in tokens[0, : lengths[0]]) == expected.text
+    assert float(confidence[0]) == pytest.approx(expected.confidence, rel=1e-3)
 
 
-def test_a_folder_that_holds_something_else_is_kept(tiny_checkpoint, tmp_path):
-    (tmp_path / "mine.txt").write_text("mine")
-    with pytest.raises(UserError, match="exists and is no export"):
-        export(tiny_checkpoint, tmp_path, ExportOptions(formats=("onnx",), precisions=("fp32",)), print)
-    assert (tmp_path / "mine.txt").read_text() == "mine"
+def small(**options):
+    return ExportOptions(**{"precisions": ("fp32",), "num_compared": 2, "num_threads": 1, **options})
+
+
+def test_steps_and_lengths_are_fixed_when_exporting(tiny_checkpoint, tmp_path):
+    export(tiny_checkpoint, tmp_path / "one.onnx", small(num_steps=1, length_beam=2), lambda line: None)
+    assert [path.name for path in tmp_path.iterdir()] == ["one.onnx"]
+    exported = Captioner.load(tmp_path / "one.onnx", length_beam=2)
+    eager = Captioner.load(tiny_checkpoint, num_steps=1, length_beam=2)
+    assert exported.num_steps == 1
+    for seed in range(12):
+        one, other = (captioner.caption(painted(seed), record_steps=True) for captioner in (exported, eager))
+        assert one.text == other.text and len(one.steps) == len(other.steps) == 1
+
+
+def test_an_export_is_written_where_only_the_folder_itself_may_be(tiny_checkpoint, tiny_export, tmp_path, monkeypatch):
+    """As onto a mounted volume: nothing is made beside it, a link is followed, an older export goes last."""
+    volume = tmp_path / "volume"
+    volume.mkdir()
+    (volume / "mine.txt").write_text("mine")
+    (volume / "fastcap-int8.onnx").write_bytes(b"older")
+    rows = [{"file": None}, {"file": "fastcap-int8.onnx"}]
+    (volume / "export.json").write_text(json.dumps({"rows": rows, "default": "fastcap-int8.onnx"}))
+    (tmp_path / "link").symlink_to(volume)
+    monkeypatch.chdir(volume)
+    replaced, seen = os.replace, []
+
+    def watch(source, target):
+        seen.append((volume / "fastcap-int8.onnx").exists())
+        assert Path(source).resolve().is_relative_to(volume)
+        replaced(source, target)
+
+    monkeypatch.setattr(os, "replace", watch)
+    monkeypatch.setattr(
+        export_module, "write_onnx", lambda graph, size, path: shutil.copy(exported_file(tiny_export), path)
+    )
+    for target in (tmp_path / "link", Path(".")):
+        export(tiny_checkpoint, target, small(), lambda line: None)
+        names = ["export.json", "fastcap-fp32.onnx", "mine.txt"]
+        assert sorted(path.name for path in volume.iterdir()) == names
+    assert seen[:2] == [True, True], "the older export went before the new one was there"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "volume"]
+
+
+def exported_file(tiny_export):
+    return tiny_export[0] / "fastcap-fp32.onnx"
+
+
+def test_what_cannot_be_written_is_said_before_the_work(tiny_checkpoint, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"file/export: cannot be written \(Not a directory\)"):
+        export(tiny_checkpoint, tmp_path / "file/export", small(), print)
+    (tmp_path / "fastcap-fp32.onnx").write_text("mine")
+    with pytest.raises(UserError, match="exists and is of no export"):
+        export(tiny_checkpoint, tmp_path, small(), print)
+    assert (tmp_path / "fastcap-fp32.onnx").read_text() == "mine"
+    with pytest.raises(UserError, match="a file holds one precision"):
+        export(tiny_checkpoint, tmp_path / "two.onnx", small(precisions=("fp32", "int8")), print)
 
 
 def test_a_missing_package_is_named(tiny_checkpoint, tmp_path, monkeypatch):
     found = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "nncf" else found(name))
-    with pytest.raises(UserError, match=r"needs nncf: pip install .*export"):
-        export(tiny_checkpoint, tmp_path / "out", ExportOptions(formats=("openvino",), precisions=("int8",)), print)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxscript" else found(name))
+    with pytest.raises(UserError, match="needs onnxscript: pip install"):
+        export(tiny_checkpoint, tmp_path / "out", small(), print)
 
 
 def test_an_autoregressive_checkpoint_is_captioned_and_not_exported(tmp_path):
@@ -98,10 +135,10 @@ def test_an_autoregressive_checkpoint_is_captioned_and_not_exported(tmp_path):
     with pytest.raises(ValueError, match="word after word"):
         captioner.num_steps = 2
     with pytest.raises(UserError, match=r"ar\.ckpt: .*AutoregressiveDecoder"):
-        export(path, tmp_path / "out", ExportOptions(formats=("onnx",), precisions=("fp32",)), print)
+        export(path, tmp_path / "out", small(), print)
 
 
-@pytest.mark.parametrize("arguments", [["--formats", "tflite"], ["--precisions", "int4"], ["--compare", "0"]])
+@pytest.mark.parametrize("arguments", [["--num-steps", "0"], ["--precisions", "int4"], ["--compare", "0"]])
 def test_wrong_options_are_named(arguments, capsys):
     with pytest.raises(SystemExit) as stop:
         export_command.main(["ckpt=x.ckpt", *arguments])
@@ -109,38 +146,13 @@ def test_wrong_options_are_named(arguments, capsys):
 
 
 @pytest.mark.slow
-def test_every_variant(tiny_checkpoint, tmp_path, capsys):
-    for package in ("onnxscript", "onnxruntime", "openvino", "nncf"):
-        pytest.importorskip(package, reason="exporting needs the extra `train`")
-    folder = tmp_path / "export"
-    arguments = [
-        f"ckpt={tiny_checkpoint}",
-        "--out",
-        str(folder),
-        "--calibration",
-        "16",
-        "--compare",
-        "16",
-        "--threads",
-        "1",
-    ]
-    export_command.main(arguments)
-    assert "openvino-int8" in capsys.readouterr().out
-    report = json.loads((folder / "report.json").read_text())
+def test_both_precisions_from_the_command_line(tiny_checkpoint, tmp_path, capsys):
+    counts = ["--calibration", "16", "--compare", "16", "--threads", "1"]
+    export_command.main([f"ckpt={tiny_checkpoint}", "--out", str(tmp_path / "export"), *counts])
+    assert "int8" in capsys.readouterr().out
+    report = json.loads((tmp_path / "export/export.json").read_text())
     rows = {row["variant"]: row for row in report["rows"]}
-    assert set(rows) == {"checkpoint", "onnx-fp32", "onnx-int8", "openvino-fp32", "openvino-bf16", "openvino-int8"}
-    for name in ("onnx-fp32", "openvino-fp32"):
-        assert rows[name]["equal_captions"] >= 0.99
-    for runtime in ("onnx", "openvino"):
-        assert rows[f"{runtime}-int8"]["cider"] > 0
-        suffix, mark = (".onnx", b"QuantizeLinear") if runtime == "onnx" else (".xml", b"FakeQuantize")
-        graphs = {p: (folder / f"{runtime}-{p}" / f"encoder{suffix}").read_bytes() for p in ("fp32", "int8")}
-        assert mark in graphs["int8"] and mark not in graphs["fp32"]  # so small a model does not get smaller
-    quantized = report["quantized"]["onnx-int8"]
-    assert set(quantized) == {"encoder", "prepare_0", "prepare_1", "step_0", "step_1"}
-    assert all(graph["layers"] > len(graph["kept_in_fp32"]) for graph in quantized.values())
-    assert all(graph["signal_to_noise_db"] >= TARGET_DB for graph in quantized.values())
-    text = (folder / "README.md").read_text()
-    assert all(f"- `{name}`, " in text for name in quantized)
-    export_command.main([str(tiny_checkpoint), "--out", str(folder), "--formats", "onnx", "--precisions", "fp32"])
-    assert sorted(path.name for path in folder.iterdir()) == ["README.md", "export.json", "onnx-fp32", "report.json"]
+    assert set(rows) == {"checkpoint", "fp32", "int8"}
+    assert rows["fp32"]["equal_captions"] >= 0.99 and rows["int8"]["cider"] > 0
+    content = {name: (tmp_path / f"export/fastcap-{name}.onnx").read_bytes() for name in ("fp32", "int8")}
+    assert b"QuantizeLinear" in content["int8"] and b"QuantizeLinear" not in content["fp32"]

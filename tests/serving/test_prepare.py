@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from fastcap.build import load_checkpoint
-from fastcap.serving import prepare
-from fastcap.serving.prepare import prepare_model
+from fastcap.serving import eager
+from fastcap.serving.eager import prepare_model
 from fastcap.utils.prepacking import PackedLinear
 from tests.tiny_captioner import painted, write_checkpoint
 
@@ -34,12 +34,12 @@ def loaded(request, tmp_path_factory):
 def test_captions_stay(loaded, mode):
     model = copy.deepcopy(loaded.model)
     with mode():
-        expected = model.generate(IMAGES)
+        expected = model(IMAGES)
         prepare_model(model, IMAGES.shape[-1])
-        result = model.generate(IMAGES)
+        result = model(IMAGES)
         assert torch.equal(result.tokens, expected.tokens)
         torch.testing.assert_close(result.scores, expected.scores, rtol=1e-4, atol=1e-4)
-        one = model.generate(IMAGES[:1])
+        one = model(IMAGES[:1])
         assert torch.equal(one.tokens[0][: one.lengths[0]], expected.tokens[0][: expected.lengths[0]])
 
 
@@ -72,9 +72,9 @@ def test_what_would_change_results_is_not_done(loaded, monkeypatch):
         def forward(self, x):
             return super().forward(x) * 1.01
 
-    monkeypatch.setattr(prepare, "PackedLinear", Wrong)
+    monkeypatch.setattr(eager, "PackedLinear", Wrong)
     model = copy.deepcopy(loaded.model)
-    expected = model.generate(IMAGES)
+    expected = model(IMAGES)
     prepare_model(model, IMAGES.shape[-1])
     assert not any(isinstance(module, PackedLinear) for module in model.decoder.modules())
-    assert torch.equal(model.generate(IMAGES).tokens, expected.tokens)
+    assert torch.equal(model(IMAGES).tokens, expected.tokens)

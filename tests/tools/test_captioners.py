@@ -81,7 +81,7 @@ def test_random_weights_have_the_length_asked_for(checkpoint, tmp_path):
     images = torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8)
     with torch.inference_mode():
         assert top_lengths(ours.model.length(ours.model.encode(images).memory), 3)[:, 0].tolist() == [12, 12]
-        refinement = twin.model.generate(images)
+        refinement = twin.model(images)
     assert refinement.num_passes == 12 and refinement.lengths.tolist() == [11, 11]
     assert twin.tokenizer.to_json() == ours.tokenizer.to_json()
     shapes = [{k: v.shape for k, v in each.model.backbone.state_dict().items()} for each in (ours, twin)]
@@ -91,20 +91,14 @@ def test_random_weights_have_the_length_asked_for(checkpoint, tmp_path):
         write_random(checkpoint / "below.ckpt", SIZES, num_words=60)
 
 
-def test_an_export_folder_stands_for_its_variants(tmp_path, monkeypatch):
-    for name in ("openvino-int8", "onnx-fp32"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "model.json").write_text("{}")
-    (tmp_path / "export.json").write_text("{}")
-    (tmp_path / "notes").mkdir()
+def test_an_exports_folder_stands_for_its_files(tmp_path, monkeypatch):
+    files = [str(tmp_path / f"fastcap-{name}.onnx") for name in ("fp32", "int8")]
+    for name in (*files, "export.json"):
+        (tmp_path / name).write_text("{}")
     opened = SimpleNamespace(info={"num_steps": 4})
     monkeypatch.setattr(Captioner, "load", lambda path: opened)
-    variant = str(tmp_path / "onnx-fp32")
-    assert our_specs([str(tmp_path)], [1, 4], [], True) == [
-        Spec(path=variant),
-        Spec(path=str(tmp_path / "openvino-int8")),
-    ]
-    assert our_specs([variant], [1], [1, 2], True) == [Spec(path=variant, num_steps=count) for count in (1, 2)]
+    assert our_specs([str(tmp_path)], [1, 4], [], True) == [Spec(path=file) for file in files]
+    assert our_specs(files[:1], [1], [1, 2], True) == [Spec(path=files[0], num_steps=count) for count in (1, 2)]
 
 
 def test_runs_follow_the_budget_and_take_turns():

@@ -20,7 +20,7 @@ def test_both_kinds_of_decoder_are_timed_side_by_side(tmp_path, capsys):
     bench.main(["decoding", "--models", str(checkpoint), str(twin), "--images", *images, *options])
     with open(tmp_path / "decoding.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    told = [(row["decoding"], row["num_steps"], row["num_lengths"], row["num_beams"]) for row in rows]
+    told = [(row["decoding"], row["num_steps"], row["length_beam"], row["num_beams"]) for row in rows]
     refined = [("refinement", steps, lengths, "") for steps, lengths in ("11", "81", "83")]
     assert told == [*refined, ("word after word", "", "", "1"), ("word after word", "", "", "2")]
     assert all(row["images"] == "2" and 0 < float(row["decode_ms"]) <= float(row["p95_ms"]) for row in rows)

@@ -31,37 +31,42 @@ def test_a_vocabulary_of_its_own_is_refused(tmp_path):
         started_from(other)
 
 
-@pytest.mark.parametrize("name", ["naming_weight", "concept_weight"])
+@pytest.mark.parametrize("name", ["rerank_weight", "word_bias"])
 def test_concepts_that_were_not_trained_have_no_say(name, tmp_path):
-    cfg = tiny_config("objective.concept_weight=0", f"refinement.{name}=2")
-    with pytest.raises(ConfigError, match=rf"refinement\.{name} = 2 asks for the image's concepts"):
+    cfg = tiny_config("objective.concept_weight=0", f"refinement.guidance.{name}=2")
+    with pytest.raises(ConfigError, match=rf"guidance\.{name} = 2 asks for the image's concepts"):
         build_module(cfg, build_datamodule(cfg))
     path = write_checkpoint(tmp_path / "untrained.ckpt", "objective.concept_weight=0")
-    with pytest.raises(ConfigError, match=rf"refinement\.{name} = 1\.5 asks for the image's concepts"):
-        load_checkpoint(path, {f"refinement.{name}": 1.5})
+    with pytest.raises(ConfigError, match=rf"guidance\.{name} = 1\.5 asks for the image's concepts"):
+        load_checkpoint(path, {f"refinement.guidance.{name}": 1.5})
 
 
 def test_phrases_that_were_not_trained_have_no_say(tmp_path):
-    weighed = "refinement.phrase_weight=2"
+    weighed = "refinement.guidance.bigram_bias=2"
     for more, message in (
         ([], r"of which data\.phrase_mentions=0 has none"),
         (["data.phrase_mentions=2", "objective.phrase_weight=0"], r"which objective\.phrase_weight=0 does not train"),
     ):
         cfg = tiny_config(weighed, *more)
-        with pytest.raises(ConfigError, match=rf"phrase_weight = 2 asks for the image's phrases, {message}"):
+        with pytest.raises(ConfigError, match=rf"bigram_bias = 2 asks for the image's phrases, {message}"):
             build_module(cfg, build_datamodule(cfg))
-    cfg = tiny_config("data.phrase_mentions=2", "objective.phrase_weight=0", "refinement.naming_weight=1")
+    cfg = tiny_config("data.phrase_mentions=2", "objective.phrase_weight=0", "refinement.guidance.rerank_weight=1")
     assert not build_module(cfg, build_datamodule(cfg)).model.alignment.phrases.numel()
     path = write_checkpoint(tmp_path / "without.ckpt")
-    with pytest.raises(ConfigError, match=r"phrase_weight = 2 asks for the image's phrases, of which data\.phrase"):
-        load_checkpoint(path, {"refinement.phrase_weight": 2})
+    with pytest.raises(ConfigError, match=r"bigram_bias = 2 asks for the image's phrases, of which data\.phrase"):
+        load_checkpoint(path, {"refinement.guidance.bigram_bias": 2})
 
 
 def test_a_judge_that_was_not_trained_has_no_say():
-    for name in ("naming_weight", "concept_weight", "phrase_weight"):
-        given = "alignment.judge_dim=8", "objective.judge_weight=0", "data.phrase_mentions=2", f"refinement.{name}=1"
+    for name in ("rerank_weight", "word_bias", "bigram_bias"):
+        given = (
+            "alignment.judge_dim=8",
+            "objective.judge_weight=0",
+            "data.phrase_mentions=2",
+            f"refinement.guidance.{name}=1",
+        )
         cfg = tiny_config(*given)
-        with pytest.raises(ConfigError, match=rf"refinement\.{name} = 1 .* which objective\.judge_weight=0 does not"):
+        with pytest.raises(ConfigError, match=rf"guidance\.{name} = 1 .* which objective\.judge_weight=0 does not"):
             build_module(cfg, build_datamodule(cfg))
 
 

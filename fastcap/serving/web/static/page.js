@@ -4,7 +4,7 @@ const $ = id => document.getElementById(id);
 const calm = matchMedia("(prefers-reduced-motion: reduce)");
 const SECONDS = 0.9;  // that a step is shown
 const PARTS = {
-  decode_image: "Decoding the image", encode: "Encoder", decode_caption: "Decoder", caption: "Network",
+  decode_image: "Decoding the image", caption: "Network",
   queue: "Waiting in the queue",
 };
 let about = null;   // what /api/model says

@@ -12,6 +12,7 @@ import numpy as np
 from fastcap.serving.captioner import Caption, Captioner
 
 REFERENCE = "checkpoint"
+COLUMNS = ("variant", "MB", "captions equal", "CIDEr", "CIDEr lost", "ms")
 
 
 @dataclass
@@ -65,8 +66,7 @@ def compare(
             "file_bytes": info["file_bytes"],
             "images": len(photos),
             "equal_captions": sum(a == b for a, b in zip(texts, truth, strict=True)) / len(photos),
-            "encode_ms": _median(captions[name], "encode"),
-            "decode_ms": _median(captions[name], "decode_caption"),
+            "ms": round(statistics.median(caption.milliseconds["caption"] for caption in captions[name]), 3),
             "cider": _cider(photos, texts, metric_options) if scored else None,
         }
         before = rows[0]["cider"] if rows else row["cider"]
@@ -85,12 +85,23 @@ def preferred(rows: Sequence[dict[str, Any]], max_loss_percent: float = 1.0, min
     variants = [row for row in rows if row["variant"] != REFERENCE]
     candidates = [row for row in variants if faithful(row)]
     if candidates:
-        return str(min(candidates, key=lambda row: row["encode_ms"] + row["decode_ms"])["variant"])
+        return str(min(candidates, key=lambda row: row["ms"])["variant"])
     return str(max(variants, key=lambda row: row["equal_captions"])["variant"])
 
 
-def _median(captions: Sequence[Caption], part: str) -> float:
-    return round(statistics.median(caption.milliseconds[part] for caption in captions), 3)
+def table(rows: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
+    """Lay the comparison out as text, a tuple a row, in the order of ``COLUMNS``."""
+    return [
+        (
+            row["variant"],
+            f"{row['file_bytes'] / 1e6:.1f}",
+            f"{row['equal_captions']:.1%}",
+            "-" if row["cider"] is None else f"{row['cider']:.2f}",
+            "-" if row["cider_loss_percent"] is None else f"{row['cider_loss_percent']:.2f} %",
+            f"{row['ms']:.2f}",
+        )
+        for row in rows
+    ]
 
 
 def _cider(photos: Sequence[Photo], texts: Sequence[str], options: dict[str, Any]) -> float:

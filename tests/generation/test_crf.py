@@ -5,43 +5,38 @@ import itertools
 import pytest
 import torch
 
-from fastcap.decoder.bigrams import Bigrams
-from fastcap.decoder.trigrams import Trigrams
-from fastcap.generation.chain import Choices, Links, best_way, drawn_way
-from fastcap.generation.choose import Draft, Together, likeliest
+from fastcap.generation.crf import CRF, IMPOSSIBLE, Draft, Lattice, Transitions, argmax, sample_path, viterbi
+from fastcap.generation.ngrams import NGrams, NGramWeights
 
 V, LONGEST, PAD, MASK = 6, 4, 0, 1
 
 
 class Table:
-    """Neighbours with any worth."""
+    """Bigrams and trigrams of any score; none goes over an end."""
 
     boundary = V
 
-    def __init__(self, seed=0):
-        self.worth = torch.randn(V + 1, V + 1, generator=torch.Generator().manual_seed(seed))
-        self.worth[V, V] = 0.0
+    def __init__(self):
+        generator = torch.Generator().manual_seed(7)
+        self.two = torch.randn(V + 1, V + 1, generator=generator)
+        self.three = torch.randn(V + 1, V + 1, V + 1, generator=generator)
+        self.two[V, V] = 0.0
+        self.three[:, V] = 0.0
 
-    def __call__(self, before, after):
-        return self.worth[before, after]
+    def find(self, before, after):
+        return before * (V + 1) + after
 
-    def score(self, words):
-        return sum(float(self.worth[pair]) for pair in itertools.pairwise([V, *words, V]))
+    def bigram(self, before, found):
+        return self.two.flatten()[found]
 
+    def trigram(self, found, third):
+        return self.three.flatten(0, 1)[found, third].where(found >= 0, 0.0)
 
-class Three(Table):
-    """Triples with any worth; nothing where the middle one is an end."""
-
-    def __init__(self, seed=7):
-        self.worth = torch.randn(V + 1, V + 1, V + 1, generator=torch.Generator().manual_seed(seed))
-        self.worth[:, V] = 0.0
-
-    def __call__(self, first, second, third):
-        return self.worth[first, second, third]
-
-    def score(self, words):
+    def score(self, words, weights):
         words = [V, *words, V]
-        return sum(float(self.worth[three]) for three in zip(words, words[1:], words[2:], strict=False))
+        total = weights.bigram * sum(float(self.two[pair]) for pair in itertools.pairwise(words))
+        triples = zip(words, words[1:], words[2:], strict=False)
+        return total + weights.trigram * sum(float(self.three[triple]) for triple in triples)
 
 
 def drafts():
@@ -51,15 +46,13 @@ def drafts():
     return logits, Draft(tokens, tokens == MASK, tokens == PAD)
 
 
-def linked(weight, second):
-    """Pairs of some weight, and triples where ``second`` is any."""
-    return Links(Table(), weight, trigrams=Three() if second else None, trigram_weight=second)
+def linked(bigram, trigram=0.0):
+    return Transitions(Table(), NGramWeights(bigram, trigram))
 
 
-def worth(links, words):
-    """What a caption is worth beyond its words, added up pair by pair and triple by triple."""
-    total = links.bigram_weight * links.bigrams.score(words)
-    return total + links.trigram_weight * links.trigrams.score(words) if links.trigrams else total
+def worth(transitions, words):
+    """The score of a caption beyond its words, added up n-gram by n-gram."""
+    return transitions.ngrams.score(words, transitions.weights)
 
 
 def ways(logits, draft, links, row, k=V):
@@ -81,7 +74,7 @@ def ways(logits, draft, links, row, k=V):
 @pytest.mark.parametrize(("weight", "second"), [(0.0, 0.0), (0.5, 0.0), (5.0, 0.0), (0.0, 1.0), (0.5, 0.6), (2.0, 5.0)])
 def test_the_best_way_is_the_best_of_all(weight, second, k):
     (logits, draft), links = drafts(), linked(weight, second)
-    words, value, chance, together = Together(links, k)(logits, draft)
+    words, value, chance, together = CRF(links, k)(logits, draft)
     for row, length in enumerate((4, 1, 3)):
         found = ways(logits, draft, links, row, min(k, V))
         best = tuple(words[row, :length].tolist())
@@ -95,22 +88,20 @@ def test_the_best_way_is_the_best_of_all(weight, second, k):
 
 
 def test_counted_tables_count_from_the_start_to_the_end_and_no_padding():
-    captions = [[5, 2, 3], [2, 3, 4, 5], [3]]
-    bigrams, trigrams = Bigrams(V), Trigrams(V)
-    bigrams.count(captions)
-    trigrams.count(captions, bigrams)
+    ngrams, weights = NGrams(V), NGramWeights(0.5, 0.7)
+    ngrams.count([[5, 2, 3], [2, 3, 4, 5], [3]])
     logits, draft = drafts()
-    words, _, _, together = Together(Links(bigrams, 0.5, trigrams=trigrams, trigram_weight=0.7), V)(logits, draft)
+    words, _, _, together = CRF(Transitions(ngrams, weights), V)(logits, draft)
     for row, length in enumerate((4, 1, 3)):
         whole = torch.tensor([V, *words[row, :length].tolist(), V])
-        pairs = bigrams(whole[:-1], whole[1:]).sum()
-        triples = trigrams(whole[:-2], whole[1:-1], whole[2:]).sum()
-        assert float(together[row]) == pytest.approx(float(0.5 * pairs + 0.7 * triples), abs=1e-4)
+        found = ngrams.find(whole[:-1], whole[1:])
+        bigrams, trigrams = ngrams.bigram(whole[:-1], found).sum(), ngrams.trigram(found[:-1], whole[2:]).sum()
+        assert float(together[row]) == pytest.approx(float(0.5 * bigrams + 0.7 * trigrams), abs=1e-4)
 
 
 def test_without_weight_words_are_those_chosen_alone():
     logits, draft = drafts()
-    together, alone = Together(Links(Table(), 0.0), 3)(logits, draft), likeliest(logits, draft)
+    together, alone = CRF(linked(0.0), 3)(logits, draft), argmax(logits, draft)
     for one, other in zip(together[:3], alone[:3], strict=True):
         torch.testing.assert_close(one[draft.hidden], other[draft.hidden])
 
@@ -123,7 +114,7 @@ def test_ways_are_drawn_by_their_probability_and_say_it(temperature, second):
     number = 4000
     many = Draft(*(t.repeat_interleave(number, 0) for t in draft))
     logits.requires_grad_()
-    words, _, chance, _ = Together(links, V, temperature)(logits.repeat_interleave(number, 0), many)
+    words, _, chance, _ = CRF(links, V, temperature)(logits.repeat_interleave(number, 0), many)
     assert (chance[~many.hidden] == 0).all()
     for row, length in enumerate((4, 1, 3)):
         found = ways(logits.detach(), draft, links, row)
@@ -142,11 +133,11 @@ def test_ways_are_drawn_by_their_probability_and_say_it(temperature, second):
 def test_the_gradient_of_a_ways_log_probability_is_true():
     logits, draft = drafts()
     table, logits = Table(), logits.double()
-    table.worth = table.worth.double()
+    table.two = table.two.double()
 
     def log_probability(logits):
         torch.manual_seed(3)
-        return Together(Links(table, 0.7), V, 1.0)(logits, draft)[2].sum()
+        return CRF(Transitions(table, NGramWeights(0.7)), V, 1.0)(logits, draft)[2].sum()
 
     step = 1e-5 * torch.randn(logits.shape, generator=torch.Generator().manual_seed(2), dtype=torch.double)
     leaf = logits.clone().requires_grad_()
@@ -158,16 +149,15 @@ def test_the_gradient_of_a_ways_log_probability_is_true():
 def test_ways_of_one_position_and_of_equal_gains():
     for order in (1, 2):
         gains = torch.zeros(2, 2, *[3] * order, 3)
-        gains[:, 1, ..., 1:] = -torch.inf  # the end is the only choice behind a caption
-        way, total = best_way(gains)
+        gains[:, 1, ..., 1:] = IMPOSSIBLE  # the end is the only choice behind a caption
+        way, total = viterbi(gains)
         assert way.shape == (2, 1) and total.tolist() == [0, 0]
-        way, chance = drawn_way(gains)
+        way, chance = sample_path(gains)
         assert way.shape == (2, 1) and chance.exp().tolist() == [[pytest.approx(1 / 3)]] * 2
 
 
 def test_special_tokens_are_no_choice_while_enough_words_are():
     logits, draft = drafts()
-    logits[..., :2] = -torch.inf
-    choices = Choices.of(logits, *draft, Links(Table(), 1.0), 4)
-    chosen = choices.words[:, :-1][draft.hidden]
+    logits[..., :2] = IMPOSSIBLE
+    chosen = Lattice.of(logits, draft, linked(1.0), 4).words[:, :-1][draft.hidden]
     assert (chosen >= 2).all()

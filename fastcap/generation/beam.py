@@ -1,16 +1,19 @@
-"""Word after word: greedy decoding and beam search with a key/value cache."""
+"""Beam search with a key/value cache, for the autoregressive baseline."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-from fastcap.generation.choose import at_random
-from fastcap.generation.rerank import Weights, rank
+from fastcap.generation.crf import sample
+from fastcap.generation.ngrams import NGrams
+from fastcap.generation.rerank import RerankWeights, rerank
 from fastcap.types import CausalDecoder, Judges, Past, Refinement, Sampled, SpecialTokens
 
 
-class AutoregressiveGenerator:
+class BeamSearch:
     """Beam search over a causal decoder; one beam is greedy decoding. It owns no weights.
 
     A candidate that wrote [EOS] keeps its place among the beams by its log-probability; in the end the best mean
@@ -19,8 +22,7 @@ class AutoregressiveGenerator:
     Args:
         special: The special token ids.
         num_beams: Candidates kept at each word.
-        naming_weight: Weight of the concepts that a beam is expected to name rightly, less ``naming_cost`` a word.
-        naming_cost: What each word costs, in rightly named concepts.
+        guidance: ``RerankWeights`` by name: how the best candidate is chosen in the end.
 
     Raises:
         ValueError: If num_beams is below one or the weight negative.
@@ -28,44 +30,46 @@ class AutoregressiveGenerator:
 
     causal = True
 
-    def __init__(
-        self,
-        special: SpecialTokens,
-        num_beams: int = 1,
-        naming_weight: float = 0.0,
-        naming_cost: float = 0.4,
-    ) -> None:
+    def __init__(self, special: SpecialTokens, num_beams: int = 1, guidance: Mapping[str, float] | None = None) -> None:
         if num_beams < 1:
             raise ValueError(f"refinement.num_beams = {num_beams} must be at least 1")
         self.special = special
         self.num_beams = num_beams
-        self.rank_weights = Weights(naming_weight, naming_cost)
+        self.guidance = RerankWeights.of(guidance)
 
     @torch.no_grad()
     def generate(
         self,
         decoder: CausalDecoder,
         memory: Tensor,
-        length_logits: Tensor,
-        record_steps: bool = False,
+        length_logits: Tensor | None = None,
+        ngrams: NGrams | None = None,
         judges: Judges | None = None,
+        num_steps: int | None = None,
+        length_beam: int | None = None,
+        record_steps: bool = False,
     ) -> Refinement:
         """Caption a batch of images.
 
         Args:
             decoder: The trained decoder.
             memory: Image memory. (B, N, D)
-            length_logits: Of no use here: [EOS] ends a caption. (B, max_length)
-            record_steps: Of no use here: a word is never changed.
-            judges: Asked for naming where it is weighed, as in ``ICMRDecoder.generate``; likely words
-                and phrases are of no use here, as the words before were known when each was written.
+            length_logits: Not read: [EOS] ends a caption.
+            ngrams: Not read: the words before are known when each is written.
+            judges: Asked for naming where it is weighed, as in ``ICMRDecoder.generate``.
+            num_steps: None: nothing is refined.
+            length_beam: None likewise.
+            record_steps: Leads to no steps: a word is never changed.
 
         Returns:
             The best candidate of each image.
 
         Raises:
-            ValueError: If naming is to be weighed and there is none.
+            ValueError: If steps or lengths are asked for, or concepts are to be weighed and there are none.
         """
+        for name, value in (("num_steps", num_steps), ("length_beam", length_beam)):
+            if value is not None:
+                raise ValueError(f"{name} = {value}: this model writes word after word and refines nothing")
         images, beams, device = memory.shape[0], self.num_beams, memory.device
         cache = decoder.prepare(memory)
         longest = decoder.max_length
@@ -98,7 +102,7 @@ class AutoregressiveGenerator:
         lengths = ((words != self.special.pad) & (words != self.special.eos)).sum(2)
         means = total / (lengths + 1)
         words = words[:, :, :longest].masked_fill(words[:, :, :longest] == self.special.eos, self.special.pad)
-        best = rank(means, words, lengths, self.rank_weights, judges or Judges())
+        best = rerank(means, words, lengths, self.guidance, judges or Judges())
         chosen, at = words[rows.squeeze(1), best], lengths.gather(1, best.unsqueeze(1)).squeeze(1)
         experts = getattr(cache, "expert_weights", None)
         return Refinement(chosen, at, means.gather(1, best.unsqueeze(1)).squeeze(1), passes, at, [], experts)
@@ -110,10 +114,11 @@ class AutoregressiveGenerator:
         length_logits: Tensor,
         num_samples: int,
         temperature: float = 1.0,
+        ngrams: NGrams | None = None,
     ) -> Sampled:
-        """Draw captions word by word, for training on rewards (self-critical, arXiv 1612.00563).
+        """Sample captions word by word, for training on rewards (self-critical, arXiv 1612.00563).
 
-        Chance comes from torch's global generator; as in ``ICMRDecoder.sample``.
+        As ``ICMRDecoder.sample``; neither length_logits nor ngrams are read.
         """
         cache = decoder.prepare(memory)
         rows, longest = memory.shape[0] * num_samples, decoder.max_length
@@ -124,7 +129,7 @@ class AutoregressiveGenerator:
         with torch.no_grad():
             for length in range(longest + 1):
                 logits, past = decoder.predict(last, cache, past)
-                drawn = at_random(self._allowed(logits[:, -1], length, longest), temperature=temperature)[0]
+                drawn = sample(self._allowed(logits[:, -1], length, longest), temperature=temperature)[0]
                 words[:, length] = drawn.masked_fill(done, self.special.pad)
                 done = done | (drawn == self.special.eos)
                 if bool(done.all()):

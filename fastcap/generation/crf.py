@@ -1,0 +1,231 @@
+"""How words are chosen from their logits: each by itself, or as the best path through a lattice (a linear-chain CRF).
+
+A parallel draft scores every position by itself, and taking each one's likeliest word mixes captions ("a dogs are"). As
+in a linear-chain conditional random field (Lafferty et al. 2001; for parallel decoders NAT-CRF, Sun et al. 2019, arXiv
+1910.11555) a caption y is worth
+
+    sum_t log p_t(y_t)  +  sum_t ( w g(y_{t-1}, y_t) + v q(y_{t-1}, y_t) + u h(y_{t-2}, y_{t-1}, y_t) )
+
+with the decoder's p, the scores g and h of bigrams and trigrams (``fastcap.generation.ngrams``) and the probability q
+that people write two neighbouring words of this image (``fastcap.alignment.cmfa``). The best caption over the k
+likeliest words of each position is found by dynamic programming (Viterbi 1967). With trigrams the chain is of second
+order: a state is the last two choices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fastcap.generation.ngrams import NGrams, NGramWeights
+from fastcap.types import PhraseProbability
+
+IMPOSSIBLE = -1e9  # log-probability of what must not be chosen: finite, so that no difference of two is undefined
+
+
+class Draft(NamedTuple):
+    """Captions on the way.
+
+    Attributes:
+        tokens: Ids, some of them [MASK]. (B, L)
+        hidden: True where they are. (B, L)
+        pad: True beyond each caption's end. (B, L)
+    """
+
+    tokens: Tensor
+    hidden: Tensor
+    pad: Tensor
+
+
+class Choice(NamedTuple):
+    """The words that were chosen; what is said of positions where no word was hidden has no meaning.
+
+    Attributes:
+        words: Ids. (B, L)
+        certainty: Their log-probabilities. (B, L)
+        decision: Log-probability of each choice, which sampling makes another one. (B, L)
+        transitions: Score of each caption beyond its words; None where there is none, or words are sampled. (B,)
+    """
+
+    words: Tensor
+    certainty: Tensor
+    decision: Tensor
+    transitions: Tensor | None = None
+
+
+Choose = Callable[[Tensor, Draft], Choice]  # from the logits (B, L, V) of a draft
+
+
+def argmax(logits: Tensor, draft: Draft | None = None) -> Choice:
+    """Take the likeliest word of each position."""
+    value, index = F.log_softmax(logits, dim=-1).max(-1)
+    return Choice(index, value, value)
+
+
+def sample(logits: Tensor, draft: Draft | None = None, temperature: float = 1.0) -> Choice:
+    """Sample each word by itself at a temperature, from torch's global generator."""
+    tempered = F.log_softmax(logits / temperature, dim=-1)
+    index = torch.multinomial(tempered.detach().exp().flatten(0, -2), 1).view(*logits.shape[:-1], 1)
+    own = tempered if temperature == 1 else F.log_softmax(logits.detach(), dim=-1)
+    return Choice(index.squeeze(-1), own.gather(-1, index).squeeze(-1), tempered.gather(-1, index).squeeze(-1))
+
+
+@dataclass(frozen=True)
+class Transitions:
+    """Scores of neighbouring words.
+
+    Attributes:
+        ngrams: The language model.
+        weights: Its weights.
+        image_bigrams: Probability that people write two words together of the image at hand.
+        image_weight: Weight of that probability.
+    """
+
+    ngrams: NGrams
+    weights: NGramWeights
+    image_bigrams: PhraseProbability | None = None
+    image_weight: float = 0.0
+
+    def __call__(self, words: Tensor, log_probability: Tensor) -> Tensor:
+        """Score every step through a lattice.
+
+        Args:
+            words: The choices of each position; the boundary beyond a caption's end. (B, L, k)
+            log_probability: Of each choice. (B, L, k)
+
+        Returns:
+            The gain of choice j at a position after choice i at the one before (B, L, k, k); with trigrams, after
+            choices h and i at the two before (B, L, k, k, k).
+        """
+        ngrams, weights = self.ngrams, self.weights
+        gains = log_probability.unsqueeze(-2).expand(-1, -1, words.shape[-1], -1)
+        before = F.pad(words, (0, 0, 1, 0), value=ngrams.boundary)[:, :-1].unsqueeze(-1)
+        after = words.unsqueeze(-2)
+        if self.image_bigrams is not None and self.image_weight > 0:
+            gains = gains + self.image_weight * self.image_bigrams(before, after)
+        if weights.bigram > 0 or weights.trigram > 0:
+            found = ngrams.find(before, after)
+            gains = gains + weights.bigram * ngrams.bigram(before, found)
+            if weights.trigram > 0:
+                # The bigram in front of a word was found at the position before; there is none in front of the first.
+                context = F.pad(found, (0, 0, 0, 0, 1, 0), value=-1)[:, :-1].unsqueeze(-1)
+                gains = gains.unsqueeze(2) + weights.trigram * ngrams.trigram(context, words[:, :, None, None])
+        return gains
+
+
+@dataclass
+class Lattice:
+    """The choices of each position; a word that stands already is the only choice of its position.
+
+    Attributes:
+        words: Word ids, the boundary from the caption's end on. (B, L + 1, k)
+        log_probability: Of each word, ``IMPOSSIBLE`` for what is no choice. (B, L + 1, k)
+        gains: From ``Transitions``. (B, L + 1, k, k) or (B, L + 1, k, k, k)
+    """
+
+    words: Tensor
+    log_probability: Tensor
+    gains: Tensor
+
+    @classmethod
+    def of(cls, logits: Tensor, draft: Draft, transitions: Transitions, k: int) -> Lattice:
+        """Collect the k likeliest words of each position. logits: (B, L, V)."""
+        boundary = transitions.ngrams.boundary
+        value, words = logits.log_softmax(-1).topk(min(k, logits.shape[-1]), dim=-1)
+        standing = draft.tokens.masked_fill(draft.pad, boundary).unsqueeze(-1)
+        only = torch.full_like(value[:1, :1], IMPOSSIBLE)
+        only[..., 0] = 0.0
+        hidden = draft.hidden.unsqueeze(-1)
+        words, value = torch.where(hidden, words, standing), torch.where(hidden, value, only)
+        # One more position for the end, so that the longest captions have one too.
+        words = F.pad(words, (0, 0, 0, 1), value=boundary)
+        value = torch.cat([value, only.expand(value.shape[0], 1, -1)], dim=1)
+        return cls(words, value, transitions(words, value))
+
+    def chosen(self, path: Tensor) -> tuple[Tensor, Tensor]:
+        """Return words and log-probabilities of a choice at each position. path: (B, L); returns (B, L) twice."""
+        length, at = path.shape[1], path.unsqueeze(-1)
+        words, value = (t[:, :length].gather(-1, at).squeeze(-1) for t in (self.words, self.log_probability))
+        return words, value
+
+
+class CRF:
+    """Choose the words of a draft together.
+
+    Args:
+        transitions: Scores of neighbouring words.
+        lattice_width: Words that are considered at each position.
+        temperature: Sample captions at this temperature; None takes the best.
+    """
+
+    def __init__(self, transitions: Transitions, lattice_width: int, temperature: float | None = None) -> None:
+        self.transitions, self.lattice_width, self.temperature = transitions, lattice_width, temperature
+
+    def __call__(self, logits: Tensor, draft: Draft) -> Choice:
+        """Choose, as ``Choose`` says."""
+        lattice = Lattice.of(logits, draft, self.transitions, self.lattice_width)
+        if self.temperature is None:
+            path, total = viterbi(lattice.gains)
+            words, value = lattice.chosen(path)
+            return Choice(words, value, value, total - value.sum(1))
+        path, decision = sample_path(lattice.gains, self.temperature)
+        return Choice(*lattice.chosen(path), decision)
+
+
+def viterbi(gains: Tensor) -> tuple[Tensor, Tensor]:
+    """Find the path of the highest sum.
+
+    Args:
+        gains: As in ``Lattice``; all starts of the first position are alike. (B, L + 1, k, k) or (B, L + 1, k, k, k)
+
+    Returns:
+        A choice at each position (B, L), and the sum (B,).
+    """
+    ahead, pointers = torch.zeros_like(gains[:, 0, 0]), []
+    for gain in reversed(gains.unbind(1)):
+        ahead, pointer = (gain + ahead.unsqueeze(1)).max(-1)
+        pointers.append(pointer)
+    choices = torch.stack(pointers[:0:-1]).flatten(2)  # of each position but the end, from each state (L, B, states)
+    states = torch.arange(choices.shape[-1], device=gains.device)
+    following = _next_state(states, choices, gains)
+    state, path = torch.zeros_like(choices[0, :, :1]), []
+    for leads_to in following.unbind():
+        state = leads_to.gather(1, state)
+        path.append(state)
+    return torch.cat(path, dim=1) % gains.shape[-1], ahead.flatten(1)[:, 0]
+
+
+def sample_path(gains: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Sample paths by the exponential of their sums: backward filtering, forward sampling.
+
+    Args:
+        gains: As in ``viterbi``.
+        temperature: Divides the sums.
+
+    Returns:
+        Choices, and the log-probability of each given those before; a row's sum is its path's. (B, L) twice
+    """
+    gains = gains / temperature
+    ahead, conditional = torch.zeros_like(gains[:, 0, 0]), []
+    for gain in reversed(gains.unbind(1)):
+        total = gain + ahead.unsqueeze(1)
+        ahead = total.logsumexp(-1)
+        conditional.append((total - ahead.unsqueeze(-1)).flatten(1, -2))
+    state, path, decision = torch.zeros(len(gains), 1, dtype=torch.long, device=gains.device), [], []
+    for table in reversed(conditional[1:]):
+        row = table.gather(1, state.unsqueeze(-1).expand(-1, 1, table.shape[-1])).squeeze(1)
+        choice = torch.multinomial(row.detach().exp(), 1)
+        path.append(choice)
+        decision.append(row.gather(1, choice))
+        state = _next_state(state, choice, gains)
+    return torch.cat(path, dim=1), torch.cat(decision, dim=1)
+
+
+def _next_state(state: Tensor, choice: Tensor, gains: Tensor) -> Tensor:
+    """Number the state that a choice leads to: the last choice, or the last two as one number. Both broadcast."""
+    return choice if gains.dim() == 4 else state % gains.shape[-1] * gains.shape[-1] + choice

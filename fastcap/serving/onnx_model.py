@@ -1,0 +1,154 @@
+"""An exported model: one ONNX file from pixels to token ids, run by ONNX Runtime without torch.
+
+The file's metadata (``fastcap.*``) says all that is needed around the graph: vocabulary, size of the images, operating
+point, name, licence. ``fastcap.serving.export`` writes it.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fastcap.types import Refinement, StepTensors
+from fastcap.utils.errors import UserError
+
+FORMAT_VERSION = 1
+PREFIX = "fastcap."
+INPUT = "pixels"
+# What a caption is made of, and what tells how it came about.
+CAPTION_OUTPUTS = ("tokens", "lengths", "confidence")
+STEP_OUTPUTS = ("draft_tokens", "draft_confidence", "draft_remasked", "draft_lengths", "expert_weights")
+
+
+class ModelFileError(UserError, ValueError):
+    """A model file that cannot be used; the message says which, why, and what to do."""
+
+
+class Vocabulary:
+    """Token ids to text, without a tokenizer.
+
+    Args:
+        kind: ``words``, joined by blanks; or ``bytes``, UTF-8 in pieces, each byte as the character of its number.
+        pieces: What each id stands for; nothing for special tokens. (V,)
+    """
+
+    def __init__(self, kind: str, pieces: list[str]) -> None:
+        if kind not in ("words", "bytes"):
+            raise ValueError(f"kind {kind!r}")
+        self.kind, self.pieces = kind, pieces
+
+    def text(self, tokens: list[int]) -> str:
+        """Spell token ids out."""
+        pieces = [piece for piece in (self.pieces[token] for token in tokens) if piece]
+        if self.kind == "words":
+            return " ".join(pieces)
+        return "".join(pieces).encode("latin-1").decode("utf-8", "replace").strip(" ")
+
+
+class OnnxNetwork:
+    """An exported model behind the ``Network`` protocol.
+
+    Args:
+        path: The ``.onnx`` file.
+        num_threads: Threads; None leaves it to ONNX Runtime.
+        length_beam: Must be the model's own, if given: an exported model has it fixed.
+
+    Raises:
+        ModelFileError: If the file is missing, corrupt, no FastCap model or of another version.
+        ValueError: If the length beam is another one.
+    """
+
+    def __init__(self, path: Path, num_threads: int | None = None, length_beam: int | None = None) -> None:
+        self._session = open_onnx(path, num_threads)
+        about = self._session.get_modelmeta().custom_metadata_map
+        try:
+            found = int(about[f"{PREFIX}format_version"])
+            if found != FORMAT_VERSION:
+                raise ModelFileError(
+                    f"{path}: its format is version {found}, this FastCap reads {FORMAT_VERSION}; export its "
+                    "checkpoint again (fastcap export)"
+                )
+            self.image_size = int(about[f"{PREFIX}image_size"])
+            point = json.loads(about[f"{PREFIX}operating_point"])
+            self.num_steps: int | None = int(point["num_steps"])
+            self.length_beam = int(point["length_beam"])
+            self._vocabulary = Vocabulary(**json.loads(about[f"{PREFIX}vocabulary"]))
+            parameters = int(about[f"{PREFIX}parameters"])
+        except ModelFileError:
+            raise
+        except (KeyError, TypeError, ValueError) as error:
+            raise ModelFileError(f"{path}: not a model that `fastcap export` wrote (metadata: {error})") from error
+        if length_beam not in (None, self.length_beam):
+            raise ValueError(_fixed("length_beam", length_beam, self.length_beam))
+        self.info: dict[str, Any] = {
+            "kind": "onnx",
+            "precision": about.get(f"{PREFIX}precision", ""),
+            "parameters": parameters,
+            "file_bytes": path.stat().st_size,
+            "name": about.get(f"{PREFIX}name", path.stem),
+        }
+
+    def run(self, pixels: np.ndarray, num_steps: int | None, record_steps: bool) -> Refinement:
+        """Caption images, as ``Network.run``; another number of steps than the exported one is refused."""
+        if num_steps not in (None, self.num_steps):
+            raise ValueError(_fixed("num_steps", num_steps, self.num_steps))
+        tokens, lengths, confidence, drafts, sure, remasked, drafted, experts = self._session.run(
+            [*CAPTION_OUTPUTS, *STEP_OUTPUTS], {INPUT: pixels}
+        )
+        steps = range(drafts.shape[1]) if record_steps else ()
+        return Refinement(
+            tokens,
+            lengths,
+            np.log(confidence),
+            drafts.shape[1],
+            drafted,
+            [StepTensors(drafts[:, step], sure[:, step], remasked[:, step]) for step in steps],
+            experts,
+        )
+
+    def text(self, tokens: list[int]) -> str:
+        """Spell token ids out."""
+        return self._vocabulary.text(tokens)
+
+
+def _fixed(name: str, asked: int | None, own: int | None) -> str:
+    option = name.replace("_", "-")
+    return f"{name} = {asked}: this model was exported with {own}; export its checkpoint again with --{option} {asked}"
+
+
+def open_onnx(path: Path, num_threads: int | None = None) -> Any:
+    """Open a graph with ONNX Runtime, as an ``InferenceSession``.
+
+    Args:
+        path: The file.
+        num_threads: Threads; None leaves it to ONNX Runtime.
+
+    Raises:
+        ModelFileError: If the file is missing or corrupt, or ONNX Runtime is not installed.
+    """
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise ModelFileError(f"{path}: needs ONNX Runtime: pip install onnxruntime") from error
+    if not path.is_file():
+        raise ModelFileError(f"{path}: no such model file; leave it out for the model that FastCap brings along")
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.inter_op_num_threads = 1
+    options.intra_op_num_threads = num_threads or 0
+    try:
+        return onnxruntime.InferenceSession(
+            path,
+            options,
+            providers=["CPUExecutionProvider"],
+            # It would round weights that an int8 graph keeps in fp32, all channels with one scale.
+            disabled_optimizers=["WeightBiasQuantization"],
+        )
+    except Exception as error:  # ONNX Runtime raises kinds of its own
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+        raise ModelFileError(
+            f"{path}: damaged or no ONNX model ({reason[:200]}); copy it again, or export its checkpoint again"
+        ) from error

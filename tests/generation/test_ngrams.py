@@ -1,0 +1,134 @@
+"""The n-gram language model: scores by hand, boundaries, the exported search, and checkpoints of any size."""
+
+import itertools
+import math
+
+import pytest
+import torch
+
+from fastcap.generation import ngrams as module
+from fastcap.generation.ngrams import BIGRAM_PRIOR, TRIGRAM_PRIOR, NGrams, NGramWeights
+from fastcap.utils.search import find
+
+V = 8
+CAPTIONS = [[5, 6], [5, 6, 7], [7, 6], [5, 5], [5, 6, 7, 6], [6]]
+EVERYTHING = [word for caption in CAPTIONS for word in [*caption, V]]
+HALF = 2e-3  # scores are kept in 16 bits
+
+
+def counted(captions=CAPTIONS):
+    ngrams = NGrams(V)
+    ngrams.count(captions)
+    return ngrams
+
+
+def bigram(ngrams, before, after):
+    before, after = torch.as_tensor(before), torch.as_tensor(after)
+    return ngrams.bigram(before, ngrams.find(before, after))
+
+
+def trigram(ngrams, first, second, third):
+    first, second, third = map(torch.as_tensor, (first, second, third))
+    return ngrams.trigram(ngrams.find(first, second), third)
+
+
+def smoothed(before, after):
+    """P(after | before) with its prior, by hand."""
+    following = [b for caption in CAPTIONS for a, b in itertools.pairwise([V, *caption, V]) if a == before]
+    share = EVERYTHING.count(after) / len(EVERYTHING)
+    return (following.count(after) + BIGRAM_PRIOR * share) / (len(following) + BIGRAM_PRIOR)
+
+
+def test_a_bigram_scores_its_pointwise_mutual_information():
+    ngrams = counted()
+    for before, after in itertools.product((5, 6, 7, V), (5, 6, 7, V)):
+        if (before, after) != (V, V):
+            expected = math.log(smoothed(before, after) / (EVERYTHING.count(after) / len(EVERYTHING)))
+            assert float(bigram(ngrams, before, after)) == pytest.approx(expected, abs=HALF)
+    assert float(bigram(ngrams, 4, 6)) == 0  # a word that nobody wrote tells nothing of the next one
+
+
+def test_a_trigram_scores_how_much_likelier_it_is_than_its_bigram():
+    ngrams = counted()
+    triples = [row for c in CAPTIONS for row in zip([V, *c[:-1]], c, [*c[1:], V], strict=True)]
+    for first, second in itertools.product((5, 6, 7, V), (5, 6, 7)):
+        following = [c for a, b, c in triples if (a, b) == (first, second)]
+        total = 0.0
+        for third in (5, 6, 7, V):
+            shorter = smoothed(second, third)
+            share = (following.count(third) + TRIGRAM_PRIOR * shorter) / (len(following) + TRIGRAM_PRIOR)
+            expected = math.log(share / shorter) if following else 0.0
+            assert float(trigram(ngrams, first, second, third)) == pytest.approx(expected, abs=HALF)
+            total += share
+        assert total == pytest.approx(1)
+
+
+def test_what_lies_beyond_an_end_scores_nothing():
+    ngrams = counted()
+    assert float(bigram(ngrams, V, V)) == 0
+    for three in ((V, V, 5), (5, V, V), (V, V, V), (6, V, 5)):
+        assert float(trigram(ngrams, *three)) == 0
+    assert float(trigram(ngrams, V, 6, V)) > 0  # "6" alone is a caption
+
+
+def test_ids_broadcast():
+    words = torch.arange(V + 1)
+    every = trigram(counted(), words[:, None, None], words[:, None], words)
+    assert every.shape == (V + 1,) * 3 and every.isfinite().all()
+    assert float(every[5, 6, 7]) == float(trigram(counted(), 5, 6, 7)) > 0
+
+
+def test_captions_with_unseen_bigrams():
+    tokens = torch.tensor([[5, 6, 0, 0], [6, 5, 0, 0], [7, 0, 0, 0], [5, 6, 7, 6], [5, 0, 6, 6]])
+    # "6 5" was never written; a caption of "7" alone has an end that was not, which does not count.
+    found = counted().unseen(tokens, torch.tensor([2, 2, 1, 4, 1]))
+    assert found.tolist() == [False, True, False, False, False]
+
+
+def test_before_any_captions_are_counted_all_scores_are_zero():
+    ngrams = NGrams(V)
+    assert not ngrams.counted
+    words = torch.arange(V + 1)
+    assert not bigram(ngrams, words[:, None], words).any()
+    assert not trigram(ngrams, words[:, None, None], words[:, None], words).any()
+
+
+def test_counting_again_replaces_what_was_counted():
+    ngrams = counted()
+    ngrams.count([[7, 7, 7]])
+    for name, value in counted([[7, 7, 7]]).state_dict().items():
+        assert torch.equal(ngrams.state_dict()[name], value)
+
+
+def test_a_model_takes_over_tables_of_any_size():
+    theirs, ours = counted(), counted([[5]])
+    ours.load_state_dict(theirs.state_dict())
+    words = torch.arange(V + 1)
+    every = words[:, None, None], words[:, None], words
+    assert torch.equal(trigram(ours, *every), trigram(theirs, *every))
+    assert not list(ours.parameters())
+
+
+def test_the_rarest_trigrams_are_dropped_where_there_are_too_many(monkeypatch):
+    whole = counted()
+    monkeypatch.setattr(module, "MAX_TRIGRAMS", 3)
+    ngrams = counted()
+    assert len(whole.trigrams) > len(ngrams.trigrams) == 3 and (ngrams.trigrams.diff() > 0).all()
+    assert float(trigram(ngrams, V, 5, 6)) == float(trigram(whole, V, 5, 6)) > 0  # the most frequent
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 8, 100])
+def test_the_search_that_is_exported_finds_the_same(size, monkeypatch):
+    table = torch.arange(size, dtype=torch.int32) * 3 + 1
+    wanted = torch.arange(-2, 3 * size + 5).view(-1, 1)
+    place, known = find(table, wanted)
+    monkeypatch.setattr(torch.compiler, "is_exporting", lambda: True)
+    exported = find(table, wanted)
+    assert torch.equal(exported[1], known) and known.sum() == size
+    assert torch.equal(exported[0][known], place[known])
+
+
+@pytest.mark.parametrize("value", [-0.1, float("nan"), True, "1"])
+def test_bad_weights_are_named(value):
+    with pytest.raises(ValueError, match=r"refinement\.ngram_weights\.trigram = "):
+        NGramWeights(trigram=value)
