@@ -44,7 +44,7 @@ from fastcap.training import (
     unfinished_run,
 )
 from fastcap.training.checkpoints import FORMAT_VERSION, RUNS_DIR, model_state, read_checkpoint, start_from
-from fastcap.utils.allowlist import untrusted
+from fastcap.utils.allowlist import not_allowed
 from fastcap.utils.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -327,7 +327,7 @@ def load_checkpoint(path: Path | str, overrides: Mapping[str, Any] | None = None
     checkpoint = read_checkpoint(path)
     config = OmegaConf.create(checkpoint["fastcap"]["config"])
     assert isinstance(config, DictConfig)
-    if found := untrusted(OmegaConf.to_container(config, resolve=True)):
+    if found := not_allowed(OmegaConf.to_container(config, resolve=True)):
         raise CheckpointError(f"{path}: field `fastcap.config.{found}")
     for key, value in (overrides or {}).items():
         override_config(config, key, value)

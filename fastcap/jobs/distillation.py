@@ -1,6 +1,6 @@
 """Feature distillation: a backbone learns to say what a packaged ImageNet encoder sees, on any images.
 
-Features on a grid (FitNets, Romero et al. 2015, arXiv 1412.6550), standardised channel by channel as in feature
+Features on a grid (FitNets, Romero et al. 2015, arXiv 1412.6550), normalized channel by channel as in feature
 distillation for recognition (Wei et al. 2022, arXiv 2205.14141), and the teacher's classes (Hinton et al. 2015,
 arXiv 1503.02531) with both seeing the same crop (patient teacher, Beyer et al. 2022, arXiv 2106.05237).
 """
@@ -62,13 +62,13 @@ class Teacher(nn.Module):
         self.requires_grad_(False)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Look at standardised images (B, 3, H, W); returns features (B, h, w, C) and class logits (B, 1000)."""
+        """Encode normalized images (B, 3, H, W); returns features (B, h, w, C) and class logits (B, 1000)."""
         features = self.encoder.feature_map(images)
         return features, self.classifier(features.mean((1, 2)))
 
 
-class ChannelStandardiser(nn.Module):
-    """Standardise each channel by the running mean and deviation of what it saw in training.
+class ChannelNormalizer(nn.Module):
+    """Normalize each channel by the running mean and deviation of what it saw in training.
 
     Args:
         dim: Channels C.
@@ -87,7 +87,7 @@ class ChannelStandardiser(nn.Module):
         self.register_buffer("batches", torch.zeros((), dtype=torch.long))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Standardise (..., C); in training learn from it first."""
+        """Normalize (..., C); in training learn from it first."""
         x = x.float()
         if self.training:
             self.batches += 1
@@ -98,7 +98,7 @@ class ChannelStandardiser(nn.Module):
         return (x - self.mean) * (self.variance + 1e-4).rsqrt()
 
     def undo(self, x: Tensor) -> Tensor:
-        """Bring standardised channels back. (..., C)."""
+        """Bring normalized channels back. (..., C)."""
         return x.float() * (self.variance + 1e-4).sqrt() + self.mean
 
 
@@ -107,7 +107,7 @@ class DistillationModule(BackbonePretraining):
 
     Args:
         backbone: As in ``BackbonePretraining``, which also takes the remaining arguments.
-        teacher: Standardised images to features (B, h, w, C) and class logits.
+        teacher: Normalized images to features (B, h, w, C) and class logits.
         weights: Weights of the loss's terms.
         image_size: Side of the images that the backbone sees, in pixels.
         teacher_size: Side of the same images for the teacher.
@@ -127,7 +127,7 @@ class DistillationModule(BackbonePretraining):
         super().__init__(backbone, **training)
         self.teacher, self.weights = teacher, weights
         self.image_size, self.teacher_size = image_size, teacher_size
-        self.standard = ChannelStandardiser(teacher.feature_dim)
+        self.normalizer = ChannelNormalizer(teacher.feature_dim)
         on_features = max(weights.cosine, weights.smooth_l1, weights.pooled) > 0
         self.feature_head = nn.Linear(backbone.feature_dim, teacher.feature_dim) if on_features else None
         self.class_head = nn.Linear(backbone.feature_dim, teacher.num_classes) if weights.logits > 0 else None
@@ -138,7 +138,7 @@ class DistillationModule(BackbonePretraining):
         values: dict[str, Tensor] = {}
         with torch.inference_mode():
             seen, classes = self.teacher(self.normalize(batch.images, self.teacher_size))
-        target, classes = self.standard(seen.clone()), classes.float().clone()  # clones: autograd keeps them
+        target, classes = self.normalizer(seen.clone()), classes.float().clone()  # clones: autograd keeps them
         features = self.backbone(self.normalize(batch.images, self.image_size))
         terms: dict[str, Tensor] = {}
         guess = None
@@ -149,7 +149,7 @@ class DistillationModule(BackbonePretraining):
             terms["smooth_l1"] = F.smooth_l1_loss(predicted, target)
             terms["pooled"] = 1 - F.cosine_similarity(predicted.mean((1, 2)), target.mean((1, 2))).mean()
             if self.class_head is None and not self.training:
-                guess = self.teacher.classifier(self.standard.undo(predicted.mean((1, 2))))
+                guess = self.teacher.classifier(self.normalizer.undo(predicted.mean((1, 2))))
         if self.class_head is not None:
             guess = self.class_head(features.mean(1)).float()
             terms["logits"] = divergence(guess, classes, weights.temperature)

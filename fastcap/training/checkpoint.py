@@ -52,7 +52,7 @@ class LastCheckpoint(L.pytorch.callbacks.ModelCheckpoint):
         self.dirpath = self.folder or join(trainer.default_root_dir, "checkpoints")
         super().setup(trainer, pl_module, stage)
         if stage == "fit":
-            self.stop_signal.prepare()
+            self.stop_signal.setup()
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Note how far the training loaders had got."""

@@ -49,7 +49,7 @@ class StopSignal:
         self._free: list[signal.Signals] = []
         self._before: dict[signal.Signals, Any] = {}
 
-    def prepare(self) -> None:
+    def setup(self) -> None:
         """See which signals nobody handles yet; to be called before Lightning sets its handlers."""
         main = threading.current_thread() is threading.main_thread()
         self._free = [number for number in self.SIGNALS if main and signal.getsignal(number) == signal.SIG_DFL]

@@ -1,4 +1,4 @@
-"""What a checkpoint may have built: its configuration names classes, and a stranger's could name any program."""
+"""Which classes and functions the configuration inside a checkpoint may build: a stranger's could name any program."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pkgutil
 from collections.abc import Iterator
 from typing import Any
 
-ENVIRONMENT = "FASTCAP_TRUST"
+ENVIRONMENT = "FASTCAP_ALLOW"
 # Classes of these modules, and functions of the second list, do nothing but build parts.
 CLASSES = (
     *(f"fastcap.{name}" for name in ("alignment", "backbone", "data", "decoder", "generation", "jobs")),
@@ -18,10 +18,10 @@ CLASSES = (
 FUNCTIONS = ("fastcap.training.log_wandb", "fastcap.training.loggers", "fastcap.data.tokenizer", "fastcap.optim")
 
 
-def untrusted(config: Any) -> str | None:
+def not_allowed(config: Any) -> str | None:
     """Find what a configuration would build that is neither FastCap's nor a package of the user's own choice.
 
-    Packages named in the environment variable ``FASTCAP_TRUST``, separated by commas, are trusted whole.
+    Packages named in the environment variable ``FASTCAP_ALLOW``, separated by commas, are allowed whole.
 
     Args:
         config: Plain data, with everything resolved.
@@ -33,7 +33,7 @@ def untrusted(config: Any) -> str | None:
     for where, target in _targets(config, ""):
         if not (isinstance(target, str) and (_inside(target, chosen) or _known(target))):
             package = target.split(".")[0] if isinstance(target, str) else ""
-            return f"{where}` is {target!r}, no part of FastCap; if you trust it, set {ENVIRONMENT}={package}"
+            return f"{where}` is {target!r}, no part of FastCap; to allow it, set {ENVIRONMENT}={package}"
     return None
 
 

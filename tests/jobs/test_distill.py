@@ -16,7 +16,7 @@ from fastcap.data import DataError
 from fastcap.data.folders import ClassFolders, FolderImages
 from fastcap.data.images import ImageDataModule
 from fastcap.data.tokenizer import train_word_tokenizer
-from fastcap.jobs.distillation import ChannelStandardiser, DistillationWeights, Teacher, to_grid
+from fastcap.jobs.distillation import ChannelNormalizer, DistillationWeights, Teacher, to_grid
 from fastcap.jobs.pretrain import pretrain_backbone
 from fastcap.training.checkpoints import CheckpointError
 from fastcap.types import IMAGE_MEAN, IMAGE_STD
@@ -215,7 +215,7 @@ def test_the_teacher_knows_a_cat():
 
 def test_channels_are_standardised_by_what_was_seen():
     torch.manual_seed(0)
-    standard = ChannelStandardiser(3).train()
+    standard = ChannelNormalizer(3).train()
     scale, shift = torch.tensor([1.0, 5.0, 0.2]), torch.tensor([0.0, 3.0, -1.0])
     for _ in range(50):
         standard(torch.randn(8, 4, 4, 3) * scale + shift)

@@ -91,7 +91,7 @@ def test_a_handler_that_is_there_already_stays():
     before = signal.signal(signal.SIGUSR1, lambda *_: seen.append("theirs"))
     free = signal.signal(signal.SIGTERM, signal.SIG_DFL)  # whatever earlier tests left there
     try:
-        stop.prepare()
+        stop.setup()
         stop.watch()
         signal.raise_signal(signal.SIGUSR1)
         assert seen == ["theirs"] and stop.received is None

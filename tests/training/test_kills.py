@@ -58,7 +58,7 @@ def test_killed_in_a_checkpoint_and_in_validation(tmp_path, whole):
 
 
 def moments(count, seed):
-    """Moments to kill a process at, at least one of each phase that matters, in an order by chance."""
+    """Moments to kill a process at, at least one of each phase that matters, in random order."""
     draw = random.Random(seed)
     phases = ["validation", "validated", "half", "written", "renamed", "rows", "start", "backward", "end", "timer"]
     chosen = [phases[i % len(phases)] for i in range(count)]

@@ -8,7 +8,7 @@ import torch
 
 from fastcap.build import load_checkpoint
 from fastcap.training.checkpoints import CheckpointError
-from fastcap.utils.allowlist import untrusted
+from fastcap.utils.allowlist import not_allowed
 
 NAMED = sorted(
     set(re.findall(r"_target_: (\S+)", "".join(p.read_text(encoding="utf-8") for p in Path("conf").rglob("*.yaml"))))
@@ -16,8 +16,8 @@ NAMED = sorted(
 
 
 @pytest.mark.parametrize("target", NAMED)
-def test_whatever_conf_names_is_trusted(target):
-    assert untrusted({"backbone": {"_target_": target}}) is None
+def test_whatever_conf_names_is_allowed(target):
+    assert not_allowed({"backbone": {"_target_": target}}) is None
 
 
 @pytest.mark.parametrize(
@@ -38,16 +38,16 @@ def test_whatever_conf_names_is_trusted(target):
     ],
 )
 def test_programs_are_not(target):
-    found = untrusted({"decoder": {"layers": [{"part": {"_target_": target}}]}})
+    found = not_allowed({"decoder": {"layers": [{"part": {"_target_": target}}]}})
     assert found is not None and found.startswith(f"decoder.layers.0.part._target_` is {target!r}")
 
 
-def test_a_package_of_ones_own_is_trusted_by_name(monkeypatch):
+def test_a_package_of_ones_own_is_allowed_by_name(monkeypatch):
     config = {"backbone": {"_target_": "mine.backbones.Large"}}
-    assert "FASTCAP_TRUST=mine" in untrusted(config)
-    monkeypatch.setenv("FASTCAP_TRUST", "other, mine")
-    assert untrusted(config) is None
-    assert untrusted({"backbone": {"_target_": "mineral.Large"}}) is not None
+    assert "FASTCAP_ALLOW=mine" in not_allowed(config)
+    monkeypatch.setenv("FASTCAP_ALLOW", "other, mine")
+    assert not_allowed(config) is None
+    assert not_allowed({"backbone": {"_target_": "mineral.Large"}}) is not None
 
 
 def test_a_checkpoint_that_names_a_program_runs_none(tiny_checkpoint, tmp_path):
