@@ -164,7 +164,10 @@ def _one_line(error: BaseException) -> str | None:
 
 
 def _users_mistake(error: BaseException) -> str | None:
-    return str(error) if isinstance(error, UserError) else None
+    if not isinstance(error, UserError):
+        return None
+    # One from a worker of torch's comes with the worker's traceback, and ends as it would by itself.
+    return str(error).rpartition(f"\n{type(error).__module__}.{type(error).__qualname__}: ")[2]
 
 
 def _refusal(error: BaseException) -> str | None:
