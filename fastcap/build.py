@@ -107,13 +107,9 @@ def construct(node: DictConfig, **facts: Any) -> Any:
         return instantiate(node, _partial_=True)(**facts)
     except DataError:
         raise
-    except (ValueError, InstantiationException, MisconfigurationException) as error:
-        cause = error.__cause__ or error
-        raise ConfigError(f"{node.get('_target_')}: {cause}") from error
-    except TypeError as error:  # a key of another version, out of a checkpoint's configuration
-        if "unexpected keyword argument" not in str(error):
-            raise
-        raise ConfigError(f"{node.get('_target_')}: {error}") from error
+    # TypeError: of a key of another version, out of a checkpoint's configuration, or of a value of another type.
+    except (ValueError, TypeError, InstantiationException, MisconfigurationException) as error:
+        raise ConfigError(f"{node.get('_target_')}: {error.__cause__ or error}") from error
 
 
 def build_datamodule(cfg: DictConfig, tokenizer: CaptionTokenizer | None = None) -> CaptionDataModule:
@@ -280,7 +276,7 @@ def build_trainer(cfg: DictConfig, run_dir: Path, overrides: Sequence[str] = (),
 def _validation_interval(trainer: DictConfig) -> int | None:
     """Epochs between validations; a shorter run is validated at its end, or it would have no best checkpoint."""
     every, epochs = trainer.get("check_val_every_n_epoch"), trainer.get("max_epochs")
-    return min(every, epochs) if every and epochs and epochs > 0 else every
+    return min(every, epochs) if isinstance(every, int) and isinstance(epochs, int) and epochs > 0 else every
 
 
 def settle_resume(cfg: DictConfig, run_dir: Path) -> DictConfig:

@@ -23,7 +23,7 @@ from fastcap.build import (
     build_trainer,
     load_checkpoint,
 )
-from fastcap.cli import UserError, hydra_command, print_table
+from fastcap.cli import UserError, hydra_command, one_clear_error, print_table
 from fastcap.data.pixels import decode_thumbnail
 from fastcap.data.results import write_results
 from fastcap.metrics import CaptionMetrics, caption_faults, count_lengths
@@ -193,9 +193,17 @@ def _main(cfg: DictConfig) -> float | None:
     return metrics.get(f"{cfg.split}/cider")
 
 
+@one_clear_error
 def main() -> None:
     """Entry point. Keys of the open groups exist in the checkpoint only, so Hydra is told to add them (``++``)."""
-    sys.argv[1:] = [f"++{a}" if a.split(".")[0] in OPEN_GROUPS else a for a in sys.argv[1:]]
+    for number, argument in enumerate(sys.argv[1:], start=1):
+        key = argument.lstrip("+~").partition("=")[0]
+        if key in OPEN_GROUPS:
+            raise UserError(
+                f"{argument}: the checkpoint has chosen; single keys may be overridden, such as {key}.KEY=VALUE"
+            )
+        if key.split(".")[0] in OPEN_GROUPS:
+            sys.argv[number] = f"++{argument.lstrip('+')}"
     _main()
 
 

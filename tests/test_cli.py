@@ -17,6 +17,7 @@ import fastcap
 from fastcap.build import CONFIG_DIR, ConfigError, build_trainer
 from fastcap.cli import one_clear_error, readable
 from fastcap.data import DataError
+from fastcap.eval import main as eval_command
 from fastcap.train import main as train_command
 from fastcap.training import seed_run
 from fastcap.training.checkpoints import CheckpointError
@@ -69,6 +70,13 @@ def test_every_error_of_fastcap_says_whose_mistake_it_is():
 def test_paths_are_read_as_they_stand(path):
     with initialize_config_dir(CONFIG_DIR, version_base="1.3"):
         assert compose("eval", overrides=[readable(f"ckpt={path}")]).ckpt == path
+
+
+def test_eval_takes_keys_of_a_group_and_no_choices(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["eval", "refinement=beam"])
+    with pytest.raises(SystemExit):
+        eval_command()
+    assert "refinement=beam: the checkpoint has chosen" in capsys.readouterr().err
 
 
 def test_a_comma_in_an_existing_path_is_no_sweep(tmp_path, monkeypatch):

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fastcap.training.files import AtomicCheckpointIO, is_url, join
 from fastcap.utils.errors import UserError
+from fastcap.utils.models import find_model
 
 log = logging.getLogger(__name__)
 
@@ -34,11 +35,12 @@ class FolderInUseError(UserError):
 
 
 def open_checkpoint(path: Path | str) -> dict[str, Any]:
-    """Read any checkpoint of Lightning's without unpickling code.
+    """Read any checkpoint of Lightning's, or the best of a run's folder, without unpickling code.
 
     Raises:
         CheckpointError: If the file is missing or unreadable.
     """
+    path = path if is_url(path) else find_model(path)
     if not _exists(path):
         raise CheckpointError(f"{path}: no such checkpoint")
     try:
