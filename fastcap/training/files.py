@@ -1,4 +1,7 @@
-"""Checkpoint files that are whole or absent, on a local disk, a shared folder or an object store."""
+"""Checkpoint files that are whole or absent, on a disk or an object store.
+
+Lightning writes a checkpoint in place: a process that is killed meanwhile leaves half of the only one.
+"""
 
 from __future__ import annotations
 

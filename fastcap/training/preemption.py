@@ -1,4 +1,8 @@
-"""An end in good order before a machine is taken away: a signal, a checkpoint, and the job in the queue again."""
+"""A run that a signal stops: its step is finished and saved, and its Slurm job queued again.
+
+Lightning's own handlers save in the middle of whatever step they meet; what goes on from there is another run than the
+unbroken one.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""``metrics.csv``: rows that are on the disk as soon as they are logged, and that a resumed run carries on."""
+"""``metrics.csv``: rows that are on the disk as soon as they are logged, and that a resumed run carries on.
+
+Lightning's writer empties the file of a run that is resumed in place.
+"""
 
 from __future__ import annotations
 
