@@ -178,7 +178,7 @@ def build_model(
     length = construct(cfg.length, dim=decoder.dim, max_length=max_length)
     refinement = construct(cfg.refinement, special=special)
     if refinement.causal != decoder.causal:
-        fitting = "greedy or refinement=beam" if decoder.causal else "icmr"
+        fitting = "greedy" if decoder.causal else "icmr"
         raise ConfigError(
             f"decoder {type(decoder).__name__} is not driven by {type(refinement).__name__}: "
             f"choose refinement={fitting}"

@@ -84,7 +84,12 @@ def settled_model(folder, choice):
 
 @pytest.mark.parametrize(
     "choice",
-    [[], ["refinement.num_steps=1"], AUTOREGRESSIVE, [AUTOREGRESSIVE[0], "refinement=beam"]],
+    [
+        [],
+        ["refinement.num_steps=1"],
+        AUTOREGRESSIVE,
+        [AUTOREGRESSIVE[0], "refinement=greedy", "refinement.num_beams=3"],
+    ],
     ids=["icmr", "one step", "greedy", "beam"],
 )
 def test_captions_are_those_of_a_cpu(choice, tmp_path):

@@ -20,8 +20,13 @@ IMAGES = torch.tensor(np.stack([painted(seed) for seed in range(12)])).permute(0
 KINDS = {
     "moe": [],
     "every expert": ["decoder.top_k=2"],
-    "autoregressive": ["decoder=autoregressive_mini", "refinement=beam"],
-    "autoregressive, every expert": ["decoder=autoregressive_mini", "refinement=beam", "decoder.top_k=2"],
+    "autoregressive": ["decoder=autoregressive_mini", "refinement=greedy", "refinement.num_beams=3"],
+    "autoregressive, every expert": [
+        "decoder=autoregressive_mini",
+        "refinement=greedy",
+        "refinement.num_beams=3",
+        "decoder.top_k=2",
+    ],
 }
 
 
