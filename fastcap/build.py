@@ -1,4 +1,4 @@
-"""From configuration to objects, and from a checkpoint back to a model. The only place that instantiates configs."""
+"""Build objects from a configuration, and a model from a checkpoint. Nothing else instantiates configurations."""
 
 from __future__ import annotations
 
@@ -21,11 +21,12 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 import fastcap
+from fastcap.alignment.concepts import ConceptTable
 from fastcap.backbone.weights import load_backbone
 from fastcap.data import DataError
-from fastcap.data.concepts import Phrases
 from fastcap.data.datamodule import CaptionDataModule
 from fastcap.data.tokenizer import CaptionTokenizer
+from fastcap.losses import Objective
 from fastcap.metrics import CiderReward
 from fastcap.model import FastCap
 from fastcap.module import CaptioningModule
@@ -152,18 +153,23 @@ def _without_pretrained(node: DictConfig) -> DictConfig:
 def build_model(
     cfg: DictConfig,
     tokenizer: CaptionTokenizer,
-    concept_weights: Sequence[float] | None = None,
-    phrases: Phrases | None = None,
+    concepts: ConceptTable | None = None,
     fresh: bool = True,
 ) -> FastCap:
-    """Build the model. Facts known only now (vocabulary, widths, concepts, phrases) are passed here and are no keys.
+    """Build the model. Facts known only now (vocabulary, widths, concepts) are passed here and are no keys.
 
-    ``fresh`` is False when a checkpoint will fill in the weights.
+    Args:
+        cfg: The whole configuration.
+        tokenizer: The vocabulary.
+        concepts: The training captions' concepts and phrases; None for the vocabulary's concepts alone.
+        fresh: False when a checkpoint will fill in the weights.
+
+    Raises:
+        ConfigError: If a setting is refused, or decoding is to be guided by what is not trained.
     """
     start = OmegaConf.select(cfg, "init.captioner")
-    judge = bool(OmegaConf.select(cfg, "alignment.judge_dim"))
-    if OmegaConf.select(cfg, f"objective.{'judge' if judge else 'phrase'}_weight") == 0 and not start:
-        phrases = None  # what nothing trains must not be named
+    if not start:
+        _check_guidance(cfg)
     special, vocab_size, max_length = tokenizer.special, tokenizer.vocab_size, int(cfg.data.max_length)
     backbone: Any = build_backbone(cfg, fresh)
     decoder = construct(cfg.decoder, vocab_size=vocab_size, max_length=max_length, pad_id=special.pad)
@@ -171,9 +177,8 @@ def build_model(
         cfg.alignment,
         feature_dim=backbone.feature_dim,
         dim=decoder.dim,
-        concepts=tokenizer.concepts(),
-        concept_weights=concept_weights,
-        **({"phrases": phrases.pairs, "phrase_weights": phrases.weights} if phrases else {}),
+        concepts=concepts or ConceptTable(tokenizer.concepts()),
+        branch_dim=cfg.concepts.branch_dim,
     )
     length = construct(cfg.length, dim=decoder.dim, max_length=max_length)
     refinement = construct(cfg.refinement, special=special)
@@ -183,45 +188,79 @@ def build_model(
             f"decoder {type(decoder).__name__} is not driven by {type(refinement).__name__}: "
             f"choose refinement={fitting}"
         )
-    for name, what in (("rerank_weight", "concept"), ("word_bias", "concept"), ("bigram_bias", "phrase")):
-        trained = f"objective.{'judge' if judge else what}_weight"
-        key, weight = f"refinement.guidance.{name}", cfg.refinement.guidance.get(name)
-        if weight and OmegaConf.select(cfg, trained) == 0 and not start:
-            raise ConfigError(f"{key} = {weight} asks for the image's {what}s, which {trained}=0 does not train")
-        if weight and what == "phrase" and not OmegaConf.select(cfg, "data.phrase_mentions"):
-            raise ConfigError(
-                f"{key} = {weight} asks for the image's phrases, of which data.phrase_mentions=0 has none"
-            )
     model = FastCap(backbone, alignment, decoder, length, refinement)
     if fresh and start:
         start_from(model, start, tokenizer)
     return model
 
 
+def _check_guidance(cfg: DictConfig) -> None:
+    """Refuse to guide decoding by concepts or phrases that are not trained."""
+    concepts = cfg.concepts
+    losses = {"loss_weight": concepts.loss_weight, "phrase_loss_weight": concepts.phrase_loss_weight}
+    if concepts.branch_dim:
+        losses = dict.fromkeys(losses, concepts.branch_loss_weight)
+    untrained = "branch_loss_weight=0" if concepts.branch_dim else None
+    for name, weight in cfg.refinement.guidance.items():
+        loss = "phrase_loss_weight" if name == "bigram_bias" else "loss_weight"
+        if not weight or name == "word_penalty":
+            continue
+        if not losses[loss]:
+            raise ConfigError(f"refinement.guidance.{name} = {weight}: concepts.{untrained or loss + '=0'} trains none")
+        if name == "bigram_bias" and not concepts.min_phrase_count:
+            raise ConfigError(f"refinement.guidance.{name} = {weight}: concepts.min_phrase_count=0 has no phrases")
+
+
+def build_concepts(cfg: DictConfig, datamodule: CaptionDataModule) -> ConceptTable:
+    """Collect the concepts and phrases of the training captions; phrases that have no loss are left out."""
+    concepts = cfg.concepts
+    weights = datamodule.concept_weights(concepts.min_count)
+    trained = concepts.branch_loss_weight if concepts.branch_dim else concepts.phrase_loss_weight
+    if not (trained or cfg.init.captioner) or not concepts.min_phrase_count:
+        return ConceptTable(datamodule.tokenizer.concepts(), weights)
+    phrases = datamodule.phrases(concepts.min_phrase_count)
+    return ConceptTable(datamodule.tokenizer.concepts(), weights, phrases.pairs, phrases.weights)
+
+
+def freeze_untrained(model: FastCap, objective: Objective) -> None:
+    """Freeze what no loss reaches: distributed training waits for every other gradient."""
+    alignment, concepts, weights = model.alignment, model.alignment.concepts, objective.weights
+    model.decoder.requires_grad_(objective.decodes)
+    for part in (alignment.image_head, alignment.text_encoder, alignment.log_scale):
+        part.requires_grad_(objective.alignment_weight > 0)
+    concepts.memory_head.requires_grad_(max(weights["concept"], weights["phrase"]) > 0)
+    if concepts.branch is not None:
+        concepts.branch.requires_grad_(objective.branch_weight > 0)
+
+
 def build_module(cfg: DictConfig, datamodule: CaptionDataModule, model: FastCap | None = None) -> CaptioningModule:
     """Build the training system around a new model, or around one already loaded."""
     tokenizer = datamodule.tokenizer
-    references = datamodule.reference_tokens() if model is None or cfg.objective.reinforce_weight > 0 else {}
+    references = datamodule.reference_tokens() if model is None or cfg.objective.scst_weight > 0 else {}
     if model is None:
-        concepts = datamodule.concept_weights(), datamodule.phrases()
-        model = build_model(cfg, tokenizer, *concepts, fresh=not cfg.get("resume"))
+        model = build_model(cfg, tokenizer, build_concepts(cfg, datamodule), fresh=not cfg.get("resume"))
         model.ngrams.count(itertools.chain.from_iterable(references.values()))
-    if model.alignment.judge_head is not None:  # what no loss moves is frozen: DDP waits for every other gradient
-        model.alignment.judge_head.requires_grad_(cfg.objective.judge_weight > 0)
+    objective = instantiate(
+        cfg.objective,
+        concept_weight=cfg.concepts.loss_weight,
+        phrase_weight=cfg.concepts.phrase_loss_weight,
+        branch_weight=cfg.concepts.branch_loss_weight,
+    )
+    freeze_untrained(model, objective)
     return CaptioningModule(
         model=model,
         special=tokenizer.special,
         decode=tokenizer.decode,
         optimizer=instantiate(cfg.optim.optimizer),
         schedule=instantiate(cfg.optim.schedule),
-        objective=instantiate(cfg.objective),
+        objective=objective,
         seed=cfg.seed,
         weight_decay=cfg.optim.weight_decay,
         backbone_lr_scale=cfg.optim.backbone_lr_scale,
         alignment_lr_scale=cfg.optim.alignment_lr_scale,
         extra_metrics=datamodule.extra_metrics,
         oracle_captions=datamodule.oracle_captions,
-        reward=CiderReward(references) if cfg.objective.reinforce_weight > 0 else None,
+        reward=CiderReward(references) if cfg.objective.scst_weight > 0 else None,
         artifacts={
             "format_version": FORMAT_VERSION,
             "fastcap_version": fastcap.__version__,

@@ -33,7 +33,7 @@ from fastcap.reporting.scores import ScoredCaption, score_captions, write_scores
 from fastcap.training import closing_loggers
 from fastcap.training.checkpoints import find_checkpoint
 from fastcap.types import CaptionRecords
-from fastcap.utils.distributed import gather_list, together
+from fastcap.utils.distributed import collective, gather_list
 from fastcap.utils.files import write_json
 from fastcap.utils.provenance import describe_run
 
@@ -109,7 +109,7 @@ def evaluate(ckpt: Path | str, split: str, overrides: dict[str, Any], run_dir: P
 
 def _gathered(predictions: Sequence[Prediction]) -> list[Prediction]:
     """All processes' predictions, each image once."""
-    with together():
+    with collective():
         everybodys = gather_list(predictions)
     return list({p.image_id: p for p in everybodys}.values())
 

@@ -1,12 +1,97 @@
-"""Training losses, as pure functions."""
+"""The training objective: losses as pure functions, their names and their weights."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastcap.types import Sampled
+from fastcap.types import Sampled, SpecialTokens
+
+
+@dataclass(frozen=True)
+class Objective:
+    """Weights of the losses, and what they are computed on.
+
+    Attributes:
+        token_weight: Weight of the cross-entropy of the captions' tokens; zero runs no decoder.
+        length_weight: Weight of the length loss.
+        alignment_weight: Weight of the contrastive loss.
+        concept_weight: Weight of the classification of concepts (``concepts.loss_weight``).
+        phrase_weight: Likewise of phrases (``concepts.phrase_loss_weight``).
+        branch_weight: Of both losses again for the separate branch, if any (``concepts.branch_loss_weight``).
+        scst_weight: Weight of self-critical training, which rewards sampled captions by their CIDEr-D; zero samples
+            none.
+        scst_samples: Captions sampled for each image, at least two.
+        scst_temperature: Temperature of the sampled words.
+        label_smoothing: Of the token loss.
+        full_mask_share: Share of captions masked whole, as refinement's first step sees them.
+        decoded_captions: Captions of each image that are decoded and aligned; its lengths and concepts are learnt from
+            all captions of the batch, at next to no cost.
+    """
+
+    token_weight: float = 1.0
+    length_weight: float = 0.1
+    alignment_weight: float = 0.1
+    concept_weight: float = 4.0
+    phrase_weight: float = 4.0
+    branch_weight: float = 4.0
+    scst_weight: float = 0.0
+    scst_samples: int = 5
+    scst_temperature: float = 1.0
+    label_smoothing: float = 0.05
+    full_mask_share: float = 0.2
+    decoded_captions: int = 5
+
+    def __post_init__(self) -> None:
+        if self.scst_weight > 0 and self.scst_samples < 2:
+            raise ValueError(f"scst_samples = {self.scst_samples} must be at least 2: the others are the baseline")
+
+    @property
+    def decodes(self) -> bool:
+        """Whether any loss reaches the decoder."""
+        return max(self.token_weight, self.scst_weight) > 0
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The weight of each loss by its name, as it is logged under ``train/loss_``."""
+        return {
+            "token": self.token_weight,
+            "balance": 1.0,  # the decoder has weighed it
+            "length": self.length_weight,
+            "alignment": self.alignment_weight,
+            "concept": self.concept_weight,
+            "phrase": self.phrase_weight,
+            "branch_concept": self.branch_weight,
+            "branch_phrase": self.branch_weight,
+            "scst": self.scst_weight,
+        }
+
+    def total(self, losses: Mapping[str, Tensor]) -> Tensor:
+        """Return the weighted sum that is minimised."""
+        weights = self.weights
+        return torch.stack([weights[name] * loss for name, loss in losses.items()]).sum()
+
+
+def shift_right(tokens: Tensor, lengths: Tensor, special: SpecialTokens) -> tuple[Tensor, Tensor, Tensor]:
+    """Make teacher forcing's input and targets.
+
+    Args:
+        tokens: Captions, PAD beyond each length. (B, L)
+        lengths: Tokens of each caption. (B,)
+        special: The special token ids.
+
+    Returns:
+        [BOS] and the caption (B, L + 1), the caption and [EOS] (B, L + 1), True where the loss counts (B, L + 1).
+    """
+    ahead = torch.arange(tokens.shape[1] + 1, device=tokens.device)
+    shown = F.pad(tokens, (1, 0), value=special.bos)
+    targets = F.pad(tokens, (0, 1), value=special.pad)
+    targets = targets.masked_fill(ahead == lengths.unsqueeze(1), special.eos)
+    return shown, targets, ahead <= lengths.unsqueeze(1)
 
 
 def token_loss(logits: Tensor, targets: Tensor, scored: Tensor, label_smoothing: float = 0.0) -> Tensor:
@@ -24,8 +109,8 @@ def token_loss(logits: Tensor, targets: Tensor, scored: Tensor, label_smoothing:
     return F.cross_entropy(logits[scored].float(), targets[scored], label_smoothing=label_smoothing)
 
 
-def reinforce_loss(sampled: Sampled, rewards: Tensor) -> Tensor:
-    """Policy gradient with the mean of an image's other samples as baseline (Luo 2020, arXiv 2003.09971).
+def scst_loss(sampled: Sampled, rewards: Tensor) -> Tensor:
+    """Self-critical policy gradient (arXiv 1612.00563), an image's other samples as baseline (Luo, arXiv 2003.09971).
 
     Args:
         sampled: K captions an image, with the log-probability of every decision.
@@ -81,16 +166,16 @@ def alignment_loss(image: Tensor, text: Tensor, scale: Tensor) -> Tensor:
     return (to_image + to_text) / 2
 
 
-def concept_loss(logits: Tensor, named: Tensor, weights: Tensor) -> Tensor:
-    """Binary cross-entropy of which concepts an image's captions name.
+def concept_loss(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+    """Binary cross-entropy of which concepts an image's captions hold.
 
     Args:
         logits: Score of each concept. (B, C)
-        named: One where a caption names the concept. (B, C)
+        targets: One where a caption holds the concept. (B, C)
         weights: How much each concept counts. (C,)
 
     Returns:
-        Nats a named concept, weighted, averaged over the batch. ()
+        Nats a concept that is there, weighted, averaged over the batch. ()
     """
-    loss = F.binary_cross_entropy_with_logits(logits.float(), named, weights, reduction="sum")
-    return loss / (weights * named).sum().clamp(min=1.0)
+    loss = F.binary_cross_entropy_with_logits(logits.float(), targets, weights, reduction="sum")
+    return loss / (weights * targets).sum().clamp(min=1.0)

@@ -11,7 +11,7 @@ from fastcap.alignment.cmfa import CrossModalFeatureAlignment
 from fastcap.generation.beam import BeamSearch
 from fastcap.generation.icmr import ICMRDecoder
 from fastcap.generation.ngrams import NGrams
-from fastcap.types import IMAGE_MEAN, IMAGE_STD, Encoded, Refinement, Sampled
+from fastcap.types import IMAGE_MEAN, IMAGE_STD, CausalDecoder, Encoded, MaskedDecoder, Refinement, Sampled
 
 
 class FastCap(nn.Module):
@@ -20,7 +20,7 @@ class FastCap(nn.Module):
     Args:
         backbone: Images (B, 3, H, W), normalized, to features (B, N, feature_dim).
         alignment: Features to image memory (B, N, D).
-        decoder: A ``Denoiser`` that also has a training ``forward``.
+        decoder: Image memory and captions to scores of their words.
         length: Image memory to length logits (B, max_length).
         refinement: Generation; it owns no weights and drives ``decoder`` itself.
     """
@@ -32,17 +32,17 @@ class FastCap(nn.Module):
         self,
         backbone: Any,
         alignment: CrossModalFeatureAlignment,
-        decoder: nn.Module,
+        decoder: MaskedDecoder | CausalDecoder,
         length: nn.Module,
         refinement: ICMRDecoder | BeamSearch,
     ) -> None:
         super().__init__()
         self.backbone: Any = backbone
         self.alignment = alignment
-        self.decoder: Any = decoder
+        self.decoder = decoder
         self.length = length
         self.refinement = refinement
-        self.ngrams = NGrams(self.decoder.vocab_size)
+        self.ngrams = NGrams(decoder.vocab_size)
         self.register_buffer("image_mean", 255 * torch.tensor(IMAGE_MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("image_std", 255 * torch.tensor(IMAGE_STD).view(3, 1, 1), persistent=False)
 
@@ -76,9 +76,9 @@ class FastCap(nn.Module):
         Raises:
             ValueError: If a number is below one, or the decoder is autoregressive and takes none.
         """
-        memory, judges = encoded.memory, self.alignment.judges(encoded)
+        memory, guidance = encoded.memory, self.alignment.guidance(encoded)
         return self.refinement.generate(
-            self.decoder, memory, self.length(memory), self.ngrams, judges, num_steps, length_beam, record_steps
+            self.decoder, memory, self.length(memory), self.ngrams, guidance, num_steps, length_beam, record_steps
         )
 
     def sample(self, encoded: Encoded, num_samples: int, temperature: float = 1.0) -> Sampled:

@@ -16,55 +16,23 @@ from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import Metric
 
 from fastcap.generation.schedule import sample_mask
-from fastcap.losses import alignment_loss, concept_loss, length_loss, reinforce_loss, token_loss
+from fastcap.losses import (
+    Objective,
+    alignment_loss,
+    concept_loss,
+    length_loss,
+    scst_loss,
+    shift_right,
+    token_loss,
+)
 from fastcap.metrics import CaptionMetrics, caption_faults
 from fastcap.model import FastCap
 from fastcap.optim import clip_gradients, parameter_groups, scale_learning_rates
 from fastcap.types import CaptionBatch, DecoderOutput, Encoded, Refinement, SpecialTokens
-from fastcap.utils.distributed import averaged, gather_list, gather_rows, together, weigh
-from fastcap.utils.rng import Chance, ImageChance, step_seed
+from fastcap.utils.distributed import averaged, collective, gather_list, gather_rows, weigh
+from fastcap.utils.rng import ImageRandom, RandomSource, step_seed
 
 Reward = Callable[[Sequence[int], Sequence[Sequence[int]]], list[float]]
-
-
-@dataclass(frozen=True)
-class Objective:
-    """What training asks for.
-
-    Attributes:
-        length_weight: Weight of the length loss.
-        alignment_weight: Weight of the contrastive loss.
-        concept_weight: Weight of the loss on the concepts that the image is to name.
-        phrase_weight: Likewise of the phrases, where there are any (``data.phrase_mentions``).
-        judge_weight: Of both losses again for the channels that only judge captions, if any (``alignment.judge_dim``).
-        label_smoothing: Of the token loss.
-        full_mask_share: Share of captions masked whole, as refinement's first step sees them.
-        decoded_captions: Captions of each image that are decoded and aligned; its lengths and concepts are learnt from
-            all captions of the batch, at next to no cost.
-        token_weight: Weight of the token loss.
-        reinforce_weight: Weight of the loss that rewards sampled captions by their CIDEr-D; zero samples none.
-        reinforce_samples: Captions sampled for each image, at least two.
-        reinforce_temperature: Temperature of the sampled words.
-    """
-
-    length_weight: float = 0.1
-    alignment_weight: float = 0.1
-    concept_weight: float = 4.0
-    phrase_weight: float = 4.0
-    judge_weight: float = 4.0
-    label_smoothing: float = 0.05
-    full_mask_share: float = 0.2
-    decoded_captions: int = 5
-    token_weight: float = 1.0
-    reinforce_weight: float = 0.0
-    reinforce_samples: int = 5
-    reinforce_temperature: float = 1.0
-
-    def __post_init__(self) -> None:
-        if self.reinforce_weight > 0 and self.reinforce_samples < 2:
-            raise ValueError(
-                f"reinforce_samples = {self.reinforce_samples} must be at least 2: the others are the baseline"
-            )
 
 
 @dataclass
@@ -80,8 +48,8 @@ class Prediction:
 class CaptioningModule(L.LightningModule):
     """Train and evaluate a ``FastCap``; ``forward`` captions images.
 
-    All chance in a step follows from (seed, epoch, image), that of dropout from (seed, epoch, batch, rank): a resumed
-    run equals an unbroken one, and without dropout two processes equal one that takes their batches together.
+    All random numbers of a step follow from (seed, epoch, image), those of dropout from (seed, epoch, batch, rank): a
+    resumed run equals an unbroken one, and without dropout two processes equal one that takes their batches together.
 
     Args:
         model: The model.
@@ -97,7 +65,7 @@ class CaptioningModule(L.LightningModule):
         extra_metrics: Further metrics of a split, each ``update(image_ids, captions)``; asked for once a split.
         oracle_captions: Captions by image id that a perfect captioner might give, where a split knows them.
         reward: Score of each caption, given as token ids, from the images' ids; asked for where
-            ``objective.reinforce_weight`` is above zero.
+            ``objective.scst_weight`` is above zero.
         artifacts: Plain data stored in every checkpoint under ``fastcap``.
         metric_options: Arguments of ``CaptionMetrics``.
     """
@@ -153,14 +121,15 @@ class CaptioningModule(L.LightningModule):
     # Training
 
     def training_step(self, batch: CaptionBatch, batch_idx: int) -> Tensor:
-        """Lose on hidden tokens, lengths, alignment and balance."""
+        """Compute the training losses of a batch, and log them."""
         seed = step_seed(self.seed, self.current_epoch, batch_idx, self.global_rank)
         torch.manual_seed(seed)  # dropout
-        with together():
-            losses, output = self.losses(batch, ImageChance(self.seed, self.current_epoch, batch.image_ids))
+        with collective():
+            losses, output = self.losses(batch, ImageRandom(self.seed, self.current_epoch, batch.image_ids))
             shown = {f"train/loss_{name}" if name != "total" else "train/loss": v for name, v in losses.items()}
-            loads = output.expert_weights.detach().float().mean(0).unbind()
-            shown |= {f"moe/load_e{expert}": share for expert, share in enumerate(loads)}
+            if output is not None:
+                loads = output.expert_weights.detach().float().mean(0).unbind()
+                shown |= {f"moe/load_e{expert}": share for expert, share in enumerate(loads)}
             shown = averaged(shown)
         for name, value in shown.items():
             self.log(name, value, prog_bar=name == "train/loss")
@@ -171,91 +140,86 @@ class CaptioningModule(L.LightningModule):
         return self.model.encode(batch.images) if batch.features is None else self.model.encode_map(batch.features)
 
     def losses(
-        self, batch: CaptionBatch, chance: Chance, encoded: Encoded | None = None
-    ) -> tuple[dict[str, Tensor], DecoderOutput]:
-        """Compute every loss of a batch; ``total`` is what is minimised.
+        self, batch: CaptionBatch, random: RandomSource, encoded: Encoded | None = None
+    ) -> tuple[dict[str, Tensor], DecoderOutput | None]:
+        """Compute every loss of a batch.
 
-        The captions reach the decoder only as masked input: the memory is made from the images alone. Images encoded
-        already are taken as they are. Inside ``together()`` a loss averaged over processes is that of the whole batch.
+        The captions reach the decoder only as masked input: the memory is made from the images alone. Inside
+        ``collective()`` a loss averaged over processes is that of the whole batch.
+
+        Args:
+            batch: Images and captions.
+            random: Decides the masks.
+            encoded: The images, if they are encoded already.
+
+        Returns:
+            The losses by name, and ``total``, which is minimised; what the decoder gave, None where it has no loss.
         """
-        objective, decoder = self.objective, self.model.decoder
-        decoded, decoded_lengths = (t[:, : objective.decoded_captions] for t in (batch.tokens, batch.lengths))
-        tokens, lengths = decoded.flatten(0, 1), decoded_lengths.flatten()
-        tokens = tokens[:, : int(lengths.max())]
-        pad = torch.arange(tokens.shape[1], device=tokens.device) >= lengths.unsqueeze(1)
+        objective, model, output = self.objective, self.model, None
         encoded = self.encode(batch) if encoded is None else encoded
-        memory = encoded.memory
-        cache = decoder.prepare(memory)
+        memory, losses = encoded.memory, dict[str, Tensor]()
+        counts: dict[str, Tensor | int] = {"length": batch.lengths.numel(), "balance": len(batch)}
+        captions, lengths = (t[:, : objective.decoded_captions] for t in (batch.tokens, batch.lengths))
 
-        if decoder.causal:
-            shown, targets, scored = shift_right(tokens, lengths, self.special)
-            output = decoder.output(decoder.predict(shown, cache)[0], cache)
-        else:
-            hidden = sample_mask(lengths, tokens.shape[1], objective.full_mask_share, chance)
-            visible, targets, scored = tokens.masked_fill(hidden, self.special.mask), tokens, hidden
-            output = decoder.output(decoder.denoise(visible, pad, cache), cache)
-
-        losses = {
-            "token": token_loss(output.logits, targets, scored, objective.label_smoothing),
-            "length": length_loss(self.model.length(memory), batch.lengths),
-            "balance": output.aux_loss,
-        }
-        counts: dict[str, Tensor | int] = {
-            "token": scored.sum(),
-            "length": batch.lengths.numel(),
-            "balance": len(batch),
-        }
+        # 1. The decoder restores what is hidden of the captions.
+        if objective.decodes:
+            inputs, targets, scored, pad = self._decoder_inputs(captions.flatten(0, 1), lengths.flatten(), random)
+            output = model.decoder(inputs, memory, pad)
+            losses["token"] = token_loss(output.logits, targets, scored, objective.label_smoothing)
+            losses["balance"] = output.aux_loss
+            counts["token"] = scored.sum()
+        # 2. The image alone gives the captions' lengths, words and phrases, and its place beside whole captions.
+        losses["length"] = length_loss(model.length(memory), batch.lengths)
         if objective.alignment_weight > 0:
-            image, text, scale = self.model.alignment.embed(memory, decoded, decoded_lengths)
+            image, text, scale = model.alignment.embed(memory, captions, lengths)
             losses["alignment"] = alignment_loss(gather_rows(image), gather_rows(text), scale)
-        for name, logits, named, decided in self._named(encoded, batch.tokens):
-            losses[name] = concept_loss(logits, named, decided)
-            counts[name] = (decided * named).sum().clamp(min=1.0)
-        if objective.reinforce_weight > 0 and self.training:
-            losses["reinforce"], counts["reinforce"] = self._reinforce(batch, encoded)
+        for name, logits, present, weights in self._concepts(encoded, batch.tokens):
+            losses[name] = concept_loss(logits, present, weights)
+            counts[name] = (weights * present).sum().clamp(min=1.0)
+        # 3. Sampled captions are rewarded.
+        if objective.scst_weight > 0 and self.training:
+            losses["scst"], counts["scst"] = self._scst(batch, encoded)
         losses = weigh(losses, counts)
-        weights = {
-            "token": objective.token_weight,
-            "reinforce": objective.reinforce_weight,
-            "length": objective.length_weight,
-            "alignment": objective.alignment_weight,
-            "concept": objective.concept_weight,
-            "phrase": objective.phrase_weight,
-            "judge_concept": objective.judge_weight,
-            "judge_phrase": objective.judge_weight,
-        }
-        losses["total"] = torch.stack([weights.get(name, 1.0) * loss for name, loss in losses.items()]).sum()
+        losses["total"] = objective.total(losses)
         return losses, output
 
-    def _named(self, encoded: Encoded, tokens: Tensor) -> Iterator[tuple[str, Tensor, Tensor, Tensor]]:
-        """Score concepts and phrases, those with a loss: its name, logits, truth and weights, (B, n) twice and (n,)."""
-        objective, alignment = self.objective, self.model.alignment
-        if not max(objective.concept_weight, objective.phrase_weight, objective.judge_weight):
-            return
-        truth, logits, judged = alignment.name_concepts(encoded, tokens)
-        parts = {"concept": slice(alignment.num_concepts), "phrase": slice(alignment.num_concepts, None)}
-        for name, part in parts.items():
-            weight, decided = getattr(objective, f"{name}_weight"), alignment.concept_weights[part]
-            if weight > 0 and len(decided):
-                yield name, logits[:, part], truth[:, part], decided
-            if judged is not None and objective.judge_weight > 0 and len(decided):
-                yield f"judge_{name}", judged[:, part], truth[:, part], decided
+    def _decoder_inputs(
+        self, tokens: Tensor, lengths: Tensor, random: RandomSource
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Hide tokens of captions (B * K, L); returns input, targets, where the loss counts, and padding."""
+        tokens = tokens[:, : int(lengths.max())]
+        pad = torch.arange(tokens.shape[1], device=tokens.device) >= lengths.unsqueeze(1)
+        if self.model.decoder.causal:
+            return *shift_right(tokens, lengths, self.special), pad
+        hidden = sample_mask(lengths, tokens.shape[1], self.objective.full_mask_share, random)
+        return tokens.masked_fill(hidden, self.special.mask), tokens, hidden, pad
 
-    def _reinforce(self, batch: CaptionBatch, encoded: Encoded) -> tuple[Tensor, Tensor]:
-        """Sample captions by the very refinement that is shipped, and prefer those that score above the others.
+    def _concepts(self, encoded: Encoded, tokens: Tensor) -> Iterator[tuple[str, Tensor, Tensor, Tensor]]:
+        """Predict concepts and phrases that have a loss: name, logits (B, n), targets (B, n) and weights (n,)."""
+        weights, concepts = self.objective.weights, self.model.alignment.concepts
+        if not any(weights[name] > 0 for name in ("concept", "phrase", "branch_concept", "branch_phrase")):
+            return
+        targets = concepts.targets(tokens)
+        for source, logits in concepts.training_logits(*encoded).items():
+            for name, part in concepts.parts.items():
+                if weights[source + name] > 0 and len(concepts.weights[part]):
+                    yield source + name, logits[:, part], targets[:, part], concepts.weights[part]
+
+    def _scst(self, batch: CaptionBatch, encoded: Encoded) -> tuple[Tensor, Tensor]:
+        """Sample captions by the refinement that ``decode`` runs, and prefer those that score above the others.
 
         Returns:
             The loss, and how many decisions it is a mean over.
         """
-        number = self.objective.reinforce_samples
-        sampled = self.model.sample(encoded, number, self.objective.reinforce_temperature)
-        assert self.reward is not None, "reinforce_weight needs a reward"
+        number = self.objective.scst_samples
+        sampled = self.model.sample(encoded, number, self.objective.scst_temperature)
+        assert self.reward is not None, "scst_weight needs a reward"
         image_ids = batch.image_ids.repeat_interleave(number).tolist()
         pairs = zip(sampled.tokens.tolist(), sampled.lengths.tolist(), strict=True)
         scores = self.reward(image_ids, [ids[:length] for ids, length in pairs])
         rewards = torch.tensor(scores, device=encoded.memory.device).view(-1, number)
         self.log("train/reward", 100 * rewards.mean(), sync_dist=True)
-        return reinforce_loss(sampled, rewards), sampled.decided.sum()
+        return scst_loss(sampled, rewards), sampled.decided.sum()
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Build the optimiser over decayed and undecayed parameters, and its schedule in steps."""
@@ -286,12 +250,12 @@ class CaptioningModule(L.LightningModule):
         started = time.perf_counter()
         images = self.encode(batch)
         encoded = time.perf_counter()
-        with together():
-            losses = averaged(self.losses(batch, ImageChance(self.seed, 0, batch.image_ids), images)[0])
-        for name in ("total", "token", "length", "alignment", "concept", "phrase", "judge_concept", "judge_phrase"):
-            if name in losses:
+        with collective():
+            losses = averaged(self.losses(batch, ImageRandom(self.seed, 0, batch.image_ids), images)[0])
+        for name, value in losses.items():
+            if name != "balance":
                 key = f"{self.eval_split}/loss" + ("" if name == "total" else f"_{name}")
-                self.log(key, losses[name], batch_size=len(batch), sync_dist=True)
+                self.log(key, value, batch_size=len(batch), sync_dist=True)
         decoding = time.perf_counter()
         refinement = self.model.decode(images)
         self._generation_seconds += time.perf_counter() - decoding + encoded - started
@@ -315,7 +279,7 @@ class CaptioningModule(L.LightningModule):
         for metric in extra.values():
             values |= metric.compute()
         values |= self._oracle_score(caption_metrics)
-        with together():
+        with collective():
             self.captioned = {p.image_id: p.caption for p in gather_list(self.predictions)}
         if self.captioned:
             faults = caption_faults(list(self.captioned.values()))
@@ -352,21 +316,3 @@ class CaptioningModule(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store what rebuilds the model: plain data only."""
         checkpoint["fastcap"] = self.artifacts
-
-
-def shift_right(tokens: Tensor, lengths: Tensor, special: SpecialTokens) -> tuple[Tensor, Tensor, Tensor]:
-    """Make teacher forcing's input and targets.
-
-    Args:
-        tokens: Captions, PAD beyond each length. (B, L)
-        lengths: Tokens of each caption. (B,)
-        special: The special token ids.
-
-    Returns:
-        [BOS] and the caption (B, L + 1), the caption and [EOS] (B, L + 1), True where the loss counts (B, L + 1).
-    """
-    ahead = torch.arange(tokens.shape[1] + 1, device=tokens.device)
-    shown = torch.nn.functional.pad(tokens, (1, 0), value=special.bos)
-    targets = torch.nn.functional.pad(tokens, (0, 1), value=special.pad)
-    targets = targets.masked_fill(ahead == lengths.unsqueeze(1), special.eos)
-    return shown, targets, ahead <= lengths.unsqueeze(1)

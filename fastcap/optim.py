@@ -1,4 +1,4 @@
-"""What optimisers need beyond torch's own: parameter groups and the learning-rate schedule."""
+"""Optimiser: parameter groups, gradient clipping and learning-rate schedules."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The values that travel between rooms, and the one protocol that joins decoding to a decoder.
+"""The values that travel between packages, and the protocols of decoders and of data.
 
 Shape legend, used in every docstring: B batch of images, K captions (or length candidates) an image, H W
 pixel or patch grid, N patches, L caption positions, D width, V vocabulary, E experts, S state.
@@ -7,12 +7,12 @@ pixel or patch grid, N patches, L caption positions, D width, V vocabulary, E ex
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, TypeAlias
 
 if TYPE_CHECKING:  # captioning with an exported model goes through here and needs no torch
     import torch
-    from torch import Tensor
+    from torch import Tensor, nn
 
 # What backbones expect their pixels (0 to 1) to be standardised with: ImageNet's RGB mean and deviation.
 IMAGE_MEAN = (0.485, 0.456, 0.406)
@@ -36,16 +36,16 @@ class SpecialTokens:
 
 
 class Encoded(NamedTuple):
-    """Images, as everything behind the backbone takes them.
+    """Encoded images.
 
     Attributes:
         memory: Image memory, which captions are decoded from. (B, N, D)
-        seen: What concepts and phrases are named from: mean and maximum over patches of the memory (B, 2 D), or of the
-            channels that only judge captions (B, 2 J); None in training while these do not learn.
+        concept_features: What concepts and phrases are predicted from: mean and maximum over patches of the memory
+            (B, 2 D), or of the separate branch (B, 2 J); None in training while the branch is frozen.
     """
 
     memory: Tensor
-    seen: Tensor | None
+    concept_features: Tensor | None
 
 
 @dataclass
@@ -74,30 +74,21 @@ class CaptionBatch:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> CaptionBatch:
         """Return the batch with its tensors on ``device``."""
-        return replace(
-            self,
-            images=self.images.to(device, non_blocking=non_blocking),
-            image_ids=self.image_ids.to(device, non_blocking=non_blocking),
-            tokens=self.tokens.to(device, non_blocking=non_blocking),
-            lengths=self.lengths.to(device, non_blocking=non_blocking),
-            features=None if self.features is None else self.features.to(device, non_blocking=non_blocking),
-        )
+        return self._changed(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> CaptionBatch:
         """Return the batch with its tensors in page-locked memory (called by the DataLoader)."""
-        return replace(
-            self,
-            images=self.images.pin_memory(),
-            image_ids=self.image_ids.pin_memory(),
-            tokens=self.tokens.pin_memory(),
-            lengths=self.lengths.pin_memory(),
-            features=None if self.features is None else self.features.pin_memory(),
-        )
+        return self._changed(lambda tensor: tensor.pin_memory())
+
+    def _changed(self, change: Callable[[Tensor], Tensor]) -> CaptionBatch:
+        features = None if self.features is None else change(self.features)
+        tensors = (change(tensor) for tensor in (self.images, self.image_ids, self.tokens, self.lengths))
+        return CaptionBatch(*tensors, self.references, features)
 
 
 @dataclass
 class DecoderOutput:
-    """What a decoder says of a batch of masked captions.
+    """A decoder's scores of a batch of captions.
 
     Attributes:
         logits: Scores of every word at every position. (B * K, L, V)
@@ -182,7 +173,7 @@ class Refinement:
 
 @dataclass
 class Sampled:
-    """Captions drawn by chance, to be rewarded.
+    """Captions sampled from the model, to be rewarded.
 
     Attributes:
         tokens: Content token ids as they would be shown, PAD beyond each length. (B * K, L)
@@ -199,63 +190,109 @@ class Sampled:
     length_log_probability: Tensor | None = None
 
 
+@dataclass(frozen=True)
+class Guidance:
+    """Questions about the concepts of encoded images, each answered when it is first asked.
+
+    Attributes:
+        word_probability: Probability that people write each word's concept. () -> (B, V)
+        bigram_probability: Probability that they write two neighbouring words, given as ids of K captions an image that
+            broadcast together. (B * K, ...), (B * K, ...) -> (B * K, ...)
+        expected_matches: Number of concepts and phrases that a caption shares with people's, expected. Captions and
+            their lengths: (B, K, L), (B, K) -> (B, K)
+    """
+
+    word_probability: Callable[[], Tensor] | None = None
+    bigram_probability: Callable[[Tensor, Tensor], Tensor] | None = None
+    expected_matches: Callable[[Tensor, Tensor], Tensor] | None = None
+
+
+@dataclass
+class ExpertCache:
+    """One expert's share of a batch of images.
+
+    Attributes:
+        index: The expert's number.
+        rows: Images it was chosen for; None when it serves every image. (B',)
+        weight: Its weight for those images. (B', 1, 1)
+        prepared: Its cross-attention's image-only values for those images.
+    """
+
+    index: int
+    rows: Tensor | None
+    weight: Tensor
+    prepared: tuple[Tensor, ...]
+
+
+@dataclass
+class ImageCache:
+    """All that decoding needs of a batch of images, computed once for every pass.
+
+    Attributes:
+        expert_weights: Weight of each expert for each image; rows sum to one. (B, E)
+        gate_logits: The gate's scores; None where there is nothing to decide. (B, E)
+        context: The image as one vector, added to every position. (B, 1, D)
+        layers: Each layer's experts with their image-only values.
+    """
+
+    expert_weights: Tensor
+    gate_logits: Tensor | None
+    context: Tensor
+    layers: list[list[ExpertCache]]
+
+
 # Keys and values of the tokens so far, each (B * K, heads, L, d).
 Past: TypeAlias = "tuple[Tensor, Tensor]"
 
 
-# Captions (B, K, L) and their lengths (B, K) to a score of each, (B, K).
-CaptionScore: TypeAlias = "Callable[[Tensor, Tensor], Tensor]"
-
-# Gives the probability that the image's people name each word's concept, (B, V).
-Likely: TypeAlias = "Callable[[], Tensor]"
-
-# Neighbouring word ids of K captions an image, twice (B * K, ...), both broadcast together, to the probability that the
-# image's people write them together.
-PhraseProbability: TypeAlias = "Callable[[Tensor, Tensor], Tensor]"
-
-
-@dataclass(frozen=True)
-class Judges:
-    """What images have to say of their captions, asked for where its weight is above zero.
+class Decoder(Protocol):
+    """A caption decoder: image-only work once, then any number of passes over K captions an image.
 
     Attributes:
-        naming: How many concepts of each caption are expected to be named rightly.
-        likely: Which words' concepts people would name.
-        phrases: Which neighbouring words people would write together.
+        causal: Whether it writes word after word.
+        dim: Width D.
+        vocab_size: Words V, special tokens included.
+        max_length: Longest caption, in tokens.
+        num_experts: Experts E of each layer.
+        word: The words' embeddings, which also score the vocabulary. (V, D)
+        head: The module that does so: (x, weight, bias) to (..., V).
+        head_bias: Its bias. (V,)
     """
 
-    naming: CaptionScore | None = None
-    likely: Likely | None = None
-    phrases: PhraseProbability | None = None
-
-
-class CausalDecoder(Protocol):
-    """What writing word after word asks of a decoder."""
-
+    causal: ClassVar[bool]
+    dim: int
+    vocab_size: int
     max_length: int
+    num_experts: int
+    word: nn.Embedding
+    head: nn.Module
+    head_bias: nn.Parameter
 
-    def prepare(self, memory: Tensor) -> Any:
-        """As in ``Denoiser``."""
+    def __call__(self, tokens: Tensor, memory: Tensor, pad: Tensor) -> DecoderOutput:
+        """Score captions in training. tokens: (B * K, L), memory: (B, N, D), pad: True at padding (B * K, L)."""
 
-    def predict(self, tokens: Tensor, cache: Any, past: list[Past] | None) -> tuple[Tensor, list[Past]]:
-        """Score what follows each token, given those before; returns (B * K, L, V) and what to pass next time."""
+    def prepare(self, memory: Tensor) -> ImageCache:
+        """Compute everything that depends on the image alone. memory: (B, N, D)."""
+
+    def join(self) -> None:
+        """Prepare all experts' image-only values at once from now on; for inference."""
 
 
-class Denoiser(Protocol):
-    """What refinement asks of a decoder: image-only work once, then any number of passes."""
+class MaskedDecoder(Decoder, Protocol):
+    """A decoder that refinement drives: it scores all positions at once, in view of all others."""
 
-    def prepare(self, memory: Tensor) -> Any:
-        """Compute everything that depends on the image alone. memory: (B, N, D).
-
-        What it returns is opaque to refinement, except that an attribute ``expert_weights`` (B, E), where there is
-        one, is handed on in the result.
-        """
-
-    def denoise(self, tokens: Tensor, pad: Tensor | None, cache: Any) -> Tensor:
+    def denoise(self, tokens: Tensor, pad: Tensor | None, cache: ImageCache) -> Tensor:
         """Score every position of ``tokens`` (B * K, L), K rows an image; returns (B * K, L, V).
 
         ``pad`` is True at padding (B * K, L), None where all captions are equally long.
         """
+
+
+class CausalDecoder(Decoder, Protocol):
+    """A decoder that writes word after word."""
+
+    def predict(self, tokens: Tensor, cache: ImageCache, past: list[Past] | None) -> tuple[Tensor, list[Past]]:
+        """Score what follows each token, given those before; returns (B * K, L, V) and what to pass next time."""
 
 
 class CaptionRecords(Protocol):

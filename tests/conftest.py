@@ -146,7 +146,7 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "guidance.rerank_weight=1",
     ]
     options = [f"refinement.{weight}" for weight in weights]
-    return write_checkpoint(path, "data.phrase_mentions=2", "alignment.judge_dim=10", *options)
+    return write_checkpoint(path, "concepts.min_phrase_count=2", "concepts.branch_dim=10", *options)
 
 
 @pytest.fixture(scope="session")

@@ -26,7 +26,9 @@ def _compose(*overrides):
 
 
 def test_the_promised_groups_exist():
-    promised = "data tokenizer backbone alignment decoder length refinement optim trainer logger callbacks experiment"
+    promised = (
+        "data tokenizer backbone alignment concepts decoder length refinement optim trainer logger callbacks experiment"
+    )
     assert set(promised.split()) <= set(GROUPS)
 
 
@@ -68,7 +70,8 @@ def test_pretraining_configs_name_real_code(job):
 
 
 @pytest.mark.parametrize(
-    ("group", "choice"), [c for c in CHOICES if c[0] in ("backbone", "decoder", "alignment", "length", "refinement")]
+    ("group", "choice"),
+    [c for c in CHOICES if c[0] in ("backbone", "concepts", "decoder", "alignment", "length", "refinement")],
 )
 def test_every_part_builds_and_captions(group, choice):
     tokenizer = train_word_tokenizer(["a red square", "two blue dots"], min_frequency=1)

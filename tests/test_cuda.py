@@ -9,14 +9,14 @@ import torch
 from fastcap.backbone.scan import scan_reference, ssd_scan
 from fastcap.build import build_datamodule, build_module, load_checkpoint
 from fastcap.train import train
-from fastcap.utils.rng import ImageChance
+from fastcap.utils.rng import ImageRandom
 from tests.tiny import tiny_config
 from tests.tiny_captioner import painted, write_checkpoint
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 AUTOREGRESSIVE = ["decoder=autoregressive_mini", "refinement=greedy"]
-REINFORCED = ["objective=reinforced", "refinement.num_steps=2"]
+SCST = ["objective=scst", "refinement.num_steps=2"]
 
 
 @pytest.fixture(autouse=True)
@@ -56,7 +56,7 @@ def test_a_training_step_is_that_of_a_cpu(choice):
 
     def step(device):
         own = copy.deepcopy(module).to(device).train()
-        losses, _ = own.losses(batch.to(device), ImageChance(0, 0, batch.image_ids))
+        losses, _ = own.losses(batch.to(device), ImageRandom(0, 0, batch.image_ids))
         losses["total"].backward()
         gradients = {n: p.grad.cpu() for n, p in own.named_parameters() if p.grad is not None}
         return {n: loss.item() for n, loss in losses.items()}, gradients
@@ -103,8 +103,8 @@ def test_captions_are_those_of_a_cpu(choice, tmp_path):
 
 @pytest.mark.parametrize(
     "choice",
-    [[], ["compile.backend=inductor"], AUTOREGRESSIVE, REINFORCED],
-    ids=["masked", "compiled", "autoregressive", "reinforced"],
+    [[], ["compile.backend=inductor"], AUTOREGRESSIVE, SCST],
+    ids=["masked", "compiled", "autoregressive", "scst"],
 )
 def test_a_run_in_bf16_trains_scores_and_saves(choice, tmp_path):
     cfg = tiny_config(

@@ -62,7 +62,7 @@ def test_ships_only_what_was_trained(system):
     assert not [
         name
         for name in used
-        if name.startswith(("alignment.text_encoder", "alignment.image_head", "alignment.concept_head"))
+        if name.startswith(("alignment.text_encoder", "alignment.image_head", "alignment.concepts"))
     ]
 
 

@@ -66,5 +66,5 @@ def test_every_stage_composes_and_starts_from_the_one_before(tmp_path, monkeypat
     assert stages["student"].init.captioner == "runs/it/teacher/checkpoints/best.ckpt"
     assert stages["scst"].init.captioner == "runs/it/student/checkpoints/best.ckpt"
     assert "Autoregressive" in stages["teacher"].decoder._target_ and "MoE" in stages["student"].decoder._target_
-    assert stages["concepts"].objective.token_weight == 0 and stages["scst"].objective.reinforce_weight > 0
+    assert stages["concepts"].objective.token_weight == 0 and stages["scst"].objective.scst_weight > 0
     assert len(stages["scst"].data.distilled_captions) == 1

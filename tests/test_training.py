@@ -129,7 +129,9 @@ def test_a_resumed_run_equals_an_unbroken_one(run, tmp_path):
     }
 
 
-@pytest.mark.parametrize("overrides", [[], ["decoder=autoregressive_mini", "refinement=greedy"]], ids=["icmr", "twin"])
+@pytest.mark.parametrize(
+    "overrides", [[], ["decoder=autoregressive_mini", "refinement=greedy"]], ids=["icmr", "baseline"]
+)
 def test_one_batch_is_learnt_by_heart(overrides):
     """A right system overfits: generation then gives the very captions back."""
     torch.manual_seed(0)
@@ -165,7 +167,7 @@ def test_bf16_trains_with_the_default_optimiser(tmp_path):
     assert metrics["val/loss"] > 0
 
 
-def test_the_autoregressive_twin_trains_and_evaluates(tmp_path):
+def test_the_autoregressive_baseline_trains_and_evaluates(tmp_path):
     overrides = ["decoder=autoregressive_mini", "trainer.max_epochs=1"]
     metrics = train(tiny_config(*overrides, "refinement=greedy"), tmp_path)
     again = evaluate(tmp_path / "checkpoints/best.ckpt", "val", {}, tmp_path / "greedy")

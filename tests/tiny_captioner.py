@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from omegaconf import OmegaConf
 
-from fastcap.build import build_datamodule, build_model
+from fastcap.build import build_concepts, build_datamodule, build_model
 from fastcap.training.checkpoints import FORMAT_VERSION
 from tests.tiny import tiny_config
 
@@ -20,7 +20,7 @@ def write_checkpoint(path, *overrides):
     datamodule = build_datamodule(cfg)
     tokenizer = datamodule.prepare()
     torch.manual_seed(3)
-    model = build_model(cfg, tokenizer, datamodule.concept_weights(), datamodule.phrases())
+    model = build_model(cfg, tokenizer, build_concepts(cfg, datamodule))
     model.ngrams.count(ids for texts in datamodule.reference_tokens().values() for ids in texts)
     with torch.no_grad():  # captions and experts that differ from image to image, and words by more than rounding
         model.alignment.projection.weight *= 10

@@ -1,4 +1,4 @@
-"""Backbones made ready for inference: linear layers that follow each other made one, weights packed once."""
+"""Fold batch norms and lay out weights of a trained backbone, for inference."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ INSTALL = "pip install -c constraints.txt -e '.[train]'"
 
 
 class GridEncoder(nn.Module):
-    """What encoders that give a grid of features have in common: what comes after ``feature_map``.
+    """Base of encoders that give a grid of features: normalise its channels and add a position code.
 
     Subclasses define ``feature_map`` and ``frozen``, and call ``_finish`` once they know how wide it is.
     """

@@ -1,4 +1,4 @@
-"""A backbone's weights as a file of their own: safetensors, with its configuration as JSON in the header."""
+"""Keep the weights of a backbone in a file of their own: safetensors, its configuration as JSON in the header."""
 
 from __future__ import annotations
 

@@ -9,8 +9,6 @@ import numpy as np
 
 from fastcap.data.tokenizer import CaptionTokenizer
 
-MIN_MENTIONS = 5
-
 
 class Phrases(NamedTuple):
     """Pairs of neighbouring words that an image decides ("tire swing"): visual phrases (Sadeghi and Farhadi 2011).
@@ -24,7 +22,7 @@ class Phrases(NamedTuple):
     weights: list[float]
 
 
-def concept_agreement(captions: Sequence[Sequence[str]], tokenizer: CaptionTokenizer) -> list[float]:
+def concept_agreement(captions: Sequence[Sequence[str]], tokenizer: CaptionTokenizer, min_count: int) -> list[float]:
     """Measure how far the captions of one image agree on naming each concept, beyond chance.
 
     If one caption of an image names a concept, another does so with probability p; any caption of the set does with
@@ -35,24 +33,25 @@ def concept_agreement(captions: Sequence[Sequence[str]], tokenizer: CaptionToken
     Args:
         captions: Captions of each training image.
         tokenizer: Knows the concepts.
+        min_count: Captions that hold a concept, at the least.
 
     Returns:
-        A weight in [0, 1] for each concept; zero for those named fewer than MIN_MENTIONS times. (C,)
+        A weight in [0, 1] for each concept; zero for rarer ones. (C,)
     """
     concept_of = np.array(tokenizer.concepts())
     found, mentions, agreement = _agreement(captions, tokenizer, lambda ids: concept_of[ids])
     weight = np.zeros(int(concept_of.max()) + 1)
-    weight[found] = np.where(mentions >= MIN_MENTIONS, agreement, 0.0)
+    weight[found] = np.where(mentions >= min_count, agreement, 0.0)
     return [float(w) for w in weight]
 
 
-def agreed_phrases(captions: Sequence[Sequence[str]], tokenizer: CaptionTokenizer, min_mentions: int) -> Phrases:
+def agreed_phrases(captions: Sequence[Sequence[str]], tokenizer: CaptionTokenizer, min_count: int) -> Phrases:
     """Find the pairs of neighbouring words that captions hold often and agree on, however little; weighted as concepts.
 
     Args:
         captions: Captions of each training image.
         tokenizer: Knows the words.
-        min_mentions: Captions that hold a phrase, at the least.
+        min_count: Captions that hold a phrase, at the least.
     """
     size = tokenizer.vocab_size
     special = np.array(tokenizer.special.ids)
@@ -62,7 +61,7 @@ def agreed_phrases(captions: Sequence[Sequence[str]], tokenizer: CaptionTokenize
         return np.where(np.isin(ids[:-1], special) | np.isin(ids[1:], special), -1, codes)
 
     found, mentions, agreement = _agreement(captions, tokenizer, pairs)
-    kept = (mentions >= min_mentions) & (agreement > 0)
+    kept = (mentions >= min_count) & (agreement > 0)
     before, after = np.divmod(found[kept], size)
     return Phrases(list(zip(before.tolist(), after.tolist(), strict=True)), agreement[kept].tolist())
 

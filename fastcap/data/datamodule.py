@@ -53,7 +53,6 @@ class CaptionDataModule(LightningDataModule):
         feature_views: int = 0,
         distilled_captions: Sequence[str | os.PathLike[str]] = (),
         distilled_share: float = 0.5,
-        phrase_mentions: int = 0,
         seed: int = 0,
     ) -> None:
         """Describe the data; nothing is read before ``setup``.
@@ -79,8 +78,6 @@ class CaptionDataModule(LightningDataModule):
             distilled_captions: Files of teachers' captions of training images, in COCO's result format (``fastcap eval
                 split=train`` writes one): sequence-level distillation (Kim and Rush 2016, arXiv 1606.07947).
             distilled_share: Probability that a caption in a training batch is a teacher's.
-            phrase_mentions: Pairs of neighbouring words that at least so many training captions hold, and that an image
-                decides, are phrases that images learn to name; 0 has none.
             seed: Seed of everything that chance decides, not negative.
 
         Raises:
@@ -102,8 +99,7 @@ class CaptionDataModule(LightningDataModule):
                 raise DataError(f"{name} must be positive, found {getattr(self, name)}")
         if not 0 < crop_scale <= 1:
             raise DataError(f"crop_scale must be in (0, 1], found {crop_scale}")
-        self.phrase_mentions = phrase_mentions
-        for name in ("seed", "num_workers", "feature_views", "phrase_mentions"):
+        for name in ("seed", "num_workers", "feature_views"):
             if getattr(self, name) < 0:
                 raise DataError(f"{name} must not be negative, found {getattr(self, name)}")
         if not 0 <= distilled_share <= 1:
@@ -149,16 +145,14 @@ class CaptionDataModule(LightningDataModule):
         """Return a perfect caption of each image id where the data set knows one (drawn scenes do), else nothing."""
         return dict(getattr(self.records(split), "oracle_captions", {}))
 
-    def concept_weights(self) -> list[float]:
+    def concept_weights(self, min_count: int) -> list[float]:
         """Return how far the training images decide each concept; see ``concept_agreement``."""
-        return concept_agreement(self.records("train").captions, self.tokenizer)
+        return concept_agreement(self.records("train").captions, self.tokenizer, min_count)
 
-    def phrases(self) -> Phrases | None:
-        """Return the phrases that images learn to name; None where ``phrase_mentions`` is zero."""
-        if not self.phrase_mentions:
-            return None
-        found = agreed_phrases(self.records("train").captions, self.tokenizer, self.phrase_mentions)
-        log_once(f"phrases that images learn to name: {len(found.pairs)}")
+    def phrases(self, min_count: int) -> Phrases:
+        """Return the phrases that at least ``min_count`` training captions hold; see ``agreed_phrases``."""
+        found = agreed_phrases(self.records("train").captions, self.tokenizer, min_count)
+        log_once(f"phrases that images learn to predict: {len(found.pairs)}")
         return found
 
     def reference_tokens(self) -> dict[int, list[list[int]]]:

@@ -87,7 +87,7 @@ class RankAugmentedSelfAttention(nn.Module):
 
     def __init__(self, dim: int, num_heads: int = 4, d_conv: int = 5) -> None:
         super().__init__()
-        _check_heads(dim, num_heads)
+        check_heads(dim, num_heads)
         self.num_heads = num_heads
         self.qkvo = nn.Linear(dim, 4 * dim)
         self.conv = nn.Conv1d(dim, dim, d_conv, padding=d_conv // 2, groups=dim)
@@ -122,7 +122,7 @@ class RankAugmentedCrossAttention(nn.Module):
 
     def __init__(self, dim: int, num_heads: int = 4) -> None:
         super().__init__()
-        _check_heads(dim, num_heads)
+        check_heads(dim, num_heads)
         self.num_heads = num_heads
         self.memory = nn.Linear(dim, 3 * dim)
         self.query = nn.Linear(dim, 2 * dim)
@@ -175,7 +175,7 @@ class SoftmaxSelfAttention(nn.Module):
 
     def __init__(self, dim: int, num_heads: int = 4) -> None:
         super().__init__()
-        _check_heads(dim, num_heads)
+        check_heads(dim, num_heads)
         self.num_heads = num_heads
         self.qkv = nn.Linear(dim, 3 * dim)
         self.out = nn.Linear(dim, dim)
@@ -202,7 +202,7 @@ class SoftmaxCrossAttention(nn.Module):
 
     def __init__(self, dim: int, num_heads: int = 4) -> None:
         super().__init__()
-        _check_heads(dim, num_heads)
+        check_heads(dim, num_heads)
         self.num_heads = num_heads
         self.memory = nn.Linear(dim, 2 * dim)
         self.query = nn.Linear(dim, dim)
@@ -219,6 +219,7 @@ class SoftmaxCrossAttention(nn.Module):
         return self.out(merge_heads(F.scaled_dot_product_attention(split_heads(self.query(x), self.num_heads), k, v)))
 
 
-def _check_heads(dim: int, num_heads: int) -> None:
+def check_heads(dim: int, num_heads: int) -> None:
+    """Raise a ``ValueError`` if the heads do not divide the width."""
     if dim % num_heads:
         raise ValueError(f"num_heads = {num_heads} must divide the decoder's dim = {dim}")

@@ -6,8 +6,7 @@ Mobile V-MoE, arXiv 2309.04354), so at inference only the chosen experts' weight
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
@@ -15,35 +14,25 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastcap.decoder.attention import JoinedMemory, RankAugmentedCrossAttention
+from fastcap.types import ExpertCache, ImageCache
 from fastcap.utils.distributed import total
 
 
-@dataclass
-class Routing:
-    """The gate's decision.
+def routing_loss(cache: ImageCache, balance_weight: float, z_weight: float) -> Tensor:
+    """Compute what routing adds to the training loss.
 
-    Attributes:
-        weights: Weight of each expert; zero where it is not chosen, rows sum to one. (B, E)
-        logits: The gate's scores; None where there is nothing to decide. (B, E)
+    Args:
+        cache: With the gate's logits.
+        balance_weight: Weight of Switch's load-balance term, which is one at perfect balance.
+        z_weight: Weight of the z-loss, the mean squared log-partition of the logits (ST-MoE, arXiv 2202.08906).
+
+    Returns:
+        The weighted sum; zero where nothing is routed. ()
     """
-
-    weights: Tensor
-    logits: Tensor | None = None
-
-    def loss(self, balance_weight: float, z_weight: float) -> Tensor:
-        """Compute what training adds to its loss; decoding never asks.
-
-        Args:
-            balance_weight: Weight of Switch's load-balance term, which is one at perfect balance.
-            z_weight: Weight of the z-loss, the mean squared log-partition of the logits (ST-MoE, arXiv 2202.08906).
-
-        Returns:
-            The weighted sum. ()
-        """
-        if self.logits is None:
-            return self.weights.new_zeros(())
-        z_loss = self.logits.logsumexp(-1).square().mean()
-        return balance_weight * balance_loss(self.logits.softmax(-1)) + z_weight * z_loss
+    if cache.gate_logits is None:
+        return cache.expert_weights.new_zeros(())
+    z_loss = cache.gate_logits.logsumexp(-1).square().mean()
+    return balance_weight * balance_loss(cache.gate_logits.softmax(-1)) + z_weight * z_loss
 
 
 def balance_loss(probabilities: Tensor) -> Tensor:
@@ -99,12 +88,12 @@ class GatingNetwork(nn.Module):
         self.top_k = top_k
         self.score = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, num_experts)) if num_experts > 1 else nn.Identity()
 
-    def forward(self, memory: Tensor) -> Routing:
-        """Route each image. memory: (B, N, D)."""
+    def forward(self, memory: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Route each image. memory: (B, N, D); returns weights (B, E), and the logits (B, E) if there is a choice."""
         if self.num_experts == 1:
-            return Routing(memory.new_ones(memory.shape[0], 1))
+            return memory.new_ones(memory.shape[0], 1), None
         logits = self.score(memory.mean(1)).float()
-        return Routing(select_experts(logits.softmax(-1), self.top_k).to(memory.dtype), logits)
+        return select_experts(logits.softmax(-1), self.top_k).to(memory.dtype), logits
 
 
 class Expert(nn.Module):
@@ -132,31 +121,14 @@ class Expert(nn.Module):
         self.ffn = nn.Sequential(nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, dim))
         self.dropout = nn.Dropout(dropout)
 
-    def prepare(self, memory: Tensor) -> Any:
+    def prepare(self, memory: Tensor) -> tuple[Tensor, ...]:
         """Compute what depends on the image alone. memory: (B, N, D)."""
         return self.cross_attention.prepare(memory)
 
-    def forward(self, x: Tensor, prepared: Any) -> Tensor:
+    def forward(self, x: Tensor, prepared: tuple[Tensor, ...]) -> Tensor:
         """Return the change to the tokens. (B, L, D) -> (B, L, D)."""
         read = self.dropout(self.cross_attention(self.cross_norm(x), prepared))
         return read + self.dropout(self.ffn(self.ffn_norm(x + read)))
-
-
-@dataclass
-class ExpertCache:
-    """One expert's share of a batch.
-
-    Attributes:
-        index: The expert's number.
-        rows: Images it was chosen for; None when it serves every image. (B',)
-        weight: Its weight for those images. (B', 1, 1)
-        prepared: Its image-only values for those images.
-    """
-
-    index: int
-    rows: Tensor | None
-    weight: Tensor
-    prepared: Any
 
 
 class ExpertMixture(nn.Module):
@@ -205,37 +177,36 @@ class ExpertMixture(nn.Module):
 
 
 def prepare_layers(
-    layers: Iterable[Any], memory: Tensor, weights: Tensor, joined: JoinedMemory | None
+    mixtures: Sequence[ExpertMixture], memory: Tensor, weights: Tensor, joined: JoinedMemory | None
 ) -> list[list[ExpertCache]]:
     """Compute the image-only values of every layer's experts.
 
     Args:
-        layers: Layers, each with an ``ExpertMixture`` as its ``mixture``.
+        mixtures: The experts of each layer.
         memory: Image memory. (B, N, D)
         weights: Weight of each expert for each image. (B, E)
         joined: From ``join_memories``, if anything.
     """
     if joined is None:
-        return [layer.mixture.prepare(memory, weights) for layer in layers]
+        return [mixture.prepare(memory, weights) for mixture in mixtures]
     values = iter(joined(memory))
     return [
         [ExpertCache(expert, None, weights[:, expert, None, None], next(values)) for expert in range(weights.shape[1])]
-        for _ in layers
+        for _ in mixtures
     ]
 
 
-def join_memories(layers: Iterable[Any], top_k: int) -> JoinedMemory | None:
+def join_memories(mixtures: Sequence[ExpertMixture], top_k: int) -> JoinedMemory | None:
     """Join the projections of the memory by all layers' experts, for inference.
 
     Args:
-        layers: As in ``prepare_layers``.
+        mixtures: The experts of each layer.
         top_k: Experts an image.
 
     Returns:
         None where an image does not take every expert, or one is not prepared as RALA is.
     """
-    mixtures = [layer.mixture for layer in layers]
-    attentions = [expert.cross_attention for mixture in mixtures for expert in mixture.experts]
+    attentions = [cast(Expert, expert).cross_attention for mixture in mixtures for expert in mixture.experts]
     every = len(attentions) == top_k * len(mixtures)
     if not every or any(type(attention) is not RankAugmentedCrossAttention for attention in attentions):
         return None

@@ -10,7 +10,7 @@ from torch import Tensor
 from fastcap.generation.crf import sample
 from fastcap.generation.ngrams import NGrams
 from fastcap.generation.rerank import RerankWeights, rerank
-from fastcap.types import CausalDecoder, Judges, Past, Refinement, Sampled, SpecialTokens
+from fastcap.types import CausalDecoder, Guidance, Past, Refinement, Sampled, SpecialTokens
 
 
 class BeamSearch:
@@ -35,7 +35,7 @@ class BeamSearch:
             raise ValueError(f"refinement.num_beams = {num_beams} must be at least 1")
         self.special = special
         self.num_beams = num_beams
-        self.guidance = RerankWeights.of(guidance)
+        self.guidance_weights = RerankWeights.of(guidance)
 
     @torch.no_grad()
     def generate(
@@ -44,7 +44,7 @@ class BeamSearch:
         memory: Tensor,
         length_logits: Tensor | None = None,
         ngrams: NGrams | None = None,
-        judges: Judges | None = None,
+        guidance: Guidance | None = None,
         num_steps: int | None = None,
         length_beam: int | None = None,
         record_steps: bool = False,
@@ -56,7 +56,7 @@ class BeamSearch:
             memory: Image memory. (B, N, D)
             length_logits: Not read: [EOS] ends a caption.
             ngrams: Not read: the words before are known when each is written.
-            judges: Asked for naming where it is weighed, as in ``ICMRDecoder.generate``.
+            guidance: Asked for expected concept matches where they are weighed, as in ``ICMRDecoder.generate``.
             num_steps: None: nothing is refined.
             length_beam: None likewise.
             record_steps: Leads to no steps: a word is never changed.
@@ -102,7 +102,7 @@ class BeamSearch:
         lengths = ((words != self.special.pad) & (words != self.special.eos)).sum(2)
         means = total / (lengths + 1)
         words = words[:, :, :longest].masked_fill(words[:, :, :longest] == self.special.eos, self.special.pad)
-        best = rerank(means, words, lengths, self.guidance, judges or Judges())
+        best = rerank(means, words, lengths, self.guidance_weights, guidance or Guidance())
         chosen, at = words[rows.squeeze(1), best], lengths.gather(1, best.unsqueeze(1)).squeeze(1)
         experts = getattr(cache, "expert_weights", None)
         return Refinement(chosen, at, means.gather(1, best.unsqueeze(1)).squeeze(1), passes, at, [], experts)

@@ -7,7 +7,7 @@ in a linear-chain conditional random field (Lafferty et al. 2001; for parallel d
     sum_t log p_t(y_t)  +  sum_t ( w g(y_{t-1}, y_t) + v q(y_{t-1}, y_t) + u h(y_{t-2}, y_{t-1}, y_t) )
 
 with the decoder's p, the scores g and h of bigrams and trigrams (``fastcap.generation.ngrams``) and the probability q
-that people write two neighbouring words of this image (``fastcap.alignment.cmfa``). The best caption over the k
+that people write two neighbouring words of this image (``fastcap.alignment.concepts``). The best caption over the k
 likeliest words of each position is found by dynamic programming (Viterbi 1967). With trigrams the chain is of second
 order: a state is the last two choices.
 """
@@ -23,7 +23,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastcap.generation.ngrams import NGrams, NGramWeights
-from fastcap.types import PhraseProbability
 
 IMPOSSIBLE = -1e9  # log-probability of what must not be chosen: finite, so that no difference of two is undefined
 
@@ -88,7 +87,7 @@ class Transitions:
 
     ngrams: NGrams
     weights: NGramWeights
-    image_bigrams: PhraseProbability | None = None
+    image_bigrams: Callable[[Tensor, Tensor], Tensor] | None = None
     image_weight: float = 0.0
 
     def __call__(self, words: Tensor, log_probability: Tensor) -> Tensor:

@@ -14,11 +14,11 @@ from fastcap.generation.dlag import top_lengths
 from fastcap.generation.ngrams import NGrams, NGramWeights
 from fastcap.generation.rerank import GuidanceWeights, rerank
 from fastcap.generation.schedule import SCHEDULES, lowest, num_to_remask
-from fastcap.types import Denoiser, Judges, Refinement, Sampled, SpecialTokens, StepTensors
+from fastcap.types import Guidance, MaskedDecoder, Refinement, Sampled, SpecialTokens, StepTensors
 
 
 class ICMRDecoder:
-    """Mask-Predict (Ghazvininejad et al. 2019, arXiv 1904.09324) around any ``Denoiser``. It owns no weights.
+    """Mask-Predict (Ghazvininejad et al. 2019, arXiv 1904.09324) around any ``MaskedDecoder``. It owns no weights.
 
     Every sample keeps its own length, so a caption does not depend on what shares its batch. Special tokens are never
     written. A token keeps the confidence it was written with until it is masked again.
@@ -64,17 +64,17 @@ class ICMRDecoder:
         self.length_beam = _count("length_beam", length_beam)
         self.lattice_width = _count("lattice_width", lattice_width)
         self.ngram_weights = NGramWeights.of(ngram_weights)
-        self.guidance = GuidanceWeights.of(guidance)
+        self.guidance_weights = GuidanceWeights.of(guidance)
         self.collapse_repeats = collapse_repeats
 
     @torch.no_grad()
     def generate(
         self,
-        denoiser: Denoiser,
+        decoder: MaskedDecoder,
         memory: Tensor,
         length_logits: Tensor,
         ngrams: NGrams | None = None,
-        judges: Judges | None = None,
+        guidance: Guidance | None = None,
         num_steps: int | None = None,
         length_beam: int | None = None,
         record_steps: bool = False,
@@ -82,11 +82,11 @@ class ICMRDecoder:
         """Caption a batch of images.
 
         Args:
-            denoiser: The trained decoder.
+            decoder: The trained decoder.
             memory: Image memory. (B, N, D)
             length_logits: Scores of the lengths 1..max_length. (B, max_length)
             ngrams: The language model, needed where words are chosen together.
-            judges: What the images' concepts have to say, each asked where its weight in ``guidance`` is above zero.
+            guidance: What the images' concepts have to say, each asked where its weight in ``guidance`` is above zero.
             num_steps: Decoder passes, if not those of the configuration.
             length_beam: Length candidates, likewise.
             record_steps: Keep every step of the chosen candidates.
@@ -99,15 +99,15 @@ class ICMRDecoder:
         """
         num_steps = _count("num_steps", self.num_steps if num_steps is None else num_steps)
         length_beam = _count("length_beam", self.length_beam if length_beam is None else length_beam)
-        judges = judges or Judges()
+        guidance = guidance or Guidance()
         # 1. The likeliest lengths, K an image, in consecutive rows.
         candidates = top_lengths(length_logits, length_beam)
         (images, beam), lengths = candidates.shape, candidates.flatten()
         longest = length_logits.shape[1] if torch.compiler.is_exporting() else None
-        choose = self._choose(self._transitions(ngrams, judges), temperature=None)
-        bias = self._word_bias(judges, beam)
-        cache = denoiser.prepare(memory)
-        refined = self._refine(denoiser, cache, lengths, choose, num_steps, record_steps, bias, longest)
+        choose = self._choose(self._transitions(ngrams, guidance), temperature=None)
+        bias = self._word_bias(guidance, beam)
+        cache = decoder.prepare(memory)
+        refined = self._refine(decoder, cache, lengths, choose, num_steps, record_steps, bias, longest)
         tokens, confidence, transitions, steps, num_passes = refined
 
         # 5. The candidate whose words are likeliest on average, go together and name what is there.
@@ -115,14 +115,14 @@ class ICMRDecoder:
         total = scores if transitions is None else scores + transitions / lengths
         tokens, lengths = self._collapse(tokens) if self.collapse_repeats else (tokens, lengths)
         finished = total.view(images, beam), tokens.view(images, beam, -1), lengths.view(images, beam)
-        best = rerank(*finished, self.guidance, judges) + torch.arange(images, device=memory.device) * beam
+        best = rerank(*finished, self.guidance_weights, guidance) + torch.arange(images, device=memory.device) * beam
         chosen = [StepTensors(s.tokens[best], s.confidence[best], s.remasked[best]) for s in steps]
         experts = getattr(cache, "expert_weights", None)
         return Refinement(tokens[best], lengths[best], scores[best], num_passes, drafted[best], chosen, experts)
 
     def sample(
         self,
-        denoiser: Denoiser,
+        decoder: MaskedDecoder,
         memory: Tensor,
         length_logits: Tensor,
         num_samples: int,
@@ -136,7 +136,7 @@ class ICMRDecoder:
         as the decoder. Randomness comes from torch's global generator.
 
         Args:
-            denoiser: The decoder in training.
+            decoder: The decoder in training.
             memory: Image memory. (B, N, D)
             length_logits: Scores of the lengths 1..max_length. (B, max_length)
             num_samples: Captions an image.
@@ -154,19 +154,19 @@ class ICMRDecoder:
         if self.ngram_weights.bigram > 0:
             transitions = Transitions(_needed(ngrams), NGramWeights(bigram=self.ngram_weights.bigram))
         choose = self._choose(transitions, temperature)
-        tokens, decision, *_ = self._refine(denoiser, denoiser.prepare(memory), lengths, choose, self.num_steps)
+        tokens, decision, *_ = self._refine(decoder, decoder.prepare(memory), lengths, choose, self.num_steps)
         words = tokens != self.special.pad
         shown, shown_lengths = self._collapse(tokens) if self.collapse_repeats else (tokens, lengths)
         return Sampled(shown, shown_lengths, decision, words, distribution.gather(1, drawn).flatten())
 
-    def _transitions(self, ngrams: NGrams | None, judges: Judges) -> Transitions | None:
+    def _transitions(self, ngrams: NGrams | None, guidance: Guidance) -> Transitions | None:
         """Return the scores of neighbouring words; None where all their weights are zero."""
-        weights, bias = self.ngram_weights, self.guidance.bigram_bias
+        weights, bias = self.ngram_weights, self.guidance_weights.bigram_bias
         if weights.bigram == weights.trigram == bias == 0:
             return None
-        if bias > 0 and judges.phrases is None:
+        if bias > 0 and guidance.bigram_probability is None:
             raise ValueError(f"refinement.guidance.bigram_bias = {bias} needs the image's phrases")
-        return Transitions(_needed(ngrams), weights, judges.phrases, bias)
+        return Transitions(_needed(ngrams), weights, guidance.bigram_probability, bias)
 
     def _choose(self, transitions: Transitions | None, temperature: float | None) -> Choose:
         """Return how the words of a step are chosen: without a temperature the best, else sampled at it."""
@@ -174,18 +174,18 @@ class ICMRDecoder:
             return CRF(transitions, self.lattice_width, temperature)
         return argmax if temperature is None else partial(sample, temperature=temperature)
 
-    def _word_bias(self, judges: Judges, beam: int) -> Tensor | None:
+    def _word_bias(self, guidance: Guidance, beam: int) -> Tensor | None:
         """Return what each word's logit gains from the concepts of its image, (B * K, 1, V), or None."""
-        weight = self.guidance.word_bias
+        weight = self.guidance_weights.word_bias
         if weight == 0:
             return None
-        if judges.likely is None:
+        if guidance.word_probability is None:
             raise ValueError(f"refinement.guidance.word_bias = {weight} needs the image's concepts")
-        return weight * judges.likely().repeat_interleave(beam, dim=0).unsqueeze(1)
+        return weight * guidance.word_probability().repeat_interleave(beam, dim=0).unsqueeze(1)
 
     def _refine(
         self,
-        denoiser: Denoiser,
+        decoder: MaskedDecoder,
         cache: Any,
         lengths: Tensor,
         choose: Choose,
@@ -197,7 +197,7 @@ class ICMRDecoder:
         """Refine captions of given lengths.
 
         Args:
-            denoiser: The decoder.
+            decoder: The decoder.
             cache: What it prepared.
             lengths: Content tokens of each caption. (B * K,)
             choose: Chooses words.
@@ -218,7 +218,7 @@ class ICMRDecoder:
 
         for step in range(1, num_steps + 1):
             # 3. Predict all, write where masked.
-            logits = denoiser.denoise(tokens, pad if shortest < longest else None, cache)
+            logits = decoder.denoise(tokens, pad if shortest < longest else None, cache)
             logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
             if step == 1:
                 bias = self._banned(logits) if bias is None else bias.to(logits.dtype) + self._banned(logits)

@@ -8,7 +8,7 @@ from typing import Any, Self
 
 from torch import Tensor
 
-from fastcap.types import Judges
+from fastcap.types import Guidance
 
 
 def non_negative(name: str, value: float) -> float:
@@ -60,7 +60,9 @@ class GuidanceWeights(RerankWeights):
     bigram_bias: float = 0.0
 
 
-def rerank(log_probability: Tensor, tokens: Tensor, lengths: Tensor, weights: RerankWeights, judges: Judges) -> Tensor:
+def rerank(
+    log_probability: Tensor, tokens: Tensor, lengths: Tensor, weights: RerankWeights, guidance: Guidance
+) -> Tensor:
     """Pick the best candidate of each image.
 
     The mean log-probability prefers what is short and safe. People's captions reward what is named rightly and punish
@@ -72,7 +74,7 @@ def rerank(log_probability: Tensor, tokens: Tensor, lengths: Tensor, weights: Re
         tokens: The candidates as they would be shown. (B, K, L)
         lengths: Content tokens of each. (B, K)
         weights: What counts beside it.
-        judges: Asked how many concepts are expected to be named rightly.
+        guidance: Asked how many concepts are expected to be named rightly.
 
     Returns:
         Index of the best candidate. (B,)
@@ -83,7 +85,7 @@ def rerank(log_probability: Tensor, tokens: Tensor, lengths: Tensor, weights: Re
     total = log_probability
     if log_probability.shape[1] == 1 or weights.rerank_weight == 0:
         return total.argmax(1)
-    if judges.naming is None:
+    if guidance.expected_matches is None:
         raise ValueError(f"refinement.guidance.rerank_weight = {weights.rerank_weight} needs the image's concepts")
-    named = judges.naming(tokens, lengths).to(total.dtype)
+    named = guidance.expected_matches(tokens, lengths).to(total.dtype)
     return (total + weights.rerank_weight * (named - weights.word_penalty * lengths)).argmax(1)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fastcap.utils.rng import Chance, uniform
+from fastcap.utils.rng import RandomSource, uniform
 
 MaskSchedule = Callable[[float], float]
 
@@ -61,20 +61,20 @@ def lowest(score: Tensor, count: Tensor) -> Tensor:
     return rank < count.unsqueeze(-1)
 
 
-def sample_mask(lengths: Tensor, max_length: int, full_share: float, chance: Chance) -> Tensor:
+def sample_mask(lengths: Tensor, max_length: int, full_share: float, random: RandomSource) -> Tensor:
     """Choose training masks: k of L tokens with k uniform in 1..L (CMLM, arXiv 1904.09324), some captions whole.
 
     Args:
         lengths: Content tokens. (B,)
         max_length: Positions L of the padded batch.
         full_share: Share of captions masked whole, as refinement's first step sees them.
-        chance: What decides; the masks do not depend on the device.
+        random: Source of random numbers; the masks do not depend on the device.
 
     Returns:
         True where a token is to be hidden; at least one a caption, never padding. (B, L)
     """
     device, lengths = lengths.device, lengths.cpu()
-    draw = uniform(chance, lengths.shape[0], max_length + 2)
+    draw = uniform(random, lengths.shape[0], max_length + 2)
     count = (draw[:, 0] * lengths).long() + 1
     count = torch.where(draw[:, 1] < full_share, lengths, count)
     padding = torch.arange(max_length) >= lengths.unsqueeze(1)

@@ -89,8 +89,8 @@ def open_eager(path: Path, num_threads: int | None = None, length_beam: int | No
 def count_parameters(model: FastCap) -> int:
     """Count the parameters that captioning reads: what only training's losses use is left out."""
     parts: list[nn.Module] = [model.backbone, model.alignment.projection, model.decoder, model.length]
-    if any(value for name, value in vars(model.refinement.guidance).items() if name != "word_penalty"):
-        parts.append(model.alignment.judge_head or model.alignment.concept_head)
+    if any(value for name, value in vars(model.refinement.guidance_weights).items() if name != "word_penalty"):
+        parts.append(model.alignment.concepts.branch or model.alignment.concepts.memory_head)
     return sum(p.numel() for part in parts for p in part.parameters())
 
 

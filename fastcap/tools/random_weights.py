@@ -12,8 +12,8 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 import fastcap
+from fastcap.alignment.concepts import ConceptTable
 from fastcap.build import CONFIG_DIR, build_model
-from fastcap.data.concepts import Phrases
 from fastcap.data.tokenizer import CaptionTokenizer, train_word_tokenizer
 from fastcap.model import FastCap
 from fastcap.tools.systems import RANDOM_NAME
@@ -75,8 +75,8 @@ def _write(path: Path, config: DictConfig, tokenizer: CaptionTokenizer, num_toke
     if causal:
         config.data.max_length = num_tokens - 1
     torch.manual_seed(0)
-    phrases = any_phrases(tokenizer) if config.refinement.guidance.get("bigram_bias") else None
-    model = build_model(config, tokenizer, phrases=phrases, fresh=False).eval()
+    concepts = any_phrases(tokenizer) if config.refinement.guidance.get("bigram_bias") else None
+    model = build_model(config, tokenizer, concepts, fresh=False).eval()
     _fix_length(model, tokenizer.special.eos, num_tokens)
     if not causal:
         words = torch.randint(len(tokenizer.special.ids), tokenizer.vocab_size, (4000, num_tokens))
@@ -96,11 +96,11 @@ def _write(path: Path, config: DictConfig, tokenizer: CaptionTokenizer, num_toke
     return path
 
 
-def any_phrases(tokenizer: CaptionTokenizer, number: int | None = None) -> Phrases:
+def any_phrases(tokenizer: CaptionTokenizer, number: int | None = None) -> ConceptTable:
     """Make phrases of words with neighbouring ids: as many as asked for, or as there are."""
     first = len(tokenizer.special.ids)
     pairs = [(word, word + 1) for word in range(first, tokenizer.vocab_size - 1)][:number]
-    return Phrases(pairs, [1.0] * len(pairs))
+    return ConceptTable(tokenizer.concepts(), None, pairs, [1.0] * len(pairs))
 
 
 @torch.no_grad()

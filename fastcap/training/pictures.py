@@ -16,7 +16,7 @@ from fastcap.reporting.pictures import draw_captions
 from fastcap.reporting.refinement import draw_refinement, write_steps
 from fastcap.training.log_wandb import log_step, read_picture, wandb_loggers
 from fastcap.types import CaptionBatch
-from fastcap.utils.distributed import gather_list, together
+from fastcap.utils.distributed import collective, gather_list
 from fastcap.utils.files import write_json
 
 log = logging.getLogger(__name__)
@@ -79,7 +79,7 @@ class SampleCaptions(FirstImages):
         except Exception as error:
             log.warning("scores of single images left out: %s", error)
             scores = {}
-        with together():
+        with collective():
             predictions = list({p.image_id: p for p in gather_list(pl_module.predictions)}.values())
         if not trainer.is_global_zero:
             return

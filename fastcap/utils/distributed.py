@@ -1,8 +1,8 @@
-"""What the processes of one run agree on, so that together they compute what one process would.
+"""Distributed collectives with which several processes compute what one process would.
 
-DistributedDataParallel averages gradients over processes. A loss is therefore right where its average over
-processes is the loss of the whole batch. Collectives run only inside ``together()``: elsewhere a process may be
-captioning by itself, and would wait for the others for ever.
+DistributedDataParallel averages gradients over processes. A loss is therefore right where its average over processes is
+the loss of the whole batch. Collectives run only inside ``collective()``: elsewhere a process may be captioning by
+itself, and would wait for the others for ever.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 
-_together: ContextVar[bool] = ContextVar("together", default=False)
+_collective: ContextVar[bool] = ContextVar("collective", default=False)
 
 
 @contextmanager
-def together() -> Iterator[None]:
-    """Say that every process runs what is inside, the same number of times."""
-    token = _together.set(True)
+def collective() -> Iterator[None]:
+    """Allow collectives inside: every process runs this block, the same number of times."""
+    token = _collective.set(True)
     try:
         yield
     finally:
-        _together.reset(token)
+        _collective.reset(token)
 
 
 def num_ranks() -> int:
-    """Processes that take part: one outside ``together()``."""
-    if _together.get() and distributed.is_available() and distributed.is_initialized():
+    """Return how many processes take part: one outside ``collective()``."""
+    if _collective.get() and distributed.is_available() and distributed.is_initialized():
         return distributed.get_world_size()
     return 1
 

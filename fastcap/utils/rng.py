@@ -1,4 +1,7 @@
-"""Random numbers that are counted, not stored: they follow from what they are drawn for, wherever that is processed."""
+"""Counter-based random numbers: each follows from what it is drawn for, in whatever process and order that comes.
+
+A generator's state would make a resumed run, or one on more processes, draw other masks than an unbroken one.
+"""
 
 from __future__ import annotations
 
@@ -34,10 +37,10 @@ def _mix(state: np.ndarray) -> np.ndarray:
     return state ^ (state >> np.uint64(31))
 
 
-class ImageChance:
-    """Uniform numbers for the captions of a batch, each following from (seed, epoch, image, caption).
+class ImageRandom:
+    """Draw uniform numbers for the captions of a batch, each following from (seed, epoch, image, caption).
 
-    An image meets the same chance in whatever batch, process or order it comes. Each call draws anew.
+    An image gets the same numbers in whatever batch, process or order it comes. Each call draws anew.
 
     Args:
         seed: Seed of the run.
@@ -68,14 +71,14 @@ class ImageChance:
         return torch.from_numpy((np.floor(drawn * 2.0**24) * 2.0**-24).astype(np.float32))
 
 
-Chance = torch.Generator | ImageChance
+RandomSource = torch.Generator | ImageRandom
 
 
-def uniform(chance: Chance, rows: int, columns: int) -> Tensor:
-    """Draw numbers in [0, 1) on the CPU from either source of chance. (rows, columns)."""
-    if isinstance(chance, ImageChance):
-        return chance.rand(rows, columns)
-    return torch.rand(rows, columns, generator=chance)
+def uniform(source: RandomSource, rows: int, columns: int) -> Tensor:
+    """Draw numbers in [0, 1) on the CPU. (rows, columns)."""
+    if isinstance(source, ImageRandom):
+        return source.rand(rows, columns)
+    return torch.rand(rows, columns, generator=source)
 
 
 def step_seed(seed: int, epoch: int, batch: int, rank: int) -> int:

@@ -1,7 +1,6 @@
-"""Every choice of the `backbone` group, through its configuration."""
+"""Kinds of backbones, through their configurations: one that learns, one that is frozen, one that is both."""
 
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,8 +11,6 @@ from fastcap.build import CONFIG_DIR, build_datamodule, build_module, load_check
 from fastcap.train import train
 from tests.tiny import TINY
 
-CHOICES = sorted(path.stem for path in (Path(CONFIG_DIR) / "backbone").glob("*.yaml"))
-
 
 def _config(choice):
     rest = [override for override in TINY if not override.startswith("backbone.")]
@@ -21,18 +18,7 @@ def _config(choice):
         return compose("train", overrides=[*rest, f"backbone={choice}", "data.image_size=64"])
 
 
-@pytest.mark.parametrize("choice", CHOICES)
-def test_it_instantiates_by_itself_and_takes_three_sizes(choice):
-    backbone = instantiate(_config(choice).backbone).eval()
-    for size in (64, 96, 224):
-        with torch.no_grad():
-            features = backbone(torch.randn(1, 3, size, size))
-        side = features.shape[1] ** 0.5
-        assert features.shape == (1, side**2, backbone.feature_dim) and side == int(side) >= 2
-        assert features.isfinite().all()
-
-
-@pytest.mark.parametrize("choice", CHOICES)
+@pytest.mark.parametrize("choice", ["spatial_mamba_mini", "efficientnet_lite0", "hybrid"])
 def test_it_trains_a_step(choice):
     cfg = _config(choice)
     torch.manual_seed(0)

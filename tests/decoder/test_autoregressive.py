@@ -1,4 +1,4 @@
-"""The autoregressive twin: causal, its cache exact, greedy and beam search true to their definitions."""
+"""The autoregressive baseline: causal, its cache exact, greedy and beam search true to their definitions."""
 
 import itertools
 
@@ -9,7 +9,7 @@ from fastcap.build import ConfigError, build_model
 from fastcap.data.tokenizer import train_word_tokenizer
 from fastcap.decoder.autoregressive import AutoregressiveDecoder
 from fastcap.generation.beam import BeamSearch
-from fastcap.module import shift_right
+from fastcap.losses import shift_right
 from fastcap.types import SpecialTokens
 from tests.tiny import tiny_config
 

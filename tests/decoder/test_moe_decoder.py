@@ -22,8 +22,6 @@ def _captions(batch=6, length=9, seed=0):
 KINDS = [
     {},
     {"top_k": 2},
-    {"top_k": 4},
-    {"num_experts": 1},
     {"self_attention": RankAugmentedSelfAttention},
     {"expert": lambda dim: Expert(dim, cross_attention=SoftmaxCrossAttention)},
 ]

@@ -7,7 +7,7 @@ from fastcap.decoder.moe_decoder import MoEDecoder
 from fastcap.generation.dlag import DynamicLengthPredictor, top_lengths
 from fastcap.generation.icmr import ICMRDecoder
 from fastcap.generation.ngrams import NGrams
-from fastcap.types import Judges, SpecialTokens
+from fastcap.types import Guidance, SpecialTokens
 
 SPECIAL = SpecialTokens(pad=0, mask=1, unk=2, bos=3, eos=4)
 MAX_LENGTH, VOCAB = 12, 25
@@ -188,9 +188,9 @@ def counts(*captions):
     return ngrams
 
 
-def caption(icmr, ngrams, scores, judges=None):
+def caption(icmr, ngrams, scores, guidance=None):
     """Caption one image of any dogs, given the scores of the lengths one and two."""
-    result = icmr.generate(TwoWays(), torch.zeros(1, 1, 1), torch.tensor([scores]), ngrams, judges)
+    result = icmr.generate(TwoWays(), torch.zeros(1, 1, 1), torch.tensor([scores]), ngrams, guidance)
     return result.tokens[0, : int(result.lengths)].tolist()
 
 
@@ -210,8 +210,8 @@ def test_candidates_are_ranked_by_their_neighbours_too():
     assert caption(icmr, one_word, scores) == [A]
     # What the image's people write together chooses among lengths as well.
     guided = ICMRDecoder(SPECIAL, 1, length_beam=2, ngram_weights={"bigram": 2.0}, guidance={"bigram_bias": 50.0})
-    judges = Judges(phrases=lambda before, after: ((before == DOG) & (after == DOGS)).double())
-    assert caption(guided, one_word, [0.0, 0.0], judges) == [DOG, DOGS]
+    guidance = Guidance(bigram_probability=lambda before, after: ((before == DOG) & (after == DOGS)).double())
+    assert caption(guided, one_word, [0.0, 0.0], guidance) == [DOG, DOGS]
 
 
 def test_three_words_in_a_row_are_chosen_together():
@@ -269,7 +269,7 @@ def test_likely_concepts_raise_their_words(decoder, memory):
     table[torch.arange(len(LENGTHS)), 5 + torch.arange(len(LENGTHS))] = 1.0
     logits = length_logits(*LENGTHS)
     heavy = ICMRDecoder(SPECIAL, 1, length_beam=1, guidance={"word_bias": 1e4})
-    found = heavy.generate(decoder, memory, logits, judges=Judges(likely=lambda: table))
+    found = heavy.generate(decoder, memory, logits, guidance=Guidance(word_probability=lambda: table))
     for image, length in enumerate(found.lengths.tolist()):
         assert found.tokens[image, :length].tolist() == [5 + image] * length
     torch.manual_seed(1)
@@ -281,7 +281,7 @@ def test_likely_concepts_raise_their_words(decoder, memory):
     )
     plain = ICMRDecoder(SPECIAL, 1, length_beam=1)
     light = ICMRDecoder(SPECIAL, 1, length_beam=1, guidance={"word_bias": 1e-9})
-    light = light.generate(decoder, memory, logits, judges=Judges(likely=lambda: table))
+    light = light.generate(decoder, memory, logits, guidance=Guidance(word_probability=lambda: table))
     assert light.tokens.tolist() == plain.generate(decoder, memory, logits).tokens.tolist()
 
 
@@ -295,7 +295,7 @@ def test_phrases_of_the_image_tie_its_words_together(decoder, memory):
 
     options, ngrams = {"num_steps": 1, "length_beam": 2, "lattice_width": VOCAB}, NGrams(VOCAB)
     heavy = ICMRDecoder(SPECIAL, guidance={"bigram_bias": 1e4}, **options)
-    found = heavy.generate(decoder, memory, logits, ngrams, Judges(phrases=own))
+    found = heavy.generate(decoder, memory, logits, ngrams, Guidance(bigram_probability=own))
     for image, length in enumerate(found.lengths.tolist()):
         assert set(found.tokens[image, 1:length].tolist()) <= {5 + image}  # nothing decides the first word
     torch.manual_seed(1)
@@ -305,4 +305,4 @@ def test_phrases_of_the_image_tie_its_words_together(decoder, memory):
     assert sampled.tokens.tolist() == plain.sample(decoder, memory, logits, 3).tokens.tolist()
     light = ICMRDecoder(SPECIAL, guidance={"bigram_bias": 1e-9}, **options)
     expected = plain.generate(decoder, memory, logits).tokens.tolist()
-    assert light.generate(decoder, memory, logits, ngrams, Judges(phrases=own)).tokens.tolist() == expected
+    assert light.generate(decoder, memory, logits, ngrams, Guidance(bigram_probability=own)).tokens.tolist() == expected

@@ -8,7 +8,7 @@ from fastcap.decoder.moe_decoder import MoEDecoder
 from fastcap.generation.beam import BeamSearch
 from fastcap.generation.icmr import ICMRDecoder
 from fastcap.generation.rerank import RerankWeights, rerank
-from fastcap.types import Judges, SpecialTokens
+from fastcap.types import Guidance, SpecialTokens
 
 SPECIAL = SpecialTokens(pad=0, mask=1, unk=2, bos=3, eos=4)
 VOCAB, LONGEST = 25, 8
@@ -23,14 +23,14 @@ def caption(request):
     if request.param == "beams":
         decoder = AutoregressiveDecoder(VOCAB, LONGEST, pad_id=0, **options).eval()
         return lambda weight, naming: BeamSearch(SPECIAL, 4, {"rerank_weight": weight, "word_penalty": 0.0}).generate(
-            decoder, MEMORY, judges=Judges(naming)
+            decoder, MEMORY, guidance=Guidance(expected_matches=naming)
         )
     decoder = MoEDecoder(VOCAB, LONGEST, pad_id=0, **options).eval()
     torch.nn.init.normal_(decoder.word.weight, std=1.0)
     logits = torch.randn(6, LONGEST, generator=torch.Generator().manual_seed(2))
     return lambda weight, naming: ICMRDecoder(
         SPECIAL, 2, length_beam=4, guidance={"rerank_weight": weight, "word_penalty": 0.0}
-    ).generate(decoder, MEMORY, logits, judges=Judges(naming))
+    ).generate(decoder, MEMORY, logits, guidance=Guidance(expected_matches=naming))
 
 
 def test_a_heavy_score_decides_and_scores_stay_those_of_the_words(caption):
@@ -62,8 +62,8 @@ def test_names_count_and_words_cost():
     lengths, named = torch.tensor([[2, 4, 4]]), torch.tensor([[0.5, 1.5, 1.2]])
 
     def chosen(weight, cost):
-        judges = Judges(naming=lambda t, n: named)
-        return rerank(log_probability, tokens, lengths, RerankWeights(weight, cost), judges).item()
+        guidance = Guidance(expected_matches=lambda t, n: named)
+        return rerank(log_probability, tokens, lengths, RerankWeights(weight, cost), guidance).item()
 
     assert chosen(0.0, 0.4) == 0
     assert chosen(1.0, 0.0) == 1  # -0.5, 0.3, 0.1
@@ -74,6 +74,6 @@ def test_names_count_and_words_cost():
 
 def test_a_beam_without_words_is_never_chosen():
     log_probability = torch.tensor([[-1.0, -torch.inf]])
-    judges = Judges(lambda t, n: torch.tensor([[0.0, 9.0]]))
+    guidance = Guidance(expected_matches=lambda t, n: torch.tensor([[0.0, 9.0]]))
     lengths = torch.tensor([[3, 0]])
-    assert rerank(log_probability, torch.zeros(1, 2, 3), lengths, RerankWeights(9.0), judges).tolist() == [0]
+    assert rerank(log_probability, torch.zeros(1, 2, 3), lengths, RerankWeights(9.0), guidance).tolist() == [0]

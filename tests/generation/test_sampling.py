@@ -9,7 +9,7 @@ from fastcap.generation.beam import BeamSearch
 from fastcap.generation.dlag import DynamicLengthPredictor
 from fastcap.generation.icmr import ICMRDecoder
 from fastcap.generation.ngrams import NGrams
-from fastcap.losses import reinforce_loss
+from fastcap.losses import scst_loss
 from fastcap.types import Sampled, SpecialTokens
 
 SPECIAL = SpecialTokens(pad=0, mask=1, unk=2, bos=3, eos=4)
@@ -95,7 +95,7 @@ def test_the_loss_prefers_what_scored_above_the_other_samples():
     log_probability = torch.zeros(4, 2, requires_grad=True)
     decided = torch.tensor([[True, True], [True, False], [True, True], [True, True]])
     sampled = Sampled(torch.zeros(4, 2), torch.tensor([2, 1, 2, 2]), log_probability, decided)
-    reinforce_loss(sampled, torch.tensor([[1.0, 0.0], [0.5, 0.5]])).backward()
+    scst_loss(sampled, torch.tensor([[1.0, 0.0], [0.5, 0.5]])).backward()
     # Two captions of the first image differ by one; those of the second are alike and teach nothing.
     assert (7 * log_probability.grad).tolist() == [[-1, -1], [1, 0], [0, 0], [0, 0]]
 
@@ -112,7 +112,7 @@ def test_a_reward_is_learnt(name, memory):
         sampled = generator.sample(decoder, memory, length(memory), 8, ngrams=NGRAMS)
         reward = (sampled.tokens == wanted).sum(1) / sampled.lengths - 0.2 * sampled.lengths
         optimizer.zero_grad()
-        reinforce_loss(sampled, reward.view(3, 8)).backward()
+        scst_loss(sampled, reward.view(3, 8)).backward()
         optimizer.step()
     if name != "baseline":
         assert all(p.grad is not None for p in length.parameters()), "lengths are decisions too"

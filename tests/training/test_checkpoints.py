@@ -31,57 +31,41 @@ def test_a_vocabulary_of_its_own_is_refused(tmp_path):
         started_from(other)
 
 
-@pytest.mark.parametrize("name", ["rerank_weight", "word_bias"])
-def test_concepts_that_were_not_trained_have_no_say(name, tmp_path):
-    cfg = tiny_config("objective.concept_weight=0", f"refinement.guidance.{name}=2")
-    with pytest.raises(ConfigError, match=rf"guidance\.{name} = 2 asks for the image's concepts"):
+@pytest.mark.parametrize(
+    ("name", "untrained"),
+    [
+        ("rerank_weight", ["loss_weight=0"]),
+        ("word_bias", ["loss_weight=0"]),
+        ("bigram_bias", ["min_phrase_count=0"]),
+        ("bigram_bias", ["min_phrase_count=2", "phrase_loss_weight=0"]),
+        ("word_bias", ["branch_dim=8", "branch_loss_weight=0"]),
+    ],
+)
+def test_concepts_that_were_not_trained_guide_nothing(name, untrained, tmp_path):
+    given = [f"concepts.{value}" for value in untrained]
+    cfg = tiny_config(*given, f"refinement.guidance.{name}=2")
+    with pytest.raises(ConfigError, match=rf"refinement\.guidance\.{name} = 2: concepts\.{untrained[-1]}"):
         build_module(cfg, build_datamodule(cfg))
-    path = write_checkpoint(tmp_path / "untrained.ckpt", "objective.concept_weight=0")
-    with pytest.raises(ConfigError, match=rf"guidance\.{name} = 1\.5 asks for the image's concepts"):
-        load_checkpoint(path, {f"refinement.guidance.{name}": 1.5})
 
 
-def test_phrases_that_were_not_trained_have_no_say(tmp_path):
-    weighed = "refinement.guidance.bigram_bias=2"
-    for more, message in (
-        ([], r"of which data\.phrase_mentions=0 has none"),
-        (["data.phrase_mentions=2", "objective.phrase_weight=0"], r"which objective\.phrase_weight=0 does not train"),
-    ):
-        cfg = tiny_config(weighed, *more)
-        with pytest.raises(ConfigError, match=rf"bigram_bias = 2 asks for the image's phrases, {message}"):
-            build_module(cfg, build_datamodule(cfg))
-    cfg = tiny_config("data.phrase_mentions=2", "objective.phrase_weight=0", "refinement.guidance.rerank_weight=1")
-    assert not build_module(cfg, build_datamodule(cfg)).model.alignment.phrases.numel()
-    path = write_checkpoint(tmp_path / "without.ckpt")
-    with pytest.raises(ConfigError, match=r"bigram_bias = 2 asks for the image's phrases, of which data\.phrase"):
-        load_checkpoint(path, {"refinement.guidance.bigram_bias": 2})
-
-
-def test_a_judge_that_was_not_trained_has_no_say():
-    for name in ("rerank_weight", "word_bias", "bigram_bias"):
-        given = (
-            "alignment.judge_dim=8",
-            "objective.judge_weight=0",
-            "data.phrase_mentions=2",
-            f"refinement.guidance.{name}=1",
-        )
-        cfg = tiny_config(*given)
-        with pytest.raises(ConfigError, match=rf"guidance\.{name} = 1 .* which objective\.judge_weight=0 does not"):
-            build_module(cfg, build_datamodule(cfg))
+def test_a_checkpoints_guidance_is_checked_too(tmp_path):
+    path = write_checkpoint(tmp_path / "untrained.ckpt", "concepts.loss_weight=0")
+    with pytest.raises(ConfigError, match=r"word_bias = 1\.5: concepts\.loss_weight=0 trains none"):
+        load_checkpoint(path, {"refinement.guidance.word_bias": 1.5})
 
 
 def test_checkpoints_bring_their_phrases_and_others_change_none(tmp_path):
-    with_phrases = write_checkpoint(tmp_path / "with.ckpt", "data.phrase_mentions=2")
+    with_phrases = write_checkpoint(tmp_path / "with.ckpt", "concepts.min_phrase_count=2")
     without = write_checkpoint(tmp_path / "without.ckpt")
-    found = load_checkpoint(with_phrases).model.alignment
-    assert len(found.phrases) > 0 and not load_checkpoint(without).model.alignment.phrases.numel()
-    assert len(found.concept_weights) == found.num_concepts + len(found.phrases) == found.concept_head.out_features
-    cfg = tiny_config("data.phrase_mentions=2")
+    found = load_checkpoint(with_phrases).model.alignment.concepts
+    assert len(found.phrases) > 0 and not load_checkpoint(without).model.alignment.concepts.phrases.numel()
+    assert len(found.weights) == found.num_concepts + len(found.phrases) == found.memory_head.out_features
+    cfg = tiny_config("concepts.min_phrase_count=2")
     for start in (with_phrases, without):
         cfg.init.captioner = str(start)
-        alignment = build_module(cfg, build_datamodule(cfg)).model.alignment
-        assert torch.equal(alignment.phrases, found.phrases)
-        assert torch.equal(alignment.concept_head.weight, found.concept_head.weight) == (start == with_phrases)
+        concepts = build_module(cfg, build_datamodule(cfg)).model.alignment.concepts
+        assert torch.equal(concepts.phrases, found.phrases)
+        assert torch.equal(concepts.memory_head.weight, found.memory_head.weight) == (start == with_phrases)
 
 
 def test_a_checkpoint_loads_within_inference_mode(tmp_path):

@@ -15,14 +15,14 @@ from fastcap.losses import alignment_loss
 from fastcap.utils.distributed import (
     SyncedBatchNorm2d,
     averaged,
+    collective,
     gather_rows,
     sync_batch_norms,
-    together,
     total,
     unsync_batch_norms,
     weigh,
 )
-from fastcap.utils.rng import ImageChance, uniform
+from fastcap.utils.rng import ImageRandom, uniform
 from tests.tiny import TINY
 from tests.training.command import QUICK, ROOT, context, end, start, train
 
@@ -80,11 +80,11 @@ def _process(rank, folder):
     image, text, scale, pixels = torch.load(f"{folder}/given.pt", weights_only=True)
     own = slice(0, 3) if rank == 0 else slice(3, 8)  # unequal shares
     image, text, scale = image[own].requires_grad_(), text[own].requires_grad_(), scale.requires_grad_()
-    assert total(torch.ones(1)).item() == 1, "alone outside together()"
+    assert total(torch.ones(1)).item() == 1, "alone outside collective()"
     norm = nn.Sequential(nn.BatchNorm2d(4))
     sync_batch_norms(norm)
     pixels = pixels[own].requires_grad_()
-    with together():
+    with collective():
         loss = alignment_loss(gather_rows(image), gather_rows(text), scale)
         loss.backward()
         mean = weigh({"mean": image.detach().sum(1).mean()}, {"mean": len(image)})
@@ -150,13 +150,13 @@ def test_batch_norms_are_converted_and_back():
 
 def test_chance_follows_the_image_and_not_the_batch():
     ids = torch.tensor([7, 1 << 40, 0, 3])
-    whole = ImageChance(1, 2, ids)
+    whole = ImageRandom(1, 2, ids)
     first, second = whole.rand(8, 5), whole.rand(8, 5)
-    part = ImageChance(1, 2, ids[[2, 0]])
+    part = ImageRandom(1, 2, ids[[2, 0]])
     assert torch.equal(part.rand(4, 3), first[[4, 5, 0, 1], :3])
     assert torch.equal(uniform(part, 4, 5), second[[4, 5, 0, 1]])
-    assert not torch.equal(first, second) and not torch.equal(ImageChance(1, 3, ids).rand(8, 5), first)
-    many = ImageChance(0, 0, torch.arange(2000)).rand(10000, 20)
+    assert not torch.equal(first, second) and not torch.equal(ImageRandom(1, 3, ids).rand(8, 5), first)
+    many = ImageRandom(0, 0, torch.arange(2000)).rand(10000, 20)
     assert many.min() >= 0 and many.max() < 1 and len(many.unique()) > 0.98 * many.numel()
     assert abs(many.mean() - 0.5) < 2e-3 and abs(many.var() - 1 / 12) < 2e-3
     assert abs(torch.corrcoef(many.T) - torch.eye(20)).max() < 0.05
