@@ -1,7 +1,7 @@
 """The scores of captioning papers as one torchmetrics metric: BLEU, ROUGE-L, CIDEr-D, METEOR, SPICE."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 from torchmetrics import Metric
@@ -19,6 +19,15 @@ from fastcap.metrics.tokens import TokenizerName, choose_tokenizer, tokenize
 
 NAMES = ("bleu", "rouge_l", "cider", "meteor", "spice")
 _JARS: dict[str, Callable[[list[str], list[list[str]]], float]] = {"meteor": meteor, "spice": spice}
+
+
+class Scored(NamedTuple):
+    """Captions and references in tokens, and the scores that cost little."""
+
+    candidates: list[str]
+    references: list[list[str]]
+    ngrams: NgramScores
+    rouge_each: list[float]
 
 
 class CaptionMetrics(Metric):
@@ -62,6 +71,7 @@ class CaptionMetrics(Metric):
         self.names = tuple(dict.fromkeys(names))
         self.tokenizer_name: TokenizerName = choose_tokenizer(tokenizer)
         self._index: tuple[list[list[str]], ReferenceIndex] | None = None
+        self._last: tuple[list[Record], Scored] | None = None  # what was scored last: asked for twice, scored once
         self.records: list[Tensor]
         self.add_state("records", default=[], dist_reduce_fx="cat", persistent=False)
 
@@ -95,15 +105,12 @@ class CaptionMetrics(Metric):
         Raises:
             ValueError: Nothing was added: an empty validation set is an error.
         """
-        images = self._images()
-        candidates, references = self._tokenized(images)
+        candidates, references, ngrams, rouge_each = self._scored(self._images())
         result: dict[str, float] = {}
-        ngrams = self._ngrams(candidates, references)
         if "bleu" in self.names:
             result.update({f"bleu{order}": 100.0 * float(score) for order, score in enumerate(ngrams.bleu, start=1)})
         if "rouge_l" in self.names:
-            each = [rouge_l(candidate, texts) for candidate, texts in zip(candidates, references, strict=True)]
-            result["rouge_l"] = 100.0 * sum(each) / len(each)
+            result["rouge_l"] = 100.0 * sum(rouge_each) / len(rouge_each)
         if "cider" in self.names:
             result["cider"] = 100.0 * float(ngrams.cider_each.mean())
         for name in ("meteor", "spice"):
@@ -128,12 +135,11 @@ class CaptionMetrics(Metric):
             dist_sync_fn=self.dist_sync_fn, should_sync=self._to_sync, should_unsync=self._should_unsync
         ):
             images = self._images()
-        candidates, references = self._tokenized(images)
-        ngrams = self._ngrams(candidates, references)
+        _, _, ngrams, rouge_each = self._scored(images)
         return {
             image.image_id: {
                 "bleu4": 100.0 * float(ngrams.bleu_each[i, 3]),
-                "rouge_l": 100.0 * rouge_l(candidates[i], references[i]),
+                "rouge_l": 100.0 * rouge_each[i],
                 "cider": 100.0 * float(ngrams.cider_each[i]),
             }
             for i, image in enumerate(images)
@@ -148,6 +154,13 @@ class CaptionMetrics(Metric):
                 "CaptionMetrics has no captions to score: the validation set is empty (or update was not called)"
             )
         return images
+
+    def _scored(self, images: list[Record]) -> Scored:
+        if self._last is None or self._last[0] != images:
+            candidates, references = self._tokenized(images)
+            rouge_each = [rouge_l(candidate, texts) for candidate, texts in zip(candidates, references, strict=True)]
+            self._last = images, Scored(candidates, references, self._ngrams(candidates, references), rouge_each)
+        return self._last[1]
 
     def _tokenized(self, images: Sequence[Record]) -> tuple[list[str], list[list[str]]]:
         sentences = [text for image in images for text in (image.caption, *image.references)]
@@ -175,5 +188,5 @@ class CaptionMetrics(Metric):
         self.records = [self.records] if isinstance(self.records, Tensor) else self.records
 
     def __getstate__(self) -> dict[str, Any]:
-        """Copies and pickles leave out the counted references: they are counted again when needed."""
-        return {**super().__getstate__(), "_index": None}
+        """Copies and pickles leave out what was counted: it is counted again when needed."""
+        return {**super().__getstate__(), "_index": None, "_last": None}
