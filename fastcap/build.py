@@ -26,7 +26,6 @@ from fastcap.backbone.weights import load_backbone
 from fastcap.data import DataError
 from fastcap.data.datamodule import CaptionDataModule
 from fastcap.data.tokenizer import CaptionTokenizer
-from fastcap.losses import Objective
 from fastcap.metrics import CiderReward
 from fastcap.model import FastCap
 from fastcap.module import CaptioningModule
@@ -222,17 +221,6 @@ def build_concepts(cfg: DictConfig, datamodule: CaptionDataModule) -> ConceptTab
     return ConceptTable(datamodule.tokenizer.concepts(), weights, phrases.pairs, phrases.weights)
 
 
-def freeze_untrained(model: FastCap, objective: Objective) -> None:
-    """Freeze what no loss reaches: distributed training waits for every other gradient."""
-    alignment, concepts, weights = model.alignment, model.alignment.concepts, objective.weights
-    model.decoder.requires_grad_(objective.decodes)
-    for part in (alignment.image_head, alignment.text_encoder, alignment.log_scale):
-        part.requires_grad_(objective.alignment_weight > 0)
-    concepts.memory_head.requires_grad_(max(weights["concept"], weights["phrase"]) > 0)
-    if concepts.branch is not None:
-        concepts.branch.requires_grad_(objective.branch_weight > 0)
-
-
 def build_module(cfg: DictConfig, datamodule: CaptionDataModule, model: FastCap | None = None) -> CaptioningModule:
     """Build the training system around a new model, or around one already loaded."""
     tokenizer = datamodule.tokenizer
@@ -246,7 +234,6 @@ def build_module(cfg: DictConfig, datamodule: CaptionDataModule, model: FastCap 
         phrase_weight=cfg.concepts.phrase_loss_weight,
         branch_weight=cfg.concepts.branch_loss_weight,
     )
-    freeze_untrained(model, objective)
     return CaptioningModule(
         model=model,
         special=tokenizer.special,

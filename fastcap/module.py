@@ -89,6 +89,7 @@ class CaptioningModule(L.LightningModule):
         metric_options: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
+        freeze_untrained(model, objective)
         self.model = model
         self.special = special
         self.decode_text = decode
@@ -316,3 +317,14 @@ class CaptioningModule(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store what rebuilds the model: plain data only."""
         checkpoint["fastcap"] = self.artifacts
+
+
+def freeze_untrained(model: FastCap, objective: Objective) -> None:
+    """Freeze what no loss reaches: distributed training waits for every other gradient."""
+    alignment, concepts, weights = model.alignment, model.alignment.concepts, objective.weights
+    model.decoder.requires_grad_(objective.decodes)
+    for part in (alignment.image_head, alignment.text_encoder, alignment.log_scale):
+        part.requires_grad_(objective.alignment_weight > 0)
+    concepts.memory_head.requires_grad_(max(weights["concept"], weights["phrase"]) > 0)
+    if concepts.branch is not None:
+        concepts.branch.requires_grad_(objective.branch_weight > 0)
