@@ -24,7 +24,7 @@ COMMANDS = {
     "bench": "measure speed, memory and arithmetic (bench backbone --sizes 224 --batches 1)",
     "distill": "teach a backbone what a packaged ImageNet encoder sees, on any images (folder=DIR)",
     "pretrain": "train a backbone on class folders, ImageNet's layout (data_dir=DIR)",
-    "data": "fetch MS COCO (data coco), convert Karpathy's split files (data karpathy FILE)",
+    "data": "fetch MS COCO (data coco), lay out what you have (data flickr8k --archive FILE..., data karpathy FILE)",
     "dashboard": "build the W&B dashboard of all runs (--print shows its definition without an account)",
 }
 MODULES = {  # where the module is not called like its command

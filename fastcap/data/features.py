@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from fastcap.data.errors import DataError, ProgressLog
-from fastcap.data.pixel_cache import locked, replacing
+from fastcap.data.pixel_cache import locked
+from fastcap.utils.files import atomic_write
 
 _VERSION = 1  # raise when what is stored changes: caches are then rebuilt
 _BATCH = 32  # images encoded at once
@@ -73,7 +74,7 @@ class FeatureCache:
     def _build(self, num_views: int, num_images: int, encode: Callable[[int, np.ndarray], Tensor]) -> None:
         total = num_views * num_images
         progress = ProgressLog(f"{self.path.name}: encoded", total)
-        with replacing(self.path) as file:
+        with atomic_write(self.path) as part, open(part, "wb") as file:
             for view in range(num_views):
                 for low in range(0, num_images, _BATCH):
                     positions = np.arange(low, min(low + _BATCH, num_images))

@@ -95,6 +95,16 @@ def same_name(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is passed over: hidden, or another program's folder."""
+    return name.startswith(".") or name.casefold() in _SYSTEM_FOLDERS
+
+
+def walk_files(root: Path) -> Iterator[Path]:
+    """Yield every file below a folder that is not hidden, images or not, through links, each folder once."""
+    return _walk(root, FoundImages())
+
+
 def _is_image(path: Path, found: FoundImages) -> bool:
     """Whether the decoder reads files of this suffix; counts images that it does not."""
     suffix = path.suffix.lower()
@@ -120,7 +130,7 @@ def _walk(root: Path, found: FoundImages, depth: int = _ANY_DEPTH, hidden: bool 
             continue
         for entry in entries:
             path, kind, image = folder / entry.name, _kind(entry), Path(entry.name).suffix.lower() in image_suffixes()
-            if not hidden and (entry.name.startswith(".") or entry.name.casefold() in _SYSTEM_FOLDERS):
+            if not hidden and is_hidden(entry.name):
                 if kind == "folder" or image:
                     found.hidden.add("hidden folders" if kind == "folder" else "hidden images", path)
             elif kind == "folder":

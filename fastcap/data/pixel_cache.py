@@ -6,16 +6,16 @@ import contextlib
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
 from fastcap.data.errors import DataError, ProgressLog
 from fastcap.types import CaptionRecords
+from fastcap.utils.files import atomic_write, write_text
 
 _VERSION = 3  # raise when decode_image changes what it returns: caches are then rebuilt
 _CHUNK = 512  # images decoded between two looks at the clock; bounds the memory in flight
@@ -91,12 +91,12 @@ class PixelCache:
 
     def _build(self) -> np.ndarray:
         self.bad = []
-        with replacing(self.path) as file:
+        with atomic_write(self.path) as part, open(part, "wb") as file:
             np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(self._empty()))
             for image in self._decoded():
                 file.write(np.ascontiguousarray(image).data)
-        with replacing(self.path.with_suffix(".json")) as file:  # last: its presence says that the pixels are whole
-            file.write(json.dumps({"shape": self._shape, "bad": self.bad}).encode())
+        # Last: its presence says that the pixels are whole.
+        write_text(self.path.with_suffix(".json"), json.dumps({"shape": self._shape, "bad": self.bad}))
         return self._read()
 
     def _is_complete(self) -> bool:
@@ -136,21 +136,6 @@ class PixelCache:
         self.__dict__.update(state)
         if self.pixels is None:
             self.pixels = self._read()
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """Open a temporary file that becomes ``path`` in one step on success and vanishes on failure."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            yield file
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(name)
-        raise
 
 
 @contextlib.contextmanager

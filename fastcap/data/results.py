@@ -9,6 +9,7 @@ from pathlib import Path
 
 from fastcap.data.coco import parse_annotations, read_field, read_json
 from fastcap.data.errors import DataError, Skipped
+from fastcap.utils.files import write_text
 
 
 @dataclass
@@ -31,7 +32,7 @@ class ScoredPair:
 def write_results(path: Path, captions: Iterable[tuple[int, str]]) -> None:
     """Write (image id, caption) pairs as COCO's evaluation server takes them: a list of two-field objects."""
     rows = [{"image_id": int(image_id), "caption": caption} for image_id, caption in captions]
-    path.write_text(json.dumps(rows), encoding="utf-8")
+    write_text(path, json.dumps(rows))
 
 
 def read_results(path: Path) -> dict[int, str]:

@@ -1,19 +1,18 @@
-"""Data sets: `fastcap data coco` fetches MS COCO, `fastcap data karpathy FILE` converts Karpathy's split files."""
+"""Data sets: `fastcap data coco` fetches MS COCO; `flickr8k`, `flickr30k` and `karpathy` lay out what people have."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
-from fastcap.cli import UserError, one_clear_error
-from fastcap.data.download import coco
+from fastcap.cli import one_clear_error
+from fastcap.data.download import coco, flickr
 from fastcap.data.download.karpathy import COUNTS, convert
-from fastcap.data.download.transfer import ATTEMPTS, Transfer, progress_bar
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(prog="fastcap data", description="Fetch data sets, or convert split files.")
+    parser = argparse.ArgumentParser(prog="fastcap data", description="Fetch data sets, or lay out archives.")
     commands = parser.add_subparsers(dest="command", required=True)
 
     fetch = commands.add_parser("coco", help="fetch MS COCO and Karpathy's split, as data=coco expects them")
@@ -27,8 +26,19 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     fetch.add_argument(
         "--karpathy-url", default=coco.KARPATHY_URL, help="base address of caption_datasets.zip (default: %(default)s)"
     )
-    fetch.add_argument("--attempts", type=int, default=ATTEMPTS, help="attempts in a row that bring nothing, at most")
-    fetch.add_argument("--backoff", type=float, default=1.0, help="seconds before the first repetition; then doubled")
+
+    for name in ("flickr8k", "flickr30k"):
+        layout = commands.add_parser(name, help=f"lay out {name} from the archives that you have")
+        layout.add_argument(
+            "--archive",
+            type=Path,
+            nargs="+",
+            action="extend",
+            required=True,
+            metavar="FILE",
+            help="photographs, captions and split lists, as zip or tar files, folders or single files",
+        )
+        layout.add_argument("--root", type=Path, default=Path("data", name), help="data folder (default: %(default)s)")
 
     karpathy = commands.add_parser("karpathy", help="turn dataset_{coco,flickr8k,flickr30k}.json into COCO's format")
     karpathy.add_argument("source", type=Path, metavar="FILE", help="Karpathy's JSON")
@@ -39,42 +49,35 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def fetch_coco(options: argparse.Namespace) -> None:
     """Fetch COCO."""
-    if options.attempts < 1 or options.backoff < 0:
-        raise UserError("--attempts must be at least 1 and --backoff at least 0")
     years = ["2014", "2017"] if options.year == "all" else [options.year]
     pieces = [piece for year in years for piece in coco.PIECES[year] if not (options.no_images and piece.images)]
     if "2014" in years:
         pieces.insert(0, coco.KARPATHY)
-    transfer = Transfer(backoff=options.backoff, attempts=options.attempts)
-    with progress_bar() as progress:
-        coco.CocoFetcher(
-            options.root,
-            transfer,
-            progress,
-            lambda line: progress.console.print(line, highlight=False),
-            options.url,
-            options.karpathy_url,
-            options.keep_archives,
-        ).fetch(pieces)
+    coco.CocoFetcher(options.root, print, options.url, options.karpathy_url, options.keep_archives).fetch(pieces)
     print(f"COCO          {options.root}\nNext          make train ARGS='data=coco data.source.root={options.root}'")
+
+
+def lay_out_flickr(options: argparse.Namespace) -> None:
+    """Take Flickr8k or Flickr30k out of archives."""
+    for split, count in flickr.lay_out(options.command, options.archive, options.root).items():
+        print(f"{split:<6} {count:>7} images  {options.root / 'annotations' / f'captions_{split}.json'}")
+    print(f"Next   make train ARGS='data=flickr8k data.source.root={options.root}'")
 
 
 def convert_karpathy(options: argparse.Namespace) -> None:
     """Convert a split file."""
     out = options.out or options.source.parent / "annotations"
-    found = convert(options.source, out, restval=not options.no_restval)
-    for split, count in found.items():
+    expected = None if options.no_restval else COUNTS.get(options.source.stem.removeprefix("dataset_"))
+    for split, count in convert(options.source, out, not options.no_restval, expected).items():
         print(f"{split:<6} {count:>7} images  {out / f'captions_karpathy_{split}.json'}")
-    name = options.source.stem.removeprefix("dataset_")
-    if not options.no_restval and name in COUNTS and found != COUNTS[name]:
-        raise UserError(f"{options.source}: {found} images, Karpathy's {name} has {COUNTS[name]}")
 
 
 @one_clear_error
 def main(arguments: list[str] | None = None) -> None:
     """Entry point."""
     options = parse_arguments(arguments)
-    {"coco": fetch_coco, "karpathy": convert_karpathy}[options.command](options)
+    jobs = {"coco": fetch_coco, "karpathy": convert_karpathy}
+    jobs.get(options.command, lay_out_flickr)(options)
 
 
 if __name__ == "__main__":

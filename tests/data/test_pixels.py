@@ -125,7 +125,7 @@ def test_cache_is_kept_and_rebuilt_when_cut_short(
     assert np.array_equal(first.pixels[1].transpose(1, 2, 0), records.load_image(1, 8))
     assert np.array_equal(first.pixels, PixelCache(records, 8).pixels)
     assert np.array_equal(first.pixels, pickle.loads(pickle.dumps(first)).pixels)
-    assert not list((tmp_path / "cache").glob("*.tmp"))
+    assert not list((tmp_path / "cache").glob("*.part"))
 
     decoded: list[int] = []
     load = records.load_image

@@ -15,12 +15,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rich.progress import Progress
-
 from fastcap.data.coco import parse_annotations
-from fastcap.data.download.archives import unpack_images, unpack_json
 from fastcap.data.download.karpathy import COUNTS, SPLITS, convert
-from fastcap.data.download.transfer import Transfer, check_space
+from fastcap.data.download.transfer import check_space, copy, entries, fetch
 from fastcap.data.errors import DataError
 
 COCO_URL = "http://images.cocodataset.org"  # over HTTPS its certificate does not fit the name; MD5 settles the content
@@ -34,7 +31,7 @@ class Piece:
     Attributes:
         name: What a user calls it.
         file: Path of the archive below its host's base address.
-        size: Bytes, as once published: for planning where the server does not say.
+        size: Bytes, as once published.
         md5: Published digest; None where there is none.
         images: Pictures that it must hold.
         captions: Images and captions that each annotation file must hold, by name.
@@ -73,34 +70,25 @@ PIECES = {
     ],
 }
 KARPATHY = Piece("karpathy", "caption_datasets.zip", 36_745_453)
-KARPATHY_COUNTS = COUNTS["coco"]
 
 
+@dataclass
 class CocoFetcher:
     """Brings COCO's pieces into a data folder; what is there and complete is left alone.
 
-    Args:
+    Attributes:
         root: The data folder.
-        transfer: Downloads.
-        progress: Shows how far it is.
         say: Prints a line.
         coco_url: Base address of COCO's archives.
         karpathy_url: Base address of Karpathy's archive.
         keep_archives: Whether archives stay after they are unpacked.
     """
 
-    def __init__(
-        self,
-        root: Path,
-        transfer: Transfer,
-        progress: Progress,
-        say: Callable[[str], None] = print,
-        coco_url: str = COCO_URL,
-        karpathy_url: str = KARPATHY_URL,
-        keep_archives: bool = False,
-    ) -> None:
-        self.root, self.transfer, self.progress, self.say = root, transfer, progress, say
-        self.coco_url, self.karpathy_url, self.keep_archives = coco_url, karpathy_url, keep_archives
+    root: Path
+    say: Callable[[str], None] = print
+    coco_url: str = COCO_URL
+    karpathy_url: str = KARPATHY_URL
+    keep_archives: bool = False
 
     def fetch(self, pieces: Iterable[Piece]) -> None:
         """Fetch, unpack and check pieces.
@@ -108,16 +96,15 @@ class CocoFetcher:
         Raises:
             DataError: Naming the address or file and what is wrong with it.
         """
-        missing = []
-        for piece in pieces:
-            if self._complete(piece):
-                self.say(f"{piece.name:<13} there already, complete")
-            else:
-                missing.append(piece)
-        self._check_space(missing)
+        missing = [piece for piece in pieces if not self._complete(piece)]
+        # Unpacked pictures take what their archives take, and archives go one by one.
+        sizes = [piece.size for piece in missing if not self._archive(piece).is_file()]
+        check_space(self.root, sum(sizes) * (2 if self.keep_archives else 1) + max(sizes, default=0))
         for piece in missing:
             archive = self._archive(piece)
-            self.transfer.fetch(self._url(piece), archive, self.progress, piece.md5)
+            base = self.karpathy_url if piece is KARPATHY else self.coco_url
+            self.say(f"{piece.name:<13} {piece.size / 1e9:.1f} GB")
+            fetch(f"{base.rstrip('/')}/{piece.file}", archive, piece.md5)
             self._lay_out(piece, archive)
             if not self.keep_archives:
                 archive.unlink()
@@ -127,72 +114,34 @@ class CocoFetcher:
 
     def _lay_out(self, piece: Piece, archive: Path) -> None:
         annotations = self.root / "annotations"
-        if piece.images:
-            unpack_images(archive, self._folder(piece), self.progress)
-            found = _count_images(self._folder(piece))
-            if found < piece.images:
-                raise DataError(f"{self._folder(piece)}: {found} images, must be {piece.images}")
+        for entry in entries(archive):
+            if piece.images and entry.name.suffix == ".jpg":
+                copy(entry, self.root / "images" / piece.name / entry.name.name)
+            elif entry.name.stem in piece.captions or (piece is KARPATHY and entry.name.name == "dataset_coco.json"):
+                copy(entry, annotations / f"{entry.name.stem}.unchecked.json")
+        if piece.images and (found := self._count(piece)) < piece.images:
+            raise DataError(f"{archive}: {found} images, must be {piece.images}")
         for name, counts in piece.captions.items():
-            path = annotations / f"{name}.json"
-            checked = path.with_name(f"{name}.unchecked.json")
-            unpack_json(archive, f"annotations/{name}.json", checked)
+            checked = annotations / f"{name}.unchecked.json"
             files, captions, empty = parse_annotations(checked)
-            found_counts = len(files), sum(map(len, captions.values())) + len(empty)
-            if found_counts != counts:
-                raise DataError(f"{checked}: {found_counts} images and captions, must be {counts}")
-            os.replace(checked, path)
-        if piece.name == KARPATHY.name:
-            source = annotations / "dataset_coco.json"
-            unpack_json(archive, "dataset_coco.json", source)
-            self.karpathy(source)
-
-    def karpathy(self, source: Path) -> None:
-        """Convert Karpathy's COCO file and check its counts.
-
-        Raises:
-            DataError: If it is not his format or holds other numbers of images.
-        """
-        found = convert(source, self.root / "annotations")
-        if found != KARPATHY_COUNTS:
-            for name in SPLITS:
-                _karpathy_file(self.root, name).unlink()
-            raise DataError(f"{source}: {found} images, must be {KARPATHY_COUNTS}")
+            numbers = len(files), sum(map(len, captions.values())) + len(empty)
+            if numbers != counts:
+                raise DataError(f"{checked}: {numbers} images and captions, must be {counts}")
+            os.replace(checked, annotations / f"{name}.json")
+        if piece is KARPATHY:
+            source = annotations / "dataset_coco.unchecked.json"
+            convert(source, annotations, expected=COUNTS["coco"])
+            os.replace(source, annotations / "dataset_coco.json")
 
     def _complete(self, piece: Piece) -> bool:
         if piece.images:
-            return _count_images(self._folder(piece)) >= piece.images
-        if piece.captions:  # they get their names when they were checked
-            return all((self.root / "annotations" / f"{name}.json").is_file() for name in piece.captions)
-        return all(_karpathy_file(self.root, name).is_file() for name in SPLITS)
+            return self._count(piece) >= piece.images
+        names = list(piece.captions) or [f"captions_karpathy_{split}" for split in SPLITS]
+        return all((self.root / "annotations" / f"{name}.json").is_file() for name in names)  # named when checked
 
-    def _check_space(self, missing: list[Piece]) -> None:
-        """Unpacked pictures take what their archives take, and archives go one by one."""
-        needed, largest = 0, 0
-        for piece in missing:
-            archive = self._archive(piece)
-            part = archive.with_name(archive.name + ".part")
-            here = next((path.stat().st_size for path in (archive, part) if path.is_file()), 0)
-            size = here if archive.is_file() else self.transfer.size(self._url(piece)) or piece.size
-            needed += size - here if self.keep_archives else -here
-            needed += size if piece.images else size // 2  # captions: a few files of what an archive holds
-            largest = max(largest, size)
-        if missing:
-            check_space(self.root, needed + (0 if self.keep_archives else largest))
-
-    def _url(self, piece: Piece) -> str:
-        base = self.karpathy_url if piece.name == KARPATHY.name else self.coco_url
-        return f"{base.rstrip('/')}/{piece.file}"
+    def _count(self, piece: Piece) -> int:
+        folder = self.root / "images" / piece.name
+        return sum(name.endswith(".jpg") for name in os.listdir(folder)) if folder.is_dir() else 0
 
     def _archive(self, piece: Piece) -> Path:
         return self.root / "archives" / Path(piece.file).name
-
-    def _folder(self, piece: Piece) -> Path:
-        return self.root / "images" / piece.name
-
-
-def _karpathy_file(root: Path, split: str) -> Path:
-    return root / "annotations" / f"captions_karpathy_{split}.json"
-
-
-def _count_images(folder: Path) -> int:
-    return sum(entry.name.endswith(".jpg") for entry in os.scandir(folder)) if folder.is_dir() else 0

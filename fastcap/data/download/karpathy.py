@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import os
-from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from fastcap.data.coco import normalise_caption, read_field, read_json
 from fastcap.data.errors import DataError
+from fastcap.utils.files import write_json
 
 SPLITS = ("train", "val", "test")
 # Images of each split, for the three sets that he published; `restval` counts as train.
@@ -20,7 +19,7 @@ COUNTS = {
 }
 
 
-def convert(source: Path, out: Path, restval: bool = True) -> dict[str, int]:
+def convert(source: Path, out: Path, restval: bool = True, expected: Mapping[str, int] | None = None) -> dict[str, int]:
     """Write ``captions_karpathy_{train,val,test}.json`` beside one another.
 
     Image ids are COCO's own, else the file's ``imgid``; file names hold the folder where the file names one
@@ -30,6 +29,7 @@ def convert(source: Path, out: Path, restval: bool = True) -> dict[str, int]:
         source: A ``dataset_*.json``.
         out: Folder to write into.
         restval: Whether the 30,504 images of COCO's validation set that are in no split (``restval``) join ``train``.
+        expected: Images that each split must hold.
 
     Returns:
         Number of images in each split.
@@ -41,16 +41,16 @@ def convert(source: Path, out: Path, restval: bool = True) -> dict[str, int]:
     if not isinstance(content, dict) or not isinstance(content.get("images"), list):
         raise DataError(f"{source}: field 'images' must be a list")
     splits: dict[str, dict[str, list[Any]]] = {name: {"images": [], "annotations": []} for name in SPLITS}
-    seen: Counter[int] = Counter()
+    seen: set[int] = set()
     for index, entry in enumerate(content["images"]):
         where = f"{source}: images[{index}]"
         split = read_field(entry, "split", str, where)
         if split not in (*SPLITS, "restval"):
             raise DataError(f"{where}.split must be train, restval, val or test, found {split!r}")
         image_id = read_field(entry, "cocoid" if "cocoid" in entry else "imgid", int, where)
-        seen[image_id] += 1
-        if seen[image_id] > 1:
+        if image_id in seen:
             raise DataError(f"{where}: image id {image_id} is a duplicate")
+        seen.add(image_id)
         file_name = read_field(entry, "filename", str, where)
         if "filepath" in entry:
             file_name = f"{read_field(entry, 'filepath', str, where)}/{file_name}"
@@ -69,15 +69,9 @@ def convert(source: Path, out: Path, restval: bool = True) -> dict[str, int]:
     counts = {name: len(content["images"]) for name, content in splits.items()}
     if empty := [name for name, count in counts.items() if not count]:
         raise DataError(f"{source}: field 'images' holds no image of split {empty[0]}")
-    out.mkdir(parents=True, exist_ok=True)
+    if expected and counts != expected:
+        raise DataError(f"{source}: {counts} images, must be {dict(expected)}")
     for name, part in splits.items():
         info = {"description": f"Karpathy's {name} split, from {source.name}"}
         write_json(out / f"captions_karpathy_{name}.json", {"info": info, **part})
     return counts
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write a JSON file, whole or not at all."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
-    os.replace(part, path)

@@ -1,239 +1,180 @@
-"""Files over HTTP that survive what networks do: broken connections, busy servers, redirects, wrong bytes."""
+"""Bring files over HTTP, by curl, and take them out of archives, each whole or not at all."""
 
 from __future__ import annotations
 
-import errno
 import hashlib
-import json
 import os
 import shutil
+import subprocess
+import sys
+import tarfile
 import time
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
-
-import requests
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import IO, NamedTuple
 
 from fastcap.data.errors import DataError
+from fastcap.data.image_files import is_hidden, walk_files
 
-CHUNK = 1 << 16  # bytes; of a connection that breaks, less than this is lost
-ATTEMPTS = 6  # in a row without one new byte
-TIMEOUT = 60.0  # seconds without a byte
-LONGEST_WAIT = 120.0  # seconds between two attempts
-_PASSING = {408, 425, 429, 500, 502, 503, 504}
-_DROPPED = (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError)
-
-
-class _Busy(Exception):
-    """An answer that may be better next time.
-
-    Attributes:
-        wait: Seconds that the server asks for, or 0.
-    """
-
-    def __init__(self, message: str, wait: float = 0.0) -> None:
-        super().__init__(message)
-        self.wait = wait
+ATTEMPTS = 6  # in a row that bring no byte
+_LONGEST_WAIT = 120.0  # seconds between two attempts
+_PASSING = ("408", "425", "429")  # refusals that may be none later; so may be those of 500 and above
+_BEYOND = "the server cannot go on from here"
+_NO_RANGES = 33  # curl's exit status where a server cannot go on in the middle
 
 
-def progress_bar() -> Progress:
-    """A bar for each file: bytes, speed, time left."""
-    return Progress(
-        TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()
-    )
-
-
-class Transfer:
-    """Downloads files, each into ``NAME.part`` first and under its name when it is whole.
-
-    A part goes on where it stopped, also in a later run, as long as the server has the same file: its ETag (or date)
-    and size are kept beside the part.
+def fetch(url: str, path: Path, md5: str | None = None, attempts: int = ATTEMPTS, backoff: float = 1.0) -> None:
+    """Bring a file to ``path``, into ``NAME.part`` first; a part goes on where it stopped, also in a later run.
 
     Args:
-        backoff: Seconds before the first repeated attempt; doubled each time.
+        url: Where it is.
+        path: Where it goes; a file that is there already is only checked.
+        md5: Its published digest, where there is one.
         attempts: Attempts in a row that bring no byte before giving up.
-        sleep: Waits so many seconds.
-    """
-
-    def __init__(
-        self, backoff: float = 1.0, attempts: int = ATTEMPTS, sleep: Callable[[float], None] = time.sleep
-    ) -> None:
-        self.backoff, self.attempts, self.sleep = backoff, attempts, sleep
-        self.session = requests.Session()
-        # Ranges count bytes as sent: a server that compresses on the way would shift them.
-        self.session.headers.update({"Accept-Encoding": "identity", "User-Agent": "fastcap"})
-
-    def size(self, url: str) -> int | None:
-        """Bytes of a file by its server's word (Content-Length); None where it does not say."""
-
-        def ask(_: int) -> int | None:
-            with self.session.head(url, allow_redirects=True, timeout=TIMEOUT) as answer:
-                if answer.status_code in (405, 501):  # this server has no HEAD
-                    return None
-                _check_status(answer)
-                return _number(answer.headers.get("Content-Length"))
-
-        found: int | None = self._persist(url, ask)
-        return found
-
-    def fetch(self, url: str, path: Path, progress: Progress, md5: str | None = None) -> None:
-        """Bring a file to ``path``; a file that is there already is only checked.
-
-        Args:
-            url: Where it is.
-            path: Where it goes.
-            progress: Shows how far it is.
-            md5: Its published digest, where there is one.
-
-        Raises:
-            DataError: Naming address and file, when the server refuses, keeps failing, or sends other bytes.
-        """
-        if path.is_file():
-            check_md5(path, md5, f"{path} (delete it to have it fetched again)")
-            return
-        part, note = path.with_name(path.name + ".part"), path.with_name(path.name + ".part.json")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        task = progress.add_task(path.name, total=None)
-        for chance in (1, 2):
-            resumed = part.is_file()
-            self._persist(url, lambda _: self._continue(url, part, note, progress, task), part)
-            try:
-                check_md5(part, md5, path.name)
-                break
-            except DataError as error:
-                part.unlink()
-                note.unlink(missing_ok=True)
-                if chance == 2 or not resumed:  # a whole download that is wrong is wrong again
-                    raise DataError(f"{url}: {error}; what came was thrown away") from error
-        os.replace(part, path)
-        note.unlink(missing_ok=True)
-
-    def _persist(self, url: str, work: Callable[[int], Any], part: Path | None = None) -> Any:
-        """Do ``work`` until it succeeds; attempts that bring bytes do not count against it."""
-        failures = 0
-        while True:
-            before = _length(part)
-            try:
-                return work(failures)
-            except (*_DROPPED, _Busy) as error:
-                failures = 1 if _length(part) > before else failures + 1
-                if failures >= self.attempts:
-                    reason = str(error) if isinstance(error, _Busy) else f"{type(error).__name__}: {error}"
-                    kept = (
-                        f" ({part}, {_length(part)} bytes, is kept: the next run goes on from it)"
-                        if _length(part)
-                        else ""
-                    )
-                    raise DataError(f"{url}: given up after {failures} attempts: {reason}{kept}") from error
-                wait = max(self.backoff * 2 ** (failures - 1), getattr(error, "wait", 0.0))
-                self.sleep(min(wait, LONGEST_WAIT))
-            except requests.RequestException as error:
-                raise DataError(f"{url}: cannot be fetched ({error})") from error
-
-    def _continue(self, url: str, part: Path, note: Path, progress: Progress, task: Any) -> None:
-        """One request for what is missing, appended to the part."""
-        have, known = _length(part), _read_note(note)
-        headers = {}
-        if have and known:
-            headers = {"Range": f"bytes={have}-"}
-            if known.get("validator"):
-                headers["If-Range"] = known["validator"]
-        with self.session.get(url, headers=headers, stream=True, timeout=TIMEOUT) as answer:
-            if answer.status_code == 416:
-                if known and known.get("size") == have:
-                    return
-                part.unlink(missing_ok=True)
-                raise _Busy(f"the server has no byte {have} of this file")
-            _check_status(answer)
-            start, total = _span(answer)
-            if start != have or (start and known.get("size") not in (None, total)):
-                if start:  # another stretch than was asked for, or of another file
-                    part.unlink(missing_ok=True)
-                    raise _Busy("the file on the server has changed")
-                have = 0
-            validator = answer.headers.get("ETag", "")
-            if not validator or validator.startswith("W/"):
-                validator = answer.headers.get("Last-Modified", "")
-            note.write_text(json.dumps({"url": url, "size": total, "validator": validator}), encoding="utf-8")
-            progress.update(task, total=total, completed=have)
-            try:
-                with open(part, "ab" if have else "wb") as file:
-                    for chunk in answer.iter_content(CHUNK):
-                        file.write(chunk)
-                        progress.advance(task, len(chunk))
-                    file.flush()
-                    os.fsync(file.fileno())
-            except OSError as error:
-                if isinstance(error, requests.RequestException):
-                    raise
-                raise DataError(f"{part}: cannot be written ({error.strerror or error})") from error
-        if total is not None and _length(part) != total:
-            raise _Busy(f"the connection ended after {_length(part)} of {total} bytes")
-
-
-def check_md5(path: Path, md5: str | None, name: str = "") -> None:
-    """Compare a file with its published digest, if it has one.
+        backoff: Seconds before the first repeated attempt; doubled each time.
 
     Raises:
-        DataError: If they differ.
+        DataError: Naming address and file: curl is missing, the server refuses or keeps failing, or other bytes come.
     """
-    if md5 is None:
-        return
+    if path.is_file():
+        return _check_md5(path, md5, f"{path} (delete it to have it fetched again)")
+    if not shutil.which("curl"):
+        raise DataError(f"{url}: curl is needed to fetch it; install curl, or put the file at {path} yourself")
+    part = path.with_name(path.name + ".part")
+    part.parent.mkdir(parents=True, exist_ok=True)
+    resumed = part.is_file()
+    failures = 0
+    while True:
+        before = _length(part)
+        reason = _run_curl(url, part)
+        # All bytes are there where a run was killed before the last rename.
+        if reason is None or (reason == _BEYOND and md5 and _digest(part) == md5):
+            break
+        if reason == _BEYOND:
+            part.unlink(missing_ok=True)
+        failures = 1 if _length(part) > before else failures + 1
+        if failures >= attempts:
+            kept = f"; {part} ({_length(part)} bytes) is kept, the next run goes on from it" if _length(part) else ""
+            raise DataError(f"{url}: given up after {failures} attempts: {reason}{kept}")
+        time.sleep(min(backoff * 2 ** (failures - 1), _LONGEST_WAIT))
+    try:
+        _check_md5(part, md5, url)
+    except DataError:
+        part.unlink()
+        if not resumed:  # a whole download that is wrong is wrong again
+            raise
+        return fetch(url, path, md5, attempts, backoff)
+    os.replace(part, path)
+
+
+def _run_curl(url: str, part: Path) -> str | None:
+    """Ask once for what is missing; returns why it failed, None when it did not. Refusals raise ``DataError``."""
+    show = "--progress-bar" if sys.stderr.isatty() else "--silent"
+    patience = "--connect-timeout 60 --speed-limit 1 --speed-time 60".split()
+    about = ["--write-out", "%{http_code} %{errormsg}", "--output", str(part)]
+    command = ["curl", "--fail", "--location", show, "--continue-at", "-", *patience, *about, url]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    if done.returncode == 0:
+        return None
+    status, _, message = done.stdout.partition(" ")
+    if done.returncode == _NO_RANGES or status == "416":
+        return _BEYOND
+    if status.startswith("4") and status not in _PASSING:
+        raise DataError(f"{url}: the server answers {status}")
+    busy = f"the server answers {status}" if status[:1] in "45" else ""
+    return busy or message.strip() or f"curl ends with {done.returncode}"
+
+
+def _digest(path: Path) -> str:
     with open(path, "rb") as file:
-        found = hashlib.file_digest(file, "md5").hexdigest()
-    if found != md5:
-        raise DataError(f"{name or path}: MD5 is {found}, must be {md5}")
+        return hashlib.file_digest(file, "md5").hexdigest()
+
+
+def _check_md5(path: Path, md5: str | None, name: str) -> None:
+    if md5 is not None and (found := _digest(path)) != md5:
+        raise DataError(f"{name}: MD5 is {found}, must be {md5}")
+
+
+def _length(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else 0
+
+
+class Entry(NamedTuple):
+    """A file in an archive, or beside one.
+
+    Attributes:
+        name: Its path there.
+        size: Bytes.
+        open: Opens it for reading; before the next entry is asked for.
+    """
+
+    name: PurePosixPath
+    size: int
+    open: Callable[[], IO[bytes]]
+
+
+def entries(source: Path) -> Iterator[Entry]:
+    """Yield the visible files of a zip or tar archive or of a folder, or a file itself.
+
+    Raises:
+        DataError: If there is no such file, or the archive is broken.
+    """
+    try:
+        for entry in _read(source):
+            if not any(map(is_hidden, entry.name.parts)):
+                yield entry
+    except FileNotFoundError as error:
+        raise DataError(f"{source}: no such file") from error
+    except (zipfile.BadZipFile, zlib.error, tarfile.TarError, EOFError, NotImplementedError) as error:
+        raise DataError(f"{source}: is no whole archive ({error}); fetch it again") from error
+
+
+def _read(source: Path) -> Iterator[Entry]:
+    if source.is_dir():
+        for path in walk_files(source):
+            yield Entry(PurePosixPath(path.relative_to(source)), path.stat().st_size, partial(open, path, "rb"))
+    elif zipfile.is_zipfile(source):
+        with zipfile.ZipFile(source) as archive:
+            for info in archive.infolist():
+                if not info.is_dir():
+                    yield Entry(PurePosixPath(info.filename), info.file_size, partial(archive.open, info))
+    elif tarfile.is_tarfile(source):
+        with tarfile.open(source) as tar:
+            for member in tar:
+                if member.isfile():
+                    yield Entry(PurePosixPath(member.name), member.size, partial(tar.extractfile, member))  # type: ignore[arg-type]
+    elif source.suffix.lower() in (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz"):
+        raise zipfile.BadZipFile("its end is missing")
+    else:
+        yield Entry(PurePosixPath(source.name), source.stat().st_size, partial(open, source, "rb"))
+
+
+def copy(entry: Entry, path: Path) -> None:
+    """Write an entry to ``path``, which appears when it is whole; one of its size that is there already stays.
+
+    Raises:
+        DataError: If it cannot be written.
+    """
+    if path.is_file() and path.stat().st_size == entry.size:
+        return
+    part = path.with_name(path.name + ".part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with entry.open() as source, open(part, "wb") as target:
+            shutil.copyfileobj(source, target)
+        os.replace(part, path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise DataError(f"{path}: cannot be written ({error.strerror or error})") from error
 
 
 def check_space(folder: Path, needed: int) -> None:
-    """Make sure that ``needed`` bytes fit.
-
-    Raises:
-        DataError: If they do not, with both figures.
-    """
+    """Make sure that ``needed`` bytes fit below a folder; raises ``DataError`` with both figures."""
     while not folder.exists():
         folder = folder.parent
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise DataError(f"{folder}: {needed / 1e9:.1f} GB needed, {free / 1e9:.1f} GB free")
-
-
-def disk_full(error: OSError) -> bool:
-    """Whether an error says that the disk or a quota is full."""
-    return error.errno in (errno.ENOSPC, errno.EDQUOT)
-
-
-def _check_status(answer: requests.Response) -> None:
-    status = f"the server answers {answer.status_code} {answer.reason}"
-    if answer.status_code in _PASSING:
-        raise _Busy(status, float(_number(answer.headers.get("Retry-After")) or 0))
-    if answer.status_code not in (200, 206):
-        raise DataError(f"{answer.url}: {status}")
-
-
-def _span(answer: requests.Response) -> tuple[int, int | None]:
-    """First byte and whole size of what an answer carries."""
-    if answer.status_code == 200:
-        return 0, _number(answer.headers.get("Content-Length"))
-    span, _, total = answer.headers.get("Content-Range", "").removeprefix("bytes ").partition("/")
-    start = _number(span.partition("-")[0])
-    if start is None:
-        raise DataError(f"{answer.url}: header Content-Range is {answer.headers.get('Content-Range')!r}")
-    return start, _number(total)
-
-
-def _number(text: str | None) -> int | None:
-    return int(text) if text and text.strip().isdigit() else None
-
-
-def _length(path: Path | None) -> int:
-    return path.stat().st_size if path is not None and path.is_file() else 0
-
-
-def _read_note(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
