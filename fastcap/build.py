@@ -43,7 +43,14 @@ from fastcap.training import (
     run_precision,
     unfinished_run,
 )
-from fastcap.training.checkpoints import FORMAT_VERSION, RUNS_DIR, model_state, read_checkpoint, start_from
+from fastcap.training.checkpoints import (
+    FORMAT_VERSION,
+    RUNS_DIR,
+    find_checkpoint,
+    model_state,
+    read_checkpoint,
+    start_from,
+)
 from fastcap.utils.allowlist import not_allowed
 from fastcap.utils.errors import UserError
 
@@ -346,6 +353,7 @@ def load_checkpoint(path: Path | str, overrides: Mapping[str, Any] | None = None
             would build what is no part of FastCap (``fastcap.utils.allowlist``).
         ConfigError: If an override names no key of the configuration.
     """
+    path = find_checkpoint(path)
     checkpoint = read_checkpoint(path)
     config = OmegaConf.create(checkpoint["fastcap"]["config"])
     assert isinstance(config, DictConfig)

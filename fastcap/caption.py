@@ -1,6 +1,6 @@
-"""Caption images: `fastcap caption PHOTO|FOLDER|PATTERN|- ... [--model CHECKPOINT_OR_EXPORT]`.
+"""Caption images: `fastcap caption PHOTO|FOLDER|PATTERN|- ... [--model MODEL]`.
 
-Nothing slow is imported before it is needed: with an exported model neither torch nor Hydra is.
+Nothing slow is imported before it is needed: an exported model, the shipped one too, loads neither torch nor Hydra.
 """
 
 from __future__ import annotations
@@ -8,9 +8,12 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import os
 import sys
+import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +25,8 @@ if TYPE_CHECKING:
 
     from fastcap.serving.captioner import Captioner
 
+LOW_CONFIDENCE = 0.3  # geometric mean of a caption's words; below, it is said to be doubtful
+
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
@@ -32,22 +37,23 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         type=Path,
         help="image files, folders of them, patterns (photos/**/*.jpg), or - for paths from standard input, one a line",
     )
-    model = parser.add_mutually_exclusive_group()
-    model.add_argument(
+    parser.add_argument(
         "--model",
-        type=Path,
+        "--ckpt",
         metavar="PATH",
-        help="checkpoint, 'last', or export folder (default: the newest run's best checkpoint)",
+        help="an .onnx file or an export's folder, a checkpoint or a run's folder, or 'last' (default: the model that "
+        "comes with FastCap)",
     )
-    model.add_argument("--ckpt", type=Path, dest="model", metavar="PATH", help="the same")
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write JSON lines to FILE, each as it comes")
+    parser.add_argument("--resume", action="store_true", help="go on with --out FILE: what it holds is not done again")
     parser.add_argument("--steps", action="store_true", help="show every refinement step")
     parser.add_argument("--picture", type=Path, metavar="DIR", help="draw every refinement step into DIR, a PNG a file")
-    parser.add_argument("--num-steps", type=int, help="refinement steps (default: the model's)")
-    parser.add_argument("--length-beam", type=int, help="length candidates (default: the model's)")
-    parser.add_argument("--batch-size", type=int, default=16, help="images a batch (default: %(default)s)")
+    parser.add_argument("--num-steps", type=int, help="refinement steps, of a checkpoint (default: the model's)")
+    parser.add_argument("--length-beam", type=int, help="length candidates, of a checkpoint (default: the model's)")
+    parser.add_argument("--batch-size", type=int, default=8, help="images a batch (default: %(default)s)")
     parser.add_argument("--threads", type=int, help="threads of the network (default: what runs it decides)")
-    parser.add_argument("--no-progress", action="store_true", help="no progress bar; there is none outside a terminal")
+    parser.add_argument("--no-progress", action="store_true", help="do not tell the speed and what is left")
     return parser.parse_args(arguments)
 
 
@@ -114,6 +120,8 @@ def caption_files(
                     caption = captions[number]
                     row["caption"] = caption.text
                     row["confidence"] = round(caption.confidence, 4)
+                    if caption.confidence < LOW_CONFIDENCE:
+                        row["low_confidence"] = True
                     if arguments.steps:
                         row["steps"] = [
                             {**vars(step), "confidence": [round(p, 4) for p in step.confidence]}
@@ -138,16 +146,22 @@ def free_path(folder: Path, file: str, taken: set[Path]) -> Path:
     return path
 
 
-def show(row: dict[str, Any], as_json: bool) -> None:
+def as_json(row: dict[str, Any]) -> str:
+    """Write a result as one line of JSON."""
+    text = json.dumps(row, ensure_ascii=False)
+    # A name that is no UTF-8 is written in JSON's escapes, which Python reads back as the very same name.
+    return text if text.isprintable() else json.dumps(row)
+
+
+def show(row: dict[str, Any], json_lines: bool) -> None:
     """Print one result; words that a step masked again stand in brackets."""
-    if as_json:
-        text = json.dumps(row, ensure_ascii=False)
-        # A name that is no UTF-8 is written in JSON's escapes, which Python reads back as the very same name.
-        print(text if text.isprintable() else json.dumps(row), flush=True)
+    if json_lines:
+        print(as_json(row), flush=True)
     elif "error" in row:
         print(f"fastcap: error: {row['error']}", file=sys.stderr)
     else:
-        print(f"{row['file']}: {row['caption']} ({row['confidence']:.2f})", flush=True)
+        doubt = ", low confidence" if row.get("low_confidence") else ""
+        print(f"{row['file']}: {row['caption']} ({row['confidence']:.2f}{doubt})", flush=True)
         for number, step in enumerate(row.get("steps", []), start=1):
             words = zip(step["words"], step["remasked"], strict=True)
             print(f"  step {number}: " + " ".join(f"[{w}]" if again else w for w, again in words))
@@ -155,39 +169,55 @@ def show(row: dict[str, Any], as_json: bool) -> None:
             print(f"  picture: {row['picture']}")
 
 
-def with_progress(rows: Iterable[dict[str, Any]], total: int | None, wanted: bool) -> Iterator[dict[str, Any]]:
-    """Pass rows on, counting them on standard error where that is a terminal."""
-    if not (wanted and sys.stderr.isatty()):
-        yield from rows
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    # Where both go to one terminal, captions are printed above the bar.
-    with Progress(*columns, console=Console(stderr=True), redirect_stdout=sys.stdout.isatty()) as progress:
-        task = progress.add_task("Captions", total=total)
-        for row in rows:
-            yield row
-            progress.advance(task)
+def with_progress(rows: Iterable[dict[str, Any]], total: int | None, seconds: float) -> Iterator[dict[str, Any]]:
+    """Pass rows on; tell the speed and what is left on standard error, every so often and in the end."""
+    started = told = time.perf_counter()
+    for done, row in enumerate(rows, start=1):
+        yield row
+        now = time.perf_counter()
+        if now - told >= seconds or (done == total and told > started):
+            told, rate = now, done / (now - started)
+            left = "" if total is None else f" of {total}, {(total - done) / rate:.0f} s left"
+            line = f"{done} images{left}, {rate:.1f} images/s"
+            print(f"\r{line:<60}" if sys.stderr.isatty() and done != total else line, file=sys.stderr, flush=True)
 
 
 def open_model(arguments: argparse.Namespace) -> Captioner:
-    """Load what --model names.
+    """Load what --model names, or the model that comes with FastCap, which is said.
 
     Raises:
-        UserError: If an option's value is refused.
+        UserError: If the model cannot be used or an option's value is refused.
     """
     from fastcap.serving.captioner import Captioner
 
     path = arguments.model
-    if path is None or str(path) == "last":
+    if path == "last":
         from fastcap.training.checkpoints import find_checkpoint
 
         path = find_checkpoint(path)
-    return Captioner.load(
+    captioner = Captioner.load(
         path, num_threads=arguments.threads, num_steps=arguments.num_steps, length_beam=arguments.length_beam
     )
+    if path is None:
+        print("fastcap: captions by the model that comes with FastCap; --model names another", file=sys.stderr)
+    return captioner
+
+
+def written(file: Path) -> set[str]:
+    """Names that a file of JSON lines holds results of; a last line that was cut short is taken away.
+
+    Raises:
+        UserError: If the file holds something else.
+    """
+    content = file.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    try:
+        names = {json.loads(line)["file"] for line in whole.splitlines()}
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"--out {file}: holds something else than captions; name another file") from error
+    if len(whole) < len(content):
+        os.truncate(file, len(whole))
+    return names
 
 
 @one_clear_error
@@ -203,14 +233,29 @@ def main(arguments: list[str] | None = None) -> None:
     for stream in (sys.stdin, sys.stdout):  # names that are no UTF-8 come and go as they are
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="surrogateescape")
+    if options.resume and not options.out:
+        raise UserError("--resume goes on with the file that --out names")
+    done: set[str] = set()
+    if options.out and options.out.exists():
+        if not options.resume:
+            raise UserError(f"--out {options.out}: exists; add --resume to go on with it, or name another file")
+        done = written(options.out)
+        print(f"fastcap: {len(done)} images were done before", file=sys.stderr)
     stdin = Path("-")
     named, failed = find(path for path in options.paths if path != stdin)
-    piped = named_on(sys.stdin) if stdin in options.paths else ()
-    total = None if stdin in options.paths else len(named)
-    rows = caption_files(chain(named, piped), open_model(options), options)
-    for row in with_progress(rows, total, not options.no_progress):
-        show(row, options.json)
-        failed = failed or "error" in row
+    files = [file for file in named if str(file) not in done]
+    piped = (file for file in (named_on(sys.stdin) if stdin in options.paths else ()) if str(file) not in done)
+    total = None if stdin in options.paths else len(files)
+    rows = caption_files(chain(files, piped), open_model(options), options)
+    if not options.no_progress:
+        rows = with_progress(rows, total, 1.0 if sys.stderr.isatty() else 10.0)
+    with open(options.out, "a", encoding="utf-8") if options.out else nullcontext() as out:
+        for row in rows:
+            if out:
+                print(as_json(row), file=out, flush=True)
+            if not out or "error" in row:
+                show(row, options.json and not out)
+            failed = failed or "error" in row
     if failed:
         sys.exit(1)
 

@@ -21,7 +21,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "ckpt",
         nargs="?",
         metavar="[ckpt=]PATH",
-        help="checkpoint, a run's folder, or 'last' (default: the newest run's best)",
+        help="checkpoint, a run's folder, 'last' or 'pretrained' (default: the newest run's best)",
     )
     parser.add_argument(
         "--out", type=Path, help="folder, or an .onnx file for one precision (default: export/ beside the checkpoint's)"
@@ -65,9 +65,11 @@ def main(arguments: list[str] | None = None) -> None:
     from fastcap.serving.compare import COLUMNS, table
     from fastcap.serving.export import ExportOptions, export
     from fastcap.training.checkpoints import find_checkpoint
-    from fastcap.utils.models import find_model
+    from fastcap.utils.models import SHIPPED
 
-    ckpt = find_model(find_checkpoint(chosen.ckpt and chosen.ckpt.removeprefix("ckpt=")))
+    ckpt = Path(find_checkpoint(chosen.ckpt and chosen.ckpt.removeprefix("ckpt=")))
+    if ckpt.parent == SHIPPED and not chosen.out:
+        raise UserError("export pretrained: name a folder or a file with --out")
     out = chosen.out or ckpt.parent.parent / "export"
     file = out.suffix == ".onnx" and not out.is_dir()
     options = ExportOptions(

@@ -140,6 +140,7 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     path = tmp_path_factory.mktemp("export") / "tiny.ckpt"
     weights = [
+        "num_steps=2",
         "ngram_weights.trigram=0.4",
         "guidance.word_bias=1",
         "guidance.bigram_bias=1",

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from fastcap.data.pixels import decode_image, square_pixels
+from fastcap.pretrained import verified
 from fastcap.types import Refinement, RefinementStep
-from fastcap.utils.models import find_model
+from fastcap.utils.models import SHIPPED, find_model
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -105,6 +106,7 @@ class Captioner:
 
         Raises:
             ModelFileError: If the file is no usable model, or what runs it is not installed.
+            PretrainedError: If the model that FastCap brings along is not the one of its card.
             CheckpointError: If a checkpoint is unusable.
             ValueError: If a number is refused.
         """
@@ -112,6 +114,8 @@ class Captioner:
             if value is not None and value < 1:
                 raise ValueError(f"{name} = {value} must be at least 1")
         file = find_model(path)
+        if file.parent == SHIPPED:
+            verified(file.name)
         network: Network
         if file.suffix == ".onnx":
             from fastcap.serving.onnx_model import OnnxNetwork

@@ -10,7 +10,6 @@ import threading
 import warnings
 import webbrowser
 from ipaddress import ip_address
-from pathlib import Path
 
 from fastcap.cli import UserError, one_clear_error
 
@@ -23,7 +22,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         prog="fastcap demo",
         description="Serve a page that captions pictures, and an HTTP API (/openapi.json); nothing leaves the machine.",
     )
-    parser.add_argument("--model", type=Path, help="checkpoint or export folder (default: the newest run's best)")
+    parser.add_argument("--model", help="exported model or checkpoint (default: the model that comes with FastCap)")
     parser.add_argument(
         "--host",
         default="127.0.0.1",
@@ -58,13 +57,6 @@ def listen(host: str, port: int) -> socket.socket:
         return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except OSError as error:
         raise UserError(f"--host {host} --port {port}: {error.strerror or error}") from error
-
-
-def find_newest() -> Path:
-    """Find the newest run's best checkpoint."""
-    from fastcap.training.checkpoints import newest_checkpoint
-
-    return newest_checkpoint()
 
 
 def allowed_hosts(host: str, named: list[str]) -> list[str]:
@@ -123,7 +115,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     hosts = allowed_hosts(options.host, options.allowed_hosts)
     with listen(options.host, options.port) as server:
-        captioner = Captioner.load(options.model or find_newest(), num_threads=options.threads)
+        captioner = Captioner.load(options.model, num_threads=options.threads)
         app = create_app(captioner, limits, hosts)
         url = f"http://{f'[{options.host}]' if ':' in options.host else options.host}:{server.getsockname()[1]}"
         print(f"Demo        {url} (Ctrl-C ends it)", flush=True)

@@ -11,7 +11,10 @@ from torch import Tensor
 
 from fastcap.data.tokenizer import CaptionTokenizer
 from fastcap.model import FastCap
+from fastcap.pretrained import WEIGHTS, read_weights
 from fastcap.training import CheckpointError, last_good, open_checkpoint
+from fastcap.training.files import is_url
+from fastcap.utils.models import PRETRAINED, SHIPPED, find_model
 
 log = logging.getLogger(__name__)
 
@@ -20,15 +23,22 @@ RUNS_DIR = Path("runs")
 
 
 def find_checkpoint(name: str | Path | None, runs: Path = RUNS_DIR) -> Path | str:
-    """Find the checkpoint meant: a path; ``last``, the newest run's last good one; None, the newest run's best.
+    """Find the checkpoint meant.
+
+    Args:
+        name: A file; a run's folder, for its best one; ``last``, for the newest run's last good one; ``pretrained``,
+            for the weights that FastCap brings along; None for the newest run's best.
+        runs: Where runs lie.
 
     Raises:
         CheckpointError: If there is none.
     """
     if name is None:
         return newest_checkpoint(runs)
+    if str(name) == PRETRAINED:
+        return SHIPPED / WEIGHTS
     if str(name) != "last":
-        return name
+        return name if is_url(name) else find_model(name)
     for folder in sorted(runs.glob("**/checkpoints"), key=lambda path: path.stat().st_mtime, reverse=True):
         if found := last_good(folder):
             return Path(found)
@@ -48,12 +58,14 @@ def newest_checkpoint(runs: Path = RUNS_DIR) -> Path:
 
 
 def read_checkpoint(path: Path | str) -> dict[str, Any]:
-    """Read a captioner's checkpoint without unpickling code.
+    """Read a captioner's checkpoint without unpickling code. path: as in ``find_checkpoint``.
 
     Raises:
         CheckpointError: If the file is missing, unreadable, or not FastCap's.
+        PretrainedError: If the weights that FastCap brings along are not those of their card.
     """
-    checkpoint = open_checkpoint(path)
+    path = find_checkpoint(path)
+    checkpoint = read_weights(Path(path).parent) if Path(path).name == WEIGHTS else open_checkpoint(path)
     artifacts = checkpoint.get("fastcap") if isinstance(checkpoint, dict) else None
     if not isinstance(artifacts, dict) or not {"config", "tokenizer", "format_version"} <= artifacts.keys():
         raise CheckpointError(f"{path}: not a FastCap checkpoint (its field `fastcap` is missing or incomplete)")

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 PRETRAINED = "pretrained"
+SHIPPED = Path(__file__).parents[1] / "pretrained"  # the model that FastCap brings along
 EXPORT_INDEX = "export.json"  # in an export's folder: what it holds
 
 
@@ -22,7 +23,7 @@ def find_model(name: str | os.PathLike[str] | None = None) -> Path:
         The file, or the path itself where it is nothing of this: whoever opens it says so.
     """
     if name is None or str(name) == PRETRAINED:
-        return Path(__file__).parents[1] / "pretrained" / "fastcap.onnx"
+        return SHIPPED / "fastcap.onnx"
     path = Path(name)
     if (best := path / "checkpoints" / "best.ckpt").is_file():
         return best

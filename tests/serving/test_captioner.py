@@ -73,15 +73,15 @@ def test_threads_share_a_captioner(captioner):
 
 
 def test_steps_are_told_and_chosen(captioner):
-    caption = captioner.caption(PIXELS[0], num_steps=4, record_steps=True)
-    assert 1 <= len(caption.steps) <= 4
+    caption = captioner.caption(PIXELS[0], num_steps=2, record_steps=True)
+    assert 1 <= len(caption.steps) <= 2
     for step in caption.steps:
         assert len(step.words) == len(step.confidence) == len(step.remasked)
     assert not any(caption.steps[-1].remasked)
     assert 0 < caption.confidence <= 1 and caption.score == pytest.approx(np.log(caption.confidence))
     assert sum(caption.expert_weights) == pytest.approx(1)
     assert set(caption.milliseconds) == {"decode_image", "caption"}
-    assert captioner.num_steps == 4
+    assert captioner.num_steps == 2
 
 
 def test_number_of_steps_can_be_set_and_is_checked(tiny_checkpoint):
@@ -139,8 +139,8 @@ def test_export_keeps_captions_and_their_making(tiny_checkpoint, tiny_export):
 
 
 def test_steps_and_lengths_are_fixed_in_an_export(tiny_checkpoint, tiny_export):
-    with pytest.raises(ValueError, match=r"num_steps = 2: this model was exported with 4; .*--num-steps 2"):
-        Captioner.load(tiny_export[0]).caption(PIXELS[0], num_steps=2)
+    with pytest.raises(ValueError, match=r"num_steps = 3: this model was exported with 2; .*--num-steps 3"):
+        Captioner.load(tiny_export[0]).caption(PIXELS[0], num_steps=3)
     with pytest.raises(ValueError, match=r"length_beam = 2: this model was exported with 3; .*--length-beam 2"):
         Captioner.load(tiny_export[0], length_beam=2)
     one, other = (Captioner.load(tiny_checkpoint, length_beam=beam) for beam in (1, 5))
@@ -225,3 +225,44 @@ def test_command_takes_patterns_standard_input_and_exports(tiny_export, tmp_path
     with pytest.raises(SystemExit) as stop:
         caption_command.main([str(tmp_path / "*.tiff"), *model])
     assert stop.value.code == 2 and "no file matches" in capsys.readouterr().err
+
+
+def test_a_stopped_run_goes_on(tiny_export, tmp_path, capsys):
+    for name in ("a.png", "b.png", "c.png"):
+        Image.fromarray(PIXELS[ord(name[0]) % 3]).save(tmp_path / name)
+    (tmp_path / "d.png").write_text("no image")
+    out = tmp_path / "captions.jsonl"
+    command = [str(tmp_path), "--model", str(tiny_export[0]), "--out", str(out), "--threads", "1"]
+    with pytest.raises(SystemExit) as stop:
+        caption_command.main(command)
+    assert stop.value.code == 1 and "d.png" in capsys.readouterr().err
+    lines = out.read_text().splitlines()
+    assert [Path(json.loads(line)["file"]).name for line in lines] == ["a.png", "b.png", "c.png", "d.png"]
+    with pytest.raises(SystemExit):
+        caption_command.main(command)
+    assert "exists; add --resume" in capsys.readouterr().err
+    out.write_text("\n".join([lines[0], lines[3], lines[1][:20]]))  # stopped while it wrote
+    caption_command.main([*command, "--resume"])
+    assert sorted(out.read_text().splitlines()) == sorted(lines)
+    assert "2 images were done before" in capsys.readouterr().err
+    out.write_text("[]\n")
+    with pytest.raises(SystemExit):
+        caption_command.main([*command, "--resume"])
+    assert "holds something else than captions" in capsys.readouterr().err
+
+
+def test_a_doubtful_caption_is_said_to_be_so(tiny_export, tmp_path, monkeypatch, capsys):
+    Image.fromarray(PIXELS[0]).save(tmp_path / "a.png")
+    command = [str(tmp_path / "a.png"), "--model", str(tiny_export[0])]
+    for threshold, doubtful in ((0.0, False), (1.1, True)):
+        monkeypatch.setattr(caption_command, "LOW_CONFIDENCE", threshold)
+        caption_command.main(command)
+        assert ("low confidence" in capsys.readouterr().out) == doubtful
+
+
+def test_the_speed_and_what_is_left_are_told(monkeypatch, capsys):
+    clock = iter([0.0, 0.5, 2.0, 4.0])
+    monkeypatch.setattr(caption_command.time, "perf_counter", lambda: next(clock))
+    assert list(caption_command.with_progress([{}, {}, {}], 3, 1.0)) == [{}, {}, {}]
+    told = capsys.readouterr().err.splitlines()
+    assert told == ["2 images of 3, 1 s left, 1.0 images/s", "3 images of 3, 0 s left, 0.8 images/s"]

@@ -51,7 +51,7 @@ def test_the_file_says_what_any_language_needs(tiny_export, tiny_checkpoint):
     session = onnxruntime.InferenceSession(tiny_export[0] / "fastcap-fp32.onnx")
     about = {k.removeprefix("fastcap."): v for k, v in session.get_modelmeta().custom_metadata_map.items()}
     assert about["image_size"] == "32" and about["precision"] == "fp32" and about["licence"]
-    assert json.loads(about["operating_point"]) == {"num_steps": 4, "length_beam": 3, "max_length": 20}
+    assert json.loads(about["operating_point"]) == {"num_steps": 2, "length_beam": 3, "max_length": 20}
     (pixels,) = session.get_inputs()
     assert (pixels.name, pixels.type, pixels.shape[1:]) == ("pixels", "tensor(uint8)", [32, 32, 3])
     words = json.loads(about["vocabulary"])["pieces"]
