@@ -28,7 +28,7 @@ export RESULTS ?=
 export REFERENCES ?=
 # Run folders, or folders of them, with blanks between.
 RUNS ?=
-SWEEP ?= experiment=scenes_smoke refinement.num_steps=1,2,4
+SWEEP ?= data.source.num_train=1280 data.source.num_val=64 trainer.max_epochs=1 refinement.num_steps=1,2,4
 
 .PHONY: help setup data train eval caption export demo score distill pretrain bench sweep results dashboard \
 	test test-slow lint types check format clean
