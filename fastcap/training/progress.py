@@ -48,10 +48,14 @@ class Throughput(L.Callback):
     not be those of a run that was stopped and resumed.
     """
 
+    def __init__(self) -> None:
+        # A run that is resumed within an epoch does not start one.
+        self._images, self._seconds = 0, 0.0
+        self._started: float | None = None
+
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start to count."""
-        self._images, self._seconds = 0, 0.0
-        self._started: float | None = time.perf_counter()
+        self._images, self._seconds, self._started = 0, 0.0, time.perf_counter()
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Stop the clock within an epoch."""
