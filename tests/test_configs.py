@@ -26,9 +26,7 @@ def _compose(*overrides):
 
 
 def test_the_promised_groups_exist():
-    promised = (
-        "data tokenizer backbone concepts decoder refinement optim trainer logger callbacks experiment"
-    )
+    promised = "data tokenizer backbone concepts decoder refinement optim trainer logger callbacks experiment"
     assert set(promised.split()) <= set(GROUPS)
 
 
