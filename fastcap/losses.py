@@ -33,18 +33,18 @@ class Objective:
             all captions of the batch, at next to no cost.
     """
 
-    token_weight: float = 1.0
-    length_weight: float = 0.1
-    alignment_weight: float = 0.1
-    concept_weight: float = 4.0
-    phrase_weight: float = 4.0
-    branch_weight: float = 4.0
-    scst_weight: float = 0.0
-    scst_samples: int = 5
-    scst_temperature: float = 1.0
-    label_smoothing: float = 0.05
-    full_mask_share: float = 0.2
-    decoded_captions: int = 5
+    token_weight: float
+    length_weight: float
+    alignment_weight: float
+    concept_weight: float
+    phrase_weight: float
+    branch_weight: float
+    scst_weight: float
+    scst_samples: int
+    scst_temperature: float
+    label_smoothing: float
+    full_mask_share: float
+    decoded_captions: int
 
     def __post_init__(self) -> None:
         if self.scst_weight > 0 and self.scst_samples < 2:
