@@ -8,8 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastcap.backbone.efficientnet_lite import EfficientNetLite
-from fastcap.backbone.mixer import CrossScanMixer
-from fastcap.backbone.spatial_mamba import GridPosition, SpatialMambaBlock
+from fastcap.backbone.spatial_mamba import CrossScanMixer, GridPosition, SpatialMambaBlock
 
 _LEVELS = (3, 4)  # timm's: strides 16 and 32
 
