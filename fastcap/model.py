@@ -77,14 +77,15 @@ class FastCap(nn.Module):
             ValueError: If a number is below one, or the decoder is autoregressive and takes none.
         """
         memory, guidance = encoded.memory, self.alignment.guidance(encoded)
-        return self.refinement.generate(
-            self.decoder, memory, self.length(memory), self.ngrams, guidance, num_steps, length_beam, record_steps
-        )
+        options = self.ngrams, guidance, num_steps, length_beam, record_steps
+        # build_model pairs refinements and decoders that fit.
+        return self.refinement.generate(self.decoder, memory, self.length(memory), *options)  # type: ignore[arg-type]
 
     def sample(self, encoded: Encoded, num_samples: int, temperature: float = 1.0) -> Sampled:
         """Sample captions by the refinement that ``decode`` runs, for training on rewards."""
         memory = encoded.memory
-        return self.refinement.sample(self.decoder, memory, self.length(memory), num_samples, temperature, self.ngrams)
+        lengths, ngrams = self.length(memory), self.ngrams
+        return self.refinement.sample(self.decoder, memory, lengths, num_samples, temperature, ngrams)  # type: ignore[arg-type]
 
     def forward(self, images: Tensor, record_steps: bool = False) -> Refinement:
         """Caption images. images: uint8 (B, 3, H, W)."""

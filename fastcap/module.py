@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import Metric
@@ -322,7 +322,7 @@ class CaptioningModule(L.LightningModule):
 def freeze_untrained(model: FastCap, objective: Objective) -> None:
     """Freeze what no loss reaches: distributed training waits for every other gradient."""
     alignment, concepts, weights = model.alignment, model.alignment.concepts, objective.weights
-    model.decoder.requires_grad_(objective.decodes)
+    cast(nn.Module, model.decoder).requires_grad_(objective.decodes)
     for part in (alignment.image_head, alignment.text_encoder, alignment.log_scale):
         part.requires_grad_(objective.alignment_weight > 0)
     concepts.memory_head.requires_grad_(max(weights["concept"], weights["phrase"]) > 0)

@@ -82,8 +82,8 @@ class CaptionBatch:
 
     def _changed(self, change: Callable[[Tensor], Tensor]) -> CaptionBatch:
         features = None if self.features is None else change(self.features)
-        tensors = (change(tensor) for tensor in (self.images, self.image_ids, self.tokens, self.lengths))
-        return CaptionBatch(*tensors, self.references, features)
+        images, image_ids, tokens, lengths = map(change, (self.images, self.image_ids, self.tokens, self.lengths))
+        return CaptionBatch(images, image_ids, tokens, lengths, self.references, features)
 
 
 @dataclass

@@ -143,7 +143,8 @@ def _make(shape: tuple[int, ...], heads: int, groups: int, chunk_size: int, devi
     if len(shape) == 1:
         visits = torch.arange(shape[0], device=device).expand(groups, -1)
     else:
-        visits = direction_visits(*shape, device=device)
+        height, width = shape
+        visits = direction_visits(height, width, device)
     return make_routes(visits, heads, groups, chunk_size)
 
 

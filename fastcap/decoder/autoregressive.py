@@ -5,7 +5,7 @@ Everything but the self-attention and the code of the length is the MoEDecoder's
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -101,6 +101,6 @@ class AutoregressiveDecoder(ExpertDecoder):
         x = self.embed(tokens, cache, self.from_start(positions))
         grown: list[Past] = []
         for number, (layer, caches) in enumerate(zip(self.layers, cache.layers, strict=True)):
-            x, kept = layer.advance(x, caches, len(cache.context), past[number] if past else None)
+            x, kept = cast(CausalLayer, layer).advance(x, caches, len(cache.context), past[number] if past else None)
             grown.append(kept)
         return self.score(x), grown
