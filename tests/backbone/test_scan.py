@@ -83,19 +83,6 @@ def test_a_second_derivative_is_refused():
         grad.sum().backward()
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 5e-2)])
-def test_ssd_in_lower_precision(dtype, tolerance):
-    inputs = _inputs(2, 150, 2, 2, 8, 16)
-    exact, final = scan_reference(*inputs)
-    # Only the decays keep their precision, as the mixer keeps them.
-    lowered = [t.detach().to(dtype) if i != 1 else t.detach().float() for i, t in enumerate(inputs)]
-    y, state = ssd_scan(*lowered)
-    assert y.dtype == dtype and state.dtype == torch.float32
-    scale = exact.abs().max()
-    assert (y.double() - exact).abs().max() / scale < tolerance
-    assert (state.double() - final).abs().max() / scale < tolerance
-
-
 def test_strong_decays_stay_finite():
     x, _, b, c, _ = _inputs(1, 200, 1, 1, 4, 4, dtype=torch.float32)
     log_decay = torch.full((1, 200, 1), -60.0, requires_grad=True)

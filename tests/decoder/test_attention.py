@@ -119,12 +119,6 @@ def test_rala_buffer_is_fp32_under_autocast():
     assert F.mse_loss(rough.float(), exact) < 1e-3
 
 
-@pytest.mark.parametrize("kind", SELF + CROSS)
-def test_heads_must_divide(kind):
-    with pytest.raises(ValueError, match="num_heads"):
-        kind(30, num_heads=4)
-
-
 def test_joined_memories_are_those_prepared_alone():
     layers = [RankAugmentedCrossAttention(32, num_heads=4).double() for _ in range(3)]
     joined, memory = JoinedMemory(layers), torch.randn(2, 7, 32, dtype=torch.float64)

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from fastcap.metrics import CaptionMetrics, caption_faults
+from fastcap.metrics import CaptionMetrics, caption, caption_faults
 
 
 def added(captions, tokenizer="simple", rows=None):
@@ -50,6 +50,17 @@ def test_reset_copy_pickle_device_and_checkpoint(nasty):
     metric.update(*nasty)
     assert metric.compute() == expected
     assert metric(*nasty) == expected  # forward: the batch's score, and added to the rest
+
+
+def test_the_sets_scores_and_each_images_come_from_one_scoring(nasty, monkeypatch):
+    metric, calls, tokenize = added(nasty), [], caption.tokenize
+    monkeypatch.setattr(caption, "tokenize", lambda *args: calls.append(args) or tokenize(*args))
+    expected, each = metric.compute(), metric.compute_per_image()
+    assert len(calls) == 1 and sum(score["cider"] for score in each.values()) / len(each) == pytest.approx(
+        expected["cider"]
+    )
+    metric.update([99], ["a cat"], [["a cat sits"]])
+    assert 99 in metric.compute_per_image() and len(calls) == 2
 
 
 @pytest.mark.parametrize(
