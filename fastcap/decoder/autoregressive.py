@@ -99,8 +99,8 @@ class AutoregressiveDecoder(ExpertDecoder):
         before = past[0][0].shape[2] if past else 0
         positions = torch.arange(before, before + tokens.shape[1], device=tokens.device)
         x = self.embed(tokens, cache, self.from_start(positions))
-        grown: list[Past] = []
+        grown, num_images = list[Past](), cache.context.shape[0]
         for number, (layer, caches) in enumerate(zip(self.layers, cache.layers, strict=True)):
-            x, kept = cast(CausalLayer, layer).advance(x, caches, len(cache.context), past[number] if past else None)
+            x, kept = cast(CausalLayer, layer).advance(x, caches, num_images, past[number] if past else None)
             grown.append(kept)
         return self.score(x), grown

@@ -153,7 +153,7 @@ class ExpertDecoder(nn.Module):
         x = self.dim**0.5 * self.word(tokens)
         for position in positions:
             x = x + position
-        return self.dropout((x.view(len(cache.context), -1, self.dim) + cache.context).view_as(x))
+        return self.dropout((x.view(cache.context.shape[0], -1, self.dim) + cache.context).view_as(x))
 
     def score(self, x: Tensor) -> Tensor:
         """Score the vocabulary. (B * K, L, D) -> (B * K, L, V)."""

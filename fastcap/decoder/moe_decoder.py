@@ -58,5 +58,5 @@ class MoEDecoder(ExpertDecoder):
         behind = ahead.flip(0) if pad is None else ((~pad).sum(1, keepdim=True) - 1 - ahead).clamp(min=0)
         x = self.embed(tokens, cache, self.from_start(ahead), self.from_end(behind))
         for layer, caches in zip(self.layers, cache.layers, strict=True):
-            x = layer(x, pad, caches, len(cache.context))
+            x = layer(x, pad, caches, cache.context.shape[0])
         return self.score(x)
