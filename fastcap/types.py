@@ -14,7 +14,7 @@ if TYPE_CHECKING:  # captioning with an exported model goes through here and nee
     import torch
     from torch import Tensor, nn
 
-# What backbones expect their pixels (0 to 1) to be standardised with: ImageNet's RGB mean and deviation.
+# What backbones expect their pixels (0 to 1) to be normalized with: ImageNet's RGB mean and deviation.
 IMAGE_MEAN = (0.485, 0.456, 0.406)
 IMAGE_STD = (0.229, 0.224, 0.225)
 

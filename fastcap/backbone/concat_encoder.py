@@ -21,7 +21,7 @@ class ConcatEncoder(GridEncoder):
         encoders: At least two, each with neither ``norm`` nor ``position``: those belong to the whole. The grid is the
             first one's; others' are resized to it.
         position: Add a learned code of the grid position to the features.
-        norm: Standardise every channel (BatchNorm).
+        norm: Normalize every channel (BatchNorm).
 
     Raises:
         ValueError: If there are fewer than two encoders, or one has a norm or a position code of its own.

