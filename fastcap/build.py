@@ -224,8 +224,7 @@ def build_concepts(cfg: DictConfig, datamodule: CaptionDataModule) -> ConceptTab
     trained = concepts.branch_loss_weight if concepts.branch_dim else concepts.phrase_loss_weight
     if not (trained or cfg.init.captioner) or not concepts.min_phrase_count:
         return ConceptTable(datamodule.tokenizer.concepts(), weights)
-    phrases = datamodule.phrases(concepts.min_phrase_count)
-    return ConceptTable(datamodule.tokenizer.concepts(), weights, phrases.pairs, phrases.weights)
+    return ConceptTable(datamodule.tokenizer.concepts(), weights, *datamodule.phrases(concepts.min_phrase_count))
 
 
 def build_module(cfg: DictConfig, datamodule: CaptionDataModule, model: FastCap | None = None) -> CaptioningModule:
@@ -234,7 +233,7 @@ def build_module(cfg: DictConfig, datamodule: CaptionDataModule, model: FastCap 
     references = datamodule.reference_tokens() if model is None or cfg.objective.scst_weight > 0 else {}
     if model is None:
         model = build_model(cfg, tokenizer, build_concepts(cfg, datamodule), fresh=not cfg.get("resume"))
-        model.ngrams.count(itertools.chain.from_iterable(references.values()))
+        model.ngrams.count(itertools.chain.from_iterable(references.values()), *datamodule.text_tokens())
     objective = instantiate(
         cfg.objective,
         concept_weight=cfg.concepts.loss_weight,
@@ -254,6 +253,7 @@ def build_module(cfg: DictConfig, datamodule: CaptionDataModule, model: FastCap 
         alignment_lr_scale=cfg.optim.alignment_lr_scale,
         extra_metrics=datamodule.extra_metrics,
         oracle_captions=datamodule.oracle_captions,
+        validation_splits=datamodule.validation_splits,
         reward=CiderReward(references) if cfg.objective.scst_weight > 0 else None,
         artifacts={
             "format_version": FORMAT_VERSION,

@@ -64,7 +64,7 @@ def evaluate(ckpt: Path | str, split: str, overrides: dict[str, Any], run_dir: P
         cfg.callbacks.pop(name, None)
     datamodule = build_datamodule(cfg, loaded.tokenizer)
     module = build_module(cfg, datamodule, loaded.model)
-    module.eval_split = split
+    module.eval_splits = [split]
     named = (f"ckpt={ckpt}", f"split={split}", *(f"{key}={value}" for key, value in overrides.items()))
     trainer = build_trainer(cfg, run_dir, named, job_type="eval")
     with closing_loggers(trainer.loggers):
@@ -97,7 +97,8 @@ def evaluate(ckpt: Path | str, split: str, overrides: dict[str, Any], run_dir: P
         }
         write_json(run_dir / "results.json", results)
         coco = run_dir / f"captions_{split}_fastcap_results.json"
-        write_results(coco, [(row.image_id, row.caption) for row in captions])
+        own_ids = getattr(datamodule.records(split), "own_ids", {})  # of one set of a mixture
+        write_results(coco, [(own_ids.get(row.image_id, row.image_id), row.caption) for row in captions])
         write_scores(captions, run_dir / "scores.csv")
         print_table(f"{ckpt}, {split}", {k: v for k, v in sorted(metrics.items()) if k.startswith(f"{split}/")})
         print(f"Captions    {coco}\nEach image  {run_dir / 'scores.csv'}")

@@ -43,6 +43,7 @@ class Prediction:
     caption: str
     score: float
     references: list[str]
+    split: str = "val"
 
 
 class CaptioningModule(L.LightningModule):
@@ -68,6 +69,7 @@ class CaptioningModule(L.LightningModule):
             ``objective.scst_weight`` is above zero.
         artifacts: Plain data stored in every checkpoint under ``fastcap``.
         metric_options: Arguments of ``CaptionMetrics``.
+        validation_splits: What each validation loader holds. Of several, the means of their values are ``val/...``.
     """
 
     def __init__(
@@ -87,6 +89,7 @@ class CaptioningModule(L.LightningModule):
         reward: Reward | None = None,
         artifacts: Mapping[str, Any] | None = None,
         metric_options: Mapping[str, Any] | None = None,
+        validation_splits: Sequence[str] = ("val",),
     ) -> None:
         super().__init__()
         freeze_untrained(model, objective)
@@ -104,11 +107,17 @@ class CaptioningModule(L.LightningModule):
         self.reward = reward
         self.artifacts = dict(artifacts or {})
         self.metric_options = dict(metric_options or {})
-        self.eval_split = "val"
+        self.eval_splits = list(validation_splits)
         self.predictions: list[Prediction] = []
         self.captioned: dict[int, str] = {}
         self._metrics: dict[str, tuple[CaptionMetrics, Mapping[str, Metric]]] = {}
         self._oracle: dict[str, float] = {}
+        self._sums: dict[tuple[str, str], tuple[Tensor, int]] = {}
+
+    @property
+    def eval_split(self) -> str:
+        """Name of what is evaluated: "val" for several validation splits together."""
+        return self.eval_splits[0] if len(self.eval_splits) == 1 else "val"
 
     def forward(self, images: Tensor, record_steps: bool = False) -> Refinement:
         """Caption images. images: uint8 (B, 3, H, W)."""
@@ -239,78 +248,100 @@ class CaptioningModule(L.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Start metrics afresh."""
-        caption_metrics, extra = self._split_metrics()
-        caption_metrics.reset()
-        for metric in extra.values():
-            metric.reset()
-        self.predictions = []
+        for split in self.eval_splits:
+            caption_metrics, extra = self._split_metrics(split)
+            for metric in (caption_metrics, *extra.values()):
+                metric.reset()
+        self.predictions, self._sums = [], {}
         self._generation_seconds = 0.0
 
-    def validation_step(self, batch: CaptionBatch, batch_idx: int) -> None:
+    def validation_step(self, batch: CaptionBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Caption the images as a user would, and take the loss with masks that never change."""
-        started = time.perf_counter()
+        split, started = self.eval_splits[dataloader_idx], time.perf_counter()
         images = self.encode(batch)
         encoded = time.perf_counter()
         with collective():
             losses = averaged(self.losses(batch, ImageRandom(self.seed, 0, batch.image_ids), images)[0])
         for name, value in losses.items():
             if name != "balance":
-                key = f"{self.eval_split}/loss" + ("" if name == "total" else f"_{name}")
-                self.log(key, value, batch_size=len(batch), sync_dist=True)
+                self._log_mean(split, "loss" + ("" if name == "total" else f"_{name}"), value, len(batch))
         decoding = time.perf_counter()
         refinement = self.model.decode(images)
         self._generation_seconds += time.perf_counter() - decoding + encoded - started
         captions, ids = self.texts(refinement), batch.image_ids.tolist()
-        caption_metrics, extra = self._split_metrics()
+        caption_metrics, extra = self._split_metrics(split)
         caption_metrics.update(ids, captions, batch.references)
         for metric in extra.values():
             metric.update(ids, captions)
         rows = zip(ids, captions, refinement.scores.tolist(), batch.references, strict=True)
-        self.predictions += [Prediction(*row) for row in rows]
+        self.predictions += [Prediction(*row, split) for row in rows]
         error = refinement.drafted_lengths - batch.lengths.float().mean(1)
         self.log("dlag/mae", error.abs().mean(), batch_size=len(batch), sync_dist=True)
         if self.model.ngrams.counted:
             unseen = self.model.ngrams.unseen(refinement.tokens, refinement.lengths).float()
-            self.log(f"{self.eval_split}/unseen_bigrams", 100 * unseen.mean(), batch_size=len(batch), sync_dist=True)
+            self._log_mean(split, "unseen_bigrams", 100 * unseen.mean(), len(batch))
+
+    def _log_mean(self, split: str, name: str, value: Tensor, size: int) -> None:
+        """Log a batch's mean, and remember it for the mean over splits."""
+        self.log(f"{split}/{name}", value, batch_size=size, sync_dist=True, add_dataloader_idx=False)
+        total, count = self._sums.get((split, name), (torch.zeros_like(value), 0))
+        self._sums[split, name] = (total + size * value.detach(), count + size)
 
     def on_validation_epoch_end(self) -> None:
-        """Log every metric of the split."""
-        caption_metrics, extra = self._split_metrics()
-        values = dict(caption_metrics.compute())
-        for metric in extra.values():
-            values |= metric.compute()
-        values |= self._oracle_score(caption_metrics)
+        """Log every metric of each split, and their means over several."""
         with collective():
-            self.captioned = {p.image_id: p.caption for p in gather_list(self.predictions)}
-        if self.captioned:
-            faults = caption_faults(list(self.captioned.values()))
-            values |= {name: faults[name] for name in ("distinct", "repetitions")}
+            everybodys = gather_list(self.predictions)
+        self.captioned = {p.image_id: p.caption for p in everybodys}
+        values = {split: self._split_values(split, everybodys) for split in self.eval_splits}
         seconds = max(self._generation_seconds, 1e-9)
         self.log("time/eval_images_per_s", len(self.predictions) / seconds, sync_dist=True)
-        for name, value in values.items():
-            self.log(f"{self.eval_split}/{name}", float(value), prog_bar=name == "cider")
+        for split, each in values.items():
+            for name, value in each.items():
+                self.log(f"{split}/{name}", float(value), prog_bar=name == "cider")
+        if len(values) == 1:
+            return
+        for (split, name), (total, count) in self._sums.items():
+            values[split][name] = float(total) / count
+        for name in set.intersection(*map(set, values.values())):
+            self.log(f"val/{name}", sum(each[name] for each in values.values()) / len(values), sync_dist=True)
 
     def image_scores(self) -> dict[int, dict[str, float]]:
         """Scores of each image of the last validation, by image id; under DDP every process must call this."""
-        return self._split_metrics()[0].compute_per_image()
+        scores: dict[int, dict[str, float]] = {}
+        for split in self.eval_splits:
+            scores |= self._split_metrics(split)[0].compute_per_image()
+        return scores
 
-    def _split_metrics(self) -> tuple[CaptionMetrics, Mapping[str, Metric]]:
-        if self.eval_split not in self._metrics:
-            extra = {name: m.to(self.device) for name, m in self.make_extra_metrics(self.eval_split).items()}
-            self._metrics[self.eval_split] = (CaptionMetrics(**self.metric_options).to(self.device), extra)
-        return self._metrics[self.eval_split]
+    def _split_metrics(self, split: str) -> tuple[CaptionMetrics, Mapping[str, Metric]]:
+        if split not in self._metrics:
+            extra = {name: m.to(self.device) for name, m in self.make_extra_metrics(split).items()}
+            self._metrics[split] = (CaptionMetrics(**self.metric_options).to(self.device), extra)
+        return self._metrics[split]
 
-    def _oracle_score(self, like: CaptionMetrics) -> dict[str, float]:
+    def _split_values(self, split: str, predictions: Sequence[Prediction]) -> dict[str, float]:
+        """Compute a split's metrics, its oracle's CIDEr where it has one, and the faults of its captions."""
+        caption_metrics, extra = self._split_metrics(split)
+        values = dict(caption_metrics.compute())
+        for metric in extra.values():
+            values |= metric.compute()
+        values |= self._oracle_score(split)
+        captions = {p.image_id: p.caption for p in predictions if p.split == split}
+        if captions:
+            faults = caption_faults(list(captions.values()))
+            values |= {name: faults[name] for name in ("distinct", "repetitions")}
+        return values
+
+    def _oracle_score(self, split: str) -> dict[str, float]:
         """CIDEr of the oracle's captions on the images just captioned, where the split has an oracle."""
-        oracle: Mapping[int, str] = self.find_oracle_captions(self.eval_split)
+        oracle: Mapping[int, str] = self.find_oracle_captions(split)
         if not oracle:
             return {}
-        if self.eval_split not in self._oracle:
+        if split not in self._oracle:
             metric = CaptionMetrics(**self.metric_options).to(self.device)
-            rows = self.predictions
+            rows = [row for row in self.predictions if row.split == split]
             metric.update([r.image_id for r in rows], [oracle[r.image_id] for r in rows], [r.references for r in rows])
-            self._oracle[self.eval_split] = metric.compute()["cider"]
-        return {"cider_oracle": self._oracle[self.eval_split]}
+            self._oracle[split] = metric.compute()["cider"]
+        return {"cider_oracle": self._oracle[split]}
 
     # Checkpoints
 

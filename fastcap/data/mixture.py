@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from fastcap.data.coco import normalise_caption, read_json
 from fastcap.data.errors import MAX_SKIPPED, DataError
 from fastcap.types import CaptionRecords
 
-_ID_STRIDE = 10**12  # part k's image ids are raised by k times this, so that no two parts share one
+_ID_STRIDE = 10**12
 
 
 class CaptionSource(Protocol):
@@ -28,24 +28,29 @@ class MixedRecords:
 
     Attributes:
         name: Name of the split.
-        image_ids: The parts' image ids, those of part k raised by k times 10^12.
+        image_ids: The sets' image ids, those of set k raised by k times 10^12, so that no two are alike.
+        own_ids: Of one set alone: the ids that it has itself, by image id.
         captions: Captions of each image.
         parts: Number of the part that each image is from. (N,)
         shares: Share of each part that one epoch shows.
     """
 
-    def __init__(self, name: str, parts: Sequence[CaptionRecords], shares: Sequence[float]) -> None:
-        self.name, self.shares, self._parts = name, shares, parts
-        sizes = [len(part.image_ids) for part in parts]
+    def __init__(self, name: str, parts: Mapping[int, CaptionRecords], shares: Sequence[float]) -> None:
+        """Join splits, given by the numbers of their sets."""
+        self.name, self.shares, self._parts = name, shares, list(parts.values())
+        sizes = [len(part.image_ids) for part in self._parts]
         self.parts = np.repeat(np.arange(len(parts)), sizes)
         self._first = np.cumsum(sizes) - sizes
-        for part in parts:
+        for part in self._parts:
             if not all(0 <= image_id < _ID_STRIDE for image_id in part.image_ids):
                 raise DataError(f"{part.name}: image ids must be in 0 to {_ID_STRIDE - 1} to be told from other sets'")
-        self.image_ids = [k * _ID_STRIDE + image_id for k, part in enumerate(parts) for image_id in part.image_ids]
-        self.captions = [texts for part in parts for texts in part.captions]
-        self.num_skipped = sum(getattr(part, "num_skipped", 0) for part in parts)
-        self.max_skipped = min(getattr(part, "max_skipped", MAX_SKIPPED) for part in parts)
+        self.image_ids = [number * _ID_STRIDE + i for number, part in parts.items() for i in part.image_ids]
+        self.own_ids = {i: i % _ID_STRIDE for i in self.image_ids} if len(parts) == 1 else {}
+        self.captions = [texts for part in self._parts for texts in part.captions]
+        if all(hasattr(part, "paths") for part in self._parts):
+            self.paths = [path for part in self._parts for path in part.paths]
+        self.num_skipped = sum(getattr(part, "num_skipped", 0) for part in self._parts)
+        self.max_skipped = min(getattr(part, "max_skipped", MAX_SKIPPED) for part in self._parts)
 
     def __len__(self) -> int:
         """Number of images."""
@@ -66,7 +71,6 @@ class CaptionMixture:
     """Several caption sets as one.
 
     Its split "train" holds the images of all sets; so does "val", but training validates on each set's own, "val_NAME".
-    A set's own splits keep its image ids.
 
     Args:
         sets: The sets, by name.
@@ -108,11 +112,10 @@ class CaptionMixture:
             DataError: When a set has no such split or cannot read it.
         """
         split, _, chosen = name.partition("_")
-        if chosen in self.sets:
-            records: Any = self.sets[chosen].split(split)
-            records.name = name
-            return records
-        return MixedRecords(name, [each.split(name) for each in self.sets.values()], list(self.shares.values()))
+        numbers = {each: number for number, each in enumerate(self.sets)}
+        taken = {chosen: numbers[chosen]} if chosen in numbers else numbers
+        parts = {number: self.sets[each].split(split) for each, number in taken.items()}
+        return MixedRecords(name, parts, [self.shares[each] for each in taken])
 
     def text_captions(self) -> list[str]:
         """Read the captions without images, white space normalised, empty ones left out.

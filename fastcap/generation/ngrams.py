@@ -82,24 +82,34 @@ class NGrams(nn.Module):
         """Whether any captions were counted."""
         return bool(self.bigrams[-1] >= 0)
 
-    def count(self, captions: Iterable[Sequence[int]]) -> None:
-        """Count captions, given as token ids, in the place of any counted before."""
+    def count(
+        self, captions: Iterable[Sequence[int]], text: Iterable[Sequence[int]] = (), text_weight: float = 1.0
+    ) -> None:
+        """Count captions, given as token ids, in the place of any counted before.
+
+        Args:
+            captions: Captions of the training images.
+            text: Further captions, without images.
+            text_weight: How much one of those counts.
+        """
         edge, symbols = self.boundary, self.boundary + 1
-        words = [[*ids, edge] for ids in captions if len(ids)]
-        flat = np.array([edge, *itertools.chain.from_iterable(words)], np.int64)
+        groups = [[[*ids, edge] for ids in group if len(ids)] for group in (captions, text)]
+        sizes = [sum(map(len, group)) for group in groups]
+        flat = np.array([edge, *itertools.chain.from_iterable(itertools.chain(*groups))], np.int64)
+        weight = np.repeat([1.0, text_weight], sizes)  # of each symbol but the first
 
         # Bigrams: counts, and the smoothed conditional over the unigram.
-        bigrams, counts = np.unique(flat[:-1] * symbols + flat[1:], return_counts=True)
+        bigrams, counts = _counts(flat[:-1] * symbols + flat[1:], weight)
         before, after = np.divmod(bigrams, symbols)
-        total = np.bincount(flat[:-1], minlength=symbols)
-        unigram = np.bincount(flat[1:], minlength=symbols) / max(len(flat) - 1, 1)
+        total = np.bincount(flat[:-1], weight, minlength=symbols)
+        unigram = np.bincount(flat[1:], weight, minlength=symbols) / max(weight.sum(), 1)
         backoff = np.log(BIGRAM_PRIOR / (total + BIGRAM_PRIOR))
         scores = backoff[before] + np.log1p(counts / (BIGRAM_PRIOR * unigram[after]))
 
         # Trigrams: none reaches over a boundary. Those after a bigram stand in one row of the table.
         places = np.searchsorted(bigrams, flat[:-1] * symbols + flat[1:])
         inside = flat[1:-1] != edge
-        trigrams, triple_counts = np.unique(places[:-1][inside] * symbols + flat[2:][inside], return_counts=True)
+        trigrams, triple_counts = _counts(places[:-1][inside] * symbols + flat[2:][inside], weight[1:][inside])
         context, third = np.divmod(trigrams, symbols)
         triple_total = np.bincount(context, triple_counts, minlength=len(bigrams))
         triple_backoff = np.log(TRIGRAM_PRIOR / (triple_total + TRIGRAM_PRIOR))
@@ -155,3 +165,9 @@ class NGrams(nn.Module):
             if given is not None and (given.shape != own.shape or given.dtype != own.dtype):
                 setattr(self, name, torch.empty_like(given, device=own.device))
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def _counts(codes: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the distinct codes, ascending, and the sum of each one's weights."""
+    found, place = np.unique(codes, return_inverse=True)
+    return found, np.bincount(place, weights, minlength=len(found))
