@@ -95,7 +95,6 @@ def evaluate(ckpt: Path | str, split: str, overrides: dict[str, Any], run_dir: P
                 "references": count_lengths([text for row in captions for text in row.references]),
             },
         }
-        write_json(run_dir / "results.json", results)
         coco = run_dir / f"captions_{split}_fastcap_results.json"
         own_ids = getattr(datamodule.records(split), "own_ids", {})  # of one set of a mixture
         write_results(coco, [(own_ids.get(row.image_id, row.image_id), row.caption) for row in captions])
@@ -105,6 +104,7 @@ def evaluate(ckpt: Path | str, split: str, overrides: dict[str, Any], run_dir: P
         evaluation = _evaluation(results, captions, speed, cfg)
         if write_page(evaluation, run_dir / "report.html", _album(datamodule.records(split))):
             print(f"Report      {run_dir / 'report.html'}")
+        write_json(run_dir / "results.json", results)  # last: a folder that holds it is finished
     return metrics
 
 

@@ -46,6 +46,6 @@ score teacher_beam3 "$(best teacher)" refinement.num_beams=3
 for setting in 1x1 1x2 1x3 1x4 1x5 2x4 4x4 8x4; do
   score "scst_$setting" "$(best scst)" "refinement.num_steps=${setting%x*}" "refinement.length_beam=${setting#*x}"
 done
-[ -e "$RUN/decoding/decoding.csv" ] || python -m fastcap.cli bench decoding --models "$(best scst)" "$(best teacher)" \
+[ -e "$RUN/decoding/decoding.json" ] || python -m fastcap.cli bench decoding --models "$(best scst)" "$(best teacher)" \
   --refinements 1x1 1x2 1x3 1x4 1x5 2x4 4x4 8x4 --max-images 40 --rounds 2 --out "$RUN/decoding"
 echo "Checkpoint  $(best scst)"

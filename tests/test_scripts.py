@@ -18,7 +18,7 @@ for last; do
   folder=${last#hydra.run.dir=}
   [ "$folder" = "$last" ] || { mkdir -p "$folder"; touch "$folder/results.json"; }
 done
-case "$3" in bench) mkdir -p "$last"; touch "$last/decoding.csv";; esac
+case "$3" in bench) mkdir -p "$last"; touch "$last/decoding.json";; esac
 """
 
 
