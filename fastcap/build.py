@@ -309,7 +309,10 @@ def build_trainer(cfg: DictConfig, run_dir: Path, overrides: Sequence[str] = (),
 def _validation_interval(trainer: DictConfig) -> int | None:
     """Epochs between validations; a shorter run is validated at its end, or it would have no best checkpoint."""
     every, epochs = trainer.get("check_val_every_n_epoch"), trainer.get("max_epochs")
-    return min(every, epochs) if isinstance(every, int) and isinstance(epochs, int) and epochs > 0 else every
+    for name, value in (("check_val_every_n_epoch", every), ("max_epochs", epochs)):
+        if not isinstance(value, int | None):
+            raise ConfigError(f"trainer.{name} = {value!r} must be a whole number or null")
+    return min(every, epochs) if every and epochs and epochs > 0 else every
 
 
 def settle_resume(cfg: DictConfig, run_dir: Path) -> DictConfig:
