@@ -34,14 +34,12 @@ from fastcap.training import (
     BatchNormSync,
     CheckpointError,
     RunInfo,
-    check_settings,
-    join,
     keep_freed_memory,
-    last_good,
     open_checkpoint,
     quiet,
     run_precision,
     unfinished_run,
+    validation_interval,
 )
 from fastcap.training.checkpoints import (
     FORMAT_VERSION,
@@ -294,7 +292,7 @@ def build_trainer(cfg: DictConfig, run_dir: Path, overrides: Sequence[str] = (),
     trainer: L.Trainer = construct(
         cfg.trainer,
         precision=run_precision(cfg.trainer),
-        check_val_every_n_epoch=_validation_interval(cfg.trainer),
+        check_val_every_n_epoch=validation_interval(cfg.trainer),
         sync_batchnorm=False,
         plugins=plugins,
         logger=[logger for logger in loggers if logger is not None],
@@ -304,43 +302,6 @@ def build_trainer(cfg: DictConfig, run_dir: Path, overrides: Sequence[str] = (),
     if trainer.strategy.root_device.type == "cpu":
         keep_freed_memory()
     return trainer
-
-
-def _validation_interval(trainer: DictConfig) -> int | None:
-    """Epochs between validations; a shorter run is validated at its end, or it would have no best checkpoint."""
-    every, epochs = trainer.get("check_val_every_n_epoch"), trainer.get("max_epochs")
-    for name, value in (("check_val_every_n_epoch", every), ("max_epochs", epochs)):
-        if not isinstance(value, int | None):
-            raise ConfigError(f"trainer.{name} = {value!r} must be a whole number or null")
-    return min(every, epochs) if every and epochs and epochs > 0 else every
-
-
-def settle_resume(cfg: DictConfig, run_dir: Path) -> DictConfig:
-    """Turn ``resume``, a file, a run's folder or ``last``, into the checkpoint to go on from.
-
-    ``last`` is this run's own last good checkpoint, and nothing where there is none yet: the same command then starts a
-    run and goes on with it.
-
-    Raises:
-        CheckpointError: If there are checkpoints, and none can be read; if a setting differs that the checkpoint fixes.
-    """
-    if not cfg.resume:
-        return cfg
-    resume = str(cfg.resume)
-    if resume == "last":
-        folder = OmegaConf.select(cfg, "callbacks.checkpoint.dirpath") or join(run_dir, "checkpoints")
-        found = last_good(folder)
-        log.info("resume=last: %s", f"goes on from {found}" if found else f"no checkpoint in {folder}, a new start")
-    elif Path(resume).is_dir():
-        found = last_good(Path(resume) / "checkpoints")
-        if found is None:
-            raise CheckpointError(f"{resume}/checkpoints: no checkpoint to go on from")
-    else:
-        found = resume
-    if found:
-        config: Any = OmegaConf.to_container(cfg, resolve=True)
-        check_settings(found, open_checkpoint(found).get("fastcap", {}).get("config", config), config)
-    return OmegaConf.merge(cfg, {"resume": found})  # type: ignore[return-value]
 
 
 @torch.inference_mode(False)  # what inference makes could not be trained with; encoders are probed by gradients

@@ -11,12 +11,20 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from fastcap.build import build_datamodule, build_module, build_trainer, settle_resume
+from fastcap.build import build_datamodule, build_module, build_trainer
 from fastcap.cli import hydra_command, print_table
 from fastcap.jobs.feature_cache import cache_features
 from fastcap.jobs.sweep import run_job, swept_first
 from fastcap.module import CaptioningModule
-from fastcap.training import check_weights, closing_loggers, exit_if_preempted, only_writer, seed_run, validate_best
+from fastcap.training import (
+    check_weights,
+    closing_loggers,
+    exit_if_preempted,
+    only_writer,
+    seed_run,
+    settle_resume,
+    validate_best,
+)
 from fastcap.training.checkpoints import check_resume
 from fastcap.utils.files import write_json
 from fastcap.utils.provenance import describe_run

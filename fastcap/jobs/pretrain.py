@@ -11,11 +11,11 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from fastcap.build import build_backbone, build_trainer, construct, settle_resume
+from fastcap.build import build_backbone, build_trainer, construct
 from fastcap.cli import hydra_command, print_table
 from fastcap.data.images import ImageDataModule
 from fastcap.jobs.pretraining import BackbonePretraining
-from fastcap.training import check_weights, closing_loggers, seed_run
+from fastcap.training import check_weights, closing_loggers, seed_run, settle_resume
 from fastcap.utils.files import write_json
 
 

@@ -4,7 +4,7 @@ from fastcap.training.checkpoint import LastCheckpoint, RunCheckpoint, validate_
 from fastcap.training.files import AtomicCheckpointIO, CheckpointWriteError, is_url, join
 from fastcap.training.log_wandb import default_entity, has_account, wandb_logger
 from fastcap.training.loggers import RunInfo, closing_loggers, csv_logger, tensorboard_logger
-from fastcap.training.machine import BatchNormSync, keep_freed_memory, run_precision, seed_run
+from fastcap.training.machine import BatchNormSync, keep_freed_memory, run_precision, seed_run, validation_interval
 from fastcap.training.pictures import RefinementPictures, SampleCaptions
 from fastcap.training.preemption import EXIT_STATUS, Preempted, StopSignal, exit_if_preempted, requeue
 from fastcap.training.progress import RunProgressBar, Throughput, quiet
@@ -17,6 +17,7 @@ from fastcap.training.resume import (
     last_good,
     only_writer,
     open_checkpoint,
+    settle_resume,
     unfinished_run,
 )
 from fastcap.training.speed import SpeedQuality
@@ -56,8 +57,10 @@ __all__ = [
     "requeue",
     "run_precision",
     "seed_run",
+    "settle_resume",
     "tensorboard_logger",
     "unfinished_run",
     "validate_best",
+    "validation_interval",
     "wandb_logger",
 ]

@@ -61,6 +61,22 @@ def _precision(wanted: str, accelerator: str) -> str:
     return wanted
 
 
+def validation_interval(trainer: Mapping[str, Any]) -> int | None:
+    """Epochs between validations; a shorter run is validated at its end, or it would have no best checkpoint.
+
+    Args:
+        trainer: The configuration's node ``trainer``.
+
+    Raises:
+        UserError: If one of the two is no number.
+    """
+    every, epochs = trainer.get("check_val_every_n_epoch"), trainer.get("max_epochs")
+    for name, value in (("check_val_every_n_epoch", every), ("max_epochs", epochs)):
+        if not isinstance(value, int | None):
+            raise UserError(f"trainer.{name} = {value!r} must be a whole number or null")
+    return min(every, epochs) if every and epochs and epochs > 0 else every
+
+
 _VERB = {True: "computes", False: "does not compute"}
 
 

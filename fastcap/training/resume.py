@@ -12,6 +12,7 @@ from typing import Any
 import fsspec
 import torch
 from lightning.pytorch.utilities import rank_zero_only
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from fastcap.training.files import AtomicCheckpointIO, is_url, join
@@ -73,6 +74,34 @@ def last_good(folder: Path | str) -> str | None:
     if error:
         raise CheckpointError(f"{folder}: none of its {len(paths)} checkpoints can be read; the last tried: {error}")
     return None
+
+
+def settle_resume(cfg: DictConfig, run_dir: Path) -> DictConfig:
+    """Turn ``resume``, a file, a run's folder or ``last``, into the checkpoint to go on from.
+
+    ``last`` is this run's own last good checkpoint, and nothing where there is none yet: the same command then starts a
+    run and goes on with it.
+
+    Raises:
+        CheckpointError: If there are checkpoints, and none can be read; if a setting differs that the checkpoint fixes.
+    """
+    if not cfg.resume:
+        return cfg
+    resume = str(cfg.resume)
+    if resume == "last":
+        folder = OmegaConf.select(cfg, "callbacks.checkpoint.dirpath") or join(run_dir, "checkpoints")
+        found = last_good(folder)
+        log.info("resume=last: %s", f"goes on from {found}" if found else f"no checkpoint in {folder}, a new start")
+    elif Path(resume).is_dir():
+        found = last_good(Path(resume) / "checkpoints")
+        if found is None:
+            raise CheckpointError(f"{resume}/checkpoints: no checkpoint to go on from")
+    else:
+        found = resume
+    if found:
+        config: Any = OmegaConf.to_container(cfg, resolve=True)
+        check_settings(found, open_checkpoint(found).get("fastcap", {}).get("config", config), config)
+    return OmegaConf.merge(cfg, {"resume": found})  # type: ignore[return-value]
 
 
 def check_settings(path: Path | str, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:

@@ -7,7 +7,7 @@ import fsspec
 import pytest
 import torch
 
-from fastcap.build import run_folder, settle_resume
+from fastcap.build import run_folder
 from fastcap.training import (
     AtomicCheckpointIO,
     CheckpointWriteError,
@@ -16,6 +16,7 @@ from fastcap.training import (
     last_good,
     only_writer,
     open_checkpoint,
+    settle_resume,
     unfinished_run,
 )
 from fastcap.training.checkpoints import CheckpointError, find_checkpoint
