@@ -25,15 +25,15 @@ MAX_LINES = 400
 # Lines of Python at most, docstrings counted; "*.py" are the top-level modules. Growth is a decision: raise a number in
 # the commit that needs it, and say why there.
 BUDGETS = {
-    "*.py": 2300,
-    "alignment": 300,
+    "*.py": 2400,
+    "alignment": 330,
     "backbone": 1500,
     "data": 4400,
     "decoder": 1100,
     "generation": 1100,
     "jobs": 900,
     "metrics": 1300,
-    "pretrained": 50,
+    "pretrained": 80,
     "reporting": 1300,
     "serving": 3100,
     "tools": 1700,
