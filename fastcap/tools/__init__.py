@@ -1,1 +1,1 @@
-"""Benchmarks and the W&B dashboard."""
+"""Benchmarks, and the W&B dashboard."""

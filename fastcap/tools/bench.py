@@ -1,144 +1,148 @@
-"""Measure: `fastcap bench backbone | captioners | decoding`; tables (CSV) and facts (JSON)."""
+"""Measure: `fastcap bench backbone | captioners | decoding`; rows (CSV) as they are measured, and facts (JSON)."""
 
 from __future__ import annotations
 
 import argparse
 import csv
-import json
 import os
 import sys
-import tempfile
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from fastcap.cli import UserError, one_clear_error
-from fastcap.tools.arguments import parse_arguments
+from fastcap.cli import one_clear_error
+from fastcap.reporting.tables import markdown_table, speed_lines
+from fastcap.utils.errors import UserError
+from fastcap.utils.files import atomic_write, write_json
 
 
-def bench_backbone(arguments: argparse.Namespace) -> Path:
-    """Run the backbones' benchmark; returns the folder with ``backbone.{csv,json}``."""
-    import torch
-
-    from fastcap.tools.backbones import default_backbones, measure
-
-    torch.set_num_threads(arguments.threads)
-    names = list(dict.fromkeys(arguments.backbones or default_backbones()))
-    rows, facts = measure(
-        names,
-        sorted(set(arguments.sizes)),
-        sorted(set(arguments.batches)),
-        arguments.rounds,
-        not arguments.no_memory,
-        lambda line: print(line, file=sys.stderr),
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(prog="fastcap bench", description="Measure speed, memory and arithmetic.")
+    commands = parser.add_subparsers(dest="what", required=True)
+    backbone = commands.add_parser("backbone", help="backbones side by side, over image sizes and batches")
+    backbone.add_argument(
+        "--backbones",
+        nargs="+",
+        metavar="NAME",
+        help="choices of the backbone group; NAME+KEY=VALUE changes it (spatial_mamba_tiny+d_state=8), NAME+sequential "
+        "is the same network scanning token by token (default: ours, each also sequential, vit_small and "
+        "efficientnet_lite0)",
     )
-    folder = write(arguments.out, "backbone", rows, facts)
-    print_rows(rows, facts)
-    print(f"Table    {folder / 'backbone.csv'}\nFacts    {folder / 'backbone.json'}")
-    return folder
+    backbone.add_argument("--sizes", nargs="+", type=_positive, default=[128, 224, 384, 512], metavar="PX")
+    backbone.add_argument("--batches", nargs="+", type=_positive, default=[1, 16], metavar="N")
+
+    captioners = commands.add_parser("captioners", help="image file to text: ours beside known captioners")
+    captioners.add_argument(
+        "--models",
+        nargs="+",
+        default=[],
+        metavar="PATH",
+        help="ours: .onnx files, checkpoints, folders of exports, 'pretrained' (default: pretrained)",
+    )
+    captioners.add_argument("--random", action="store_true", help="ours with random weights, also autoregressive")
+    captioners.add_argument(
+        "--num-steps", nargs="+", type=_positive, default=[], metavar="N", help="refinement steps of checkpoints"
+    )
+    captioners.add_argument(
+        "--baselines",
+        nargs="*",
+        default=["git-base", "blip-base", "vit-gpt2", "florence-2-base", "smolvlm-256m"],
+        metavar="NAME",
+        help="(default: %(default)s)",
+    )
+    captioners.add_argument("--beams", nargs="+", type=_positive, default=[1], metavar="N", help="of the baselines")
+    captioners.add_argument(
+        "--num-tokens", type=_positive, default=12, help="of baselines and random weights (default: %(default)s)"
+    )
+    captioners.add_argument("--images", nargs="+", type=Path, metavar="PATH", help="files or folders (default: noise)")
+
+    decoding = commands.add_parser("decoding", help="decoders alone: refinement beside autoregressive decoding")
+    decoding.add_argument("--models", nargs="+", type=Path, required=True, metavar="CKPT", help="checkpoints")
+    decoding.add_argument(
+        "--images",
+        nargs="+",
+        type=Path,
+        metavar="PATH",
+        help="files or folders (default: validation images of the first checkpoint's own data)",
+    )
+    decoding.add_argument("--max-images", type=_positive, default=20, metavar="N", help="(default: %(default)s)")
+    decoding.add_argument(
+        "--refinements",
+        nargs="+",
+        type=_steps_and_lengths,
+        default=[(steps, lengths) for lengths in (1, 3) for steps in (1, 2, 3, 4, 8)],
+        metavar="STEPSxLENGTHS",
+        help="steps and length beam, e.g. 1x4 (default: 1, 2, 3, 4 and 8 steps with 1 and 3)",
+    )
+    decoding.add_argument("--beams", nargs="+", type=_positive, default=[1, 3], metavar="N")
+    for command, seconds in ((backbone, 2.0), (captioners, 10.0), (decoding, 2.0)):
+        command.add_argument("--seconds", type=float, default=seconds, help="time of each row (default: %(default)s)")
+        command.add_argument("--rounds", type=_positive, default=5, help="turns it is taken in (default: %(default)s)")
+        command.add_argument("--threads", type=_positive, default=2, help="threads (default: %(default)s)")
+        command.add_argument("--out", type=Path, help="folder (default: a new one under runs/bench)")
+    for command in (backbone, captioners):
+        command.add_argument("--memory", action="store_true", help="peak memory too, which takes a process a row")
+    options = parser.parse_args(arguments)
+    if options.seconds <= 0:
+        raise UserError(f"--seconds {options.seconds:g} must be positive")
+    return options
 
 
-def write(out: Path | None, name: str, rows: list[dict[str, Any]], facts: dict[str, Any]) -> Path:
-    """Write a table and its circumstances; returns the folder.
+def run(options: argparse.Namespace) -> Path:
+    """Run a benchmark; returns the folder with its table, written after each measurement, and its facts."""
+    measure: Any
+    if options.what == "backbone":
+        from fastcap.tools.backbones import DEFAULTS, METHOD
+        from fastcap.tools.backbones import measure_backbones as measure
 
-    Raises:
-        UserError: If the folder cannot be written.
-    """
-    folder = out or Path("runs/bench") / f"{datetime.now():%Y-%m-%d_%H-%M-%S}_{os.getpid()}"
+        options.backbones = options.backbones or DEFAULTS
+    elif options.what == "captioners":
+        from fastcap.tools.captioners import METHOD
+        from fastcap.tools.captioners import measure_captioners as measure
+    else:
+        from fastcap.tools.decoding import METHOD
+        from fastcap.tools.decoding import measure_decoding as measure
+    from fastcap.tools.measure import machine
+
+    folder = options.out or Path("runs/bench") / f"{datetime.now():%Y-%m-%d_%H-%M-%S}_{os.getpid()}"
+    table, facts = folder / f"{options.what}.csv", machine(options.threads)
+    asked = {name: str(value) for name, value in vars(options).items() if name != "what"}
+    rows: list[dict[str, Any]] = []
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with open(folder / f"{name}.csv", "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
-        (folder / f"{name}.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"--out {folder}: cannot be written ({error})") from error
+        write_json(table.with_suffix(".json"), {**facts, "options": asked, "method": METHOD})
+        for rows in measure(options, lambda line: print(line, file=sys.stderr, flush=True)):
+            with atomic_write(table) as part, open(part, "w", newline="", encoding="utf-8") as file:
+                writer = csv.DictWriter(file, list(rows[0]))
+                writer.writeheader()
+                writer.writerows(rows)
+    finally:
+        if rows:
+            print(f"\n{facts['processor']}, {options.threads} threads, matmul {facts['matmul_gflop_per_s']} GFLOP/s\n")
+            lines = [{name: str(value) for name, value in row.items()} for row in rows]
+            print(markdown_table(speed_lines(lines) if options.what == "captioners" else lines))
+            print(f"Table    {table}\nFacts    {table.with_suffix('.json')}")
     return folder
 
 
-def print_rows(rows: list[dict[str, Any]], facts: dict[str, Any]) -> None:
-    """Print the table."""
-    peak = facts["matmul_peak_gflop_per_s"]
-    print(f"{facts['processor']}, {facts['threads']} threads, fp32 matmul peak {peak} GFLOP/s")
-    fields = {
-        "size_px": "px",
-        "batch": "batch",
-        "latency_p50_ms": "ms",
-        "gflop_per_image": "GFLOP",
-        "gflop_per_s": "GFLOP/s",
-        "share_of_peak": "of peak",
-        "peak_memory_mb": "MB",
-    }
-    width = max(len(row["backbone"]) for row in rows)
-    print(f"{'backbone':<{width}}" + "".join(f"{title:>9}" for title in fields.values()))
-    for row in rows:
-        print(f"{row['backbone']:<{width}}" + "".join(f"{row[field]:>9.5g}" for field in fields))
+def _steps_and_lengths(text: str) -> tuple[int, int]:
+    steps, _, lengths = text.partition("x")
+    try:
+        return _positive(steps), _positive(lengths)
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(f"must be like 1x4, steps and length beam, found {text!r}") from error
 
 
-def bench_captioners(arguments: argparse.Namespace) -> Path:
-    """Run the captioners' benchmark; returns the folder with ``bench.{csv,json}``."""
-    from fastcap.reporting.tables import markdown_table, speed_lines
-    from fastcap.tools.captioners import measure
-    from fastcap.tools.selection import select
-
-    with tempfile.TemporaryDirectory() as made:
-        specs, images = select(arguments, Path(made))
-        rows, facts = measure(
-            specs,
-            images,
-            threads=arguments.threads,
-            seconds=arguments.seconds,
-            rounds=arguments.rounds,
-            memory=not arguments.no_memory,
-            report=lambda line: print(line, file=sys.stderr),
-        )
-    folder = write(arguments.out, "bench", rows, facts)
-    print(f"{_machine(facts)}\n")
-    print(markdown_table(speed_lines([{name: str(value) for name, value in row.items()} for row in rows])))
-    print(f"Table    {folder / 'bench.csv'}\nFacts    {folder / 'bench.json'}")
-    return folder
-
-
-def bench_decoding(arguments: argparse.Namespace) -> Path:
-    """Run the decoders' benchmark; returns the folder with ``decoding.{csv,json}``."""
-    from fastcap.tools.decoding import measure_decoding
-    from fastcap.tools.selection import choose_images
-
-    rows, facts = measure_decoding(
-        arguments.models,
-        choose_images(arguments.images, Path(), arguments.max_images) if arguments.images else arguments.max_images,
-        refinements=arguments.refinements,
-        num_beams=arguments.beams,
-        threads=arguments.threads,
-        rounds=arguments.rounds,
-    )
-    folder = write(arguments.out, "decoding", rows, facts)
-    print(_machine(facts))
-    for row in rows:
-        told = "{num_beams} beams" if row["num_beams"] else "{num_steps} steps, {length_beam} lengths"
-        print(("{decode_ms:>9.2f} ms {p95_ms:>9.2f} ms p95 {words:>6} words  " + told + "  {checkpoint}").format(**row))
-    print(f"Table    {folder / 'decoding.csv'}\nFacts    {folder / 'decoding.json'}")
-    return folder
-
-
-def _machine(facts: dict[str, Any]) -> str:
-    threads = f"{facts['threads']} thread" + "s" * (facts["threads"] > 1)
-    return f"{facts['processor']}, {threads}, matmul {facts['matmul_gflop_per_s']} GFLOP/s"
-
-
-COMMANDS = {
-    "backbone": bench_backbone,
-    "captioners": bench_captioners,
-    "decoding": bench_decoding,
-}
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a positive integer, found {text!r}")
+    return int(text)
 
 
 @one_clear_error
 def main(arguments: list[str] | None = None) -> None:
     """Entry point."""
-    options = parse_arguments(arguments)
-    COMMANDS[options.what](options)
+    run(parse_arguments(arguments))
 
 
 if __name__ == "__main__":

@@ -1,100 +1,88 @@
-"""Decoding alone, batch 1: refinement with few and many steps beside the autoregressive twin, interleaved."""
+"""Decoding alone, batch 1: refinement with few and many steps beside an autoregressive decoder, in turns."""
 
 from __future__ import annotations
 
+import argparse
 import copy
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
 
 from fastcap.build import LoadedCheckpoint, build_datamodule, load_checkpoint
 from fastcap.data.pixels import decode_image
+from fastcap.model import FastCap
 from fastcap.serving.eager import prepare_model
-from fastcap.tools.captioners import machine
-from fastcap.tools.measure import Work, matmul_work, median_ms, time_interleaved
+from fastcap.tools.captioners import choose_images
+from fastcap.tools.measure import Work, quantile_ms, time_in_turns
+from fastcap.types import Encoded
 
 METHOD = (
     "Eager as it serves (weights packed), fp32, batch 1: from the image memory to token ids, length prediction "
-    "included, encoder left out; a round captions every image with every setting in turns; quantiles over images and "
-    "rounds."
+    "included, encoder left out; settings take turns, and each goes through the images; quantiles over all runs."
 )
 
 
-def measure_decoding(
-    checkpoints: Sequence[Path],
-    images: Sequence[Path] | int,
-    *,
-    refinements: Sequence[tuple[int, int]],
-    num_beams: Sequence[int],
-    threads: int,
-    rounds: int,
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Time the decoders of checkpoints on the same photographs.
+@torch.inference_mode()
+def measure_decoding(options: argparse.Namespace, report: Callable[[str], None]) -> Iterator[list[dict[str, Any]]]:
+    """Time the decoders of checkpoints, of either kind, on the same photographs.
 
     Args:
-        checkpoints: Captioners, of either kind.
-        images: Photographs; or how many validation images of the first checkpoint's own data to take.
-        refinements: Steps and length candidates to try where a decoder refines.
-        num_beams: Beams to try where a decoder writes word after word.
-        threads: Torch's threads.
-        rounds: Interleaved rounds.
+        options: Of ``fastcap bench decoding``.
+        report: Told what goes on.
 
-    Returns:
-        One row a setting, and what held for all of them.
+    Yields:
+        The table so far, after each measurement; one row a setting.
     """
-    torch.set_num_threads(threads)
-    works: dict[Any, Work] = {}
-    captioners = {path: load_checkpoint(path) for path in checkpoints}
-    with torch.inference_mode():
-        for path, loaded in captioners.items():
-            size = loaded.image_size
-            prepare_model(loaded.model, size)
-            encoded = [loaded.model.encode(pixels) for pixels in _read(images, size, captioners[checkpoints[0]])]
-            causal = loaded.model.decoder.causal
-            for setting in _settings(causal, refinements, num_beams):
-                model = copy.copy(loaded.model)
-                if causal:
-                    model.refinement = copy.copy(model.refinement)
-                    model.refinement.num_beams = setting["num_beams"]
-                for number, image in enumerate(encoded):
-                    key = (str(path), "word after word" if causal else "refinement", *setting.items(), number)
-                    works[key] = functools.partial(model.decode, image, **({} if causal else setting))
-        words = {key: int(work().lengths[0]) for key, work in works.items()}
-        matmul, gflop = matmul_work()
-        times = time_interleaved(works | {"matmul": matmul}, rounds)
-    rows = []
-    for group in dict.fromkeys(key[:-1] for key in works):
-        keys = [key for key in works if key[:-1] == group]
-        seconds = np.concatenate([times[key] for key in keys])
-        setting = dict(group[2:])
-        rows.append(
-            {"checkpoint": group[0], "decoding": group[1]}
-            | {name: setting.get(name, "") for name in ("num_steps", "length_beam", "num_beams")}
-            | {"decode_ms": round(median_ms(list(seconds)), 3), "p95_ms": round(1e3 * np.quantile(seconds, 0.95), 3)}
-            | {"words": round(float(np.mean([words[key] for key in keys])), 2), "images": len(keys)}
+    captioners = {path: load_checkpoint(path) for path in options.models}
+    works: dict[Any, Callable[[], Work]] = {}
+    rows: dict[Any, dict[str, Any]] = {}
+    for path, loaded in captioners.items():
+        size = loaded.image_size
+        prepare_model(loaded.model, size)
+        images = _read(options.images, options.max_images, size, captioners[options.models[0]])
+        encoded = [loaded.model.encode(pixels) for pixels in images]
+        causal = loaded.model.decoder.causal
+        settings: list[dict[str, int]] = (
+            [{"num_beams": beams} for beams in options.beams]
+            if causal
+            else [{"num_steps": steps, "length_beam": lengths} for steps, lengths in options.refinements]
         )
-    peak = round(gflop / min(times["matmul"]), 1)
-    return rows, {**machine(threads), "matmul_gflop_per_s": peak, "rounds": rounds, "method": METHOD}
+        for setting in settings:
+            key = (str(path), *setting.items())
+            about = {"checkpoint": str(path), "decoding": "autoregressive" if causal else "refinement"}
+            rows[key] = about | {name: setting.get(name, "") for name in ("num_steps", "length_beam", "num_beams")}
+            works[key] = functools.partial(_decode_in_turns, loaded.model, encoded, setting)
+    done: dict[Any, dict[str, Any]] = {}
+    for key, seconds in time_in_turns(works, options.seconds, options.rounds):
+        measured = {"decode_ms": round(quantile_ms(seconds), 3), "p95_ms": round(quantile_ms(seconds, 0.95), 3)}
+        done[key] = rows[key] | measured | {"runs": len(seconds)}
+        report(" ".join(f"{value}" for value in done[key].values() if value != ""))
+        yield list(done.values())
 
 
-def _read(images: Sequence[Path] | int, size: int, first: LoadedCheckpoint) -> list[torch.Tensor]:
-    """Read images, uint8 (1, 3, size, size) each."""
-    if isinstance(images, int):
+def _decode_in_turns(model: FastCap, encoded: Sequence[Encoded], setting: dict[str, int]) -> Work:
+    """Make work that decodes another image each time."""
+    images = cycle(encoded)
+    if "num_beams" in setting:
+        model = copy.copy(model)
+        model.refinement = copy.copy(model.refinement)
+        model.refinement.num_beams = setting["num_beams"]  # type: ignore[union-attr]
+        return lambda: model.decode(next(images))
+    return lambda: model.decode(next(images), **setting)
+
+
+def _read(places: Sequence[Path] | None, limit: int, size: int, first: LoadedCheckpoint) -> list[torch.Tensor]:
+    """Read images, uint8 (1, 3, size, size) each: the named ones, or validation images of a checkpoint's own data."""
+    if places:
+        pixels = [decode_image(file, size) for file in choose_images(places, Path(), limit)]
+    else:
         config = OmegaConf.create(first.config)
         assert isinstance(config, DictConfig)
         records = build_datamodule(config, first.tokenizer).records("val")
-        pixels = [records.load_image(number, size) for number in range(min(images, len(records.image_ids)))]
-    else:
-        pixels = [decode_image(file, size) for file in images]
+        pixels = [records.load_image(number, size) for number in range(min(limit, len(records.image_ids)))]
     return [torch.tensor(each).permute(2, 0, 1).unsqueeze(0) for each in pixels]
-
-
-def _settings(causal: bool, refinements: Sequence[tuple[int, int]], num_beams: Sequence[int]) -> list[dict[str, int]]:
-    if causal:
-        return [{"num_beams": beams} for beams in num_beams]
-    return [{"num_steps": steps, "length_beam": lengths} for steps, lengths in refinements]

@@ -1,18 +1,17 @@
-"""What is measured and how: interleaved timings, counted arithmetic, peak memory in a process of its own."""
+"""How things are measured: timings taken in turns, arithmetic counted, memory in a process of its own."""
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import functools
+import importlib.metadata
 import multiprocessing
 import os
+import platform
 import statistics
-import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -22,45 +21,60 @@ from torch.utils.flop_counter import FlopCounterMode
 from fastcap.utils.prepacking import PackedLinear, packs
 
 Work = Callable[[], Any]
-_SLICE = 0.2  # seconds that one round gives to a quick piece of work
+Key = TypeVar("Key")
+
+MAX_RUNS = 200  # of one piece of work
+_FLAGS = ("avx", "avx2", "fma", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
+_PACKAGES = ("torch", "transformers", "onnxruntime", "numpy", "pillow")
 
 
-def time_interleaved(works: Mapping[Any, Work], rounds: int) -> dict[Any, list[float]]:
+def time_in_turns(
+    builders: Mapping[Key, Callable[[], Work]], seconds: float, rounds: int
+) -> Iterator[tuple[Key, list[float]]]:
     """Time pieces of work in turns, so that a machine that slows down slows all of them.
 
-    Each is run once to warm up; then every round runs each of them, the quick ones several times.
+    In the first round each is built and run to warm up (once more where that was quick). Every round gives each its
+    share of its time; a slow one runs at least once in all, a quick one at most ``MAX_RUNS`` times.
 
     Args:
-        works: What to time, by key.
-        rounds: How often.
+        builders: What makes each piece of work, by key.
+        seconds: Time of the timed runs of each, in all rounds together.
+        rounds: Turns.
 
-    Returns:
-        Seconds of every run but the first, by key.
+    Yields:
+        After each share a key, and the seconds of all its timed runs so far.
     """
-    times: dict[Any, list[float]] = {key: [] for key in works}
-    repeats = {}
-    for key, work in works.items():
-        work()
-        repeats[key] = max(1, min(20, int(_SLICE / max(_seconds(work), 1e-6))))
-    for _ in range(rounds):
-        for key, work in works.items():
-            times[key] += [_seconds(work) for _ in range(repeats[key])]
-    return times
+    works: dict[Key, Work] = {}
+    times: dict[Key, list[float]] = {key: [] for key in builders}
+    for turn in range(1, rounds + 1):
+        for key, build in builders.items():
+            own = times[key]
+            if key not in works:
+                works[key] = build()
+                if timed(works[key]) < seconds / 4:
+                    works[key]()
+            while not own or (sum(own) < seconds * turn / rounds and len(own) < MAX_RUNS * turn / rounds):
+                own.append(timed(works[key]))
+            yield key, own
 
 
-def _seconds(work: Work) -> float:
+def timed(work: Work) -> float:
+    """Run a piece of work; returns the seconds that it took."""
     started = time.perf_counter()
     work()
     return time.perf_counter() - started
 
 
-def median_ms(seconds: Sequence[float]) -> float:
-    """Return the median in milliseconds."""
-    return 1e3 * statistics.median(seconds)
+def quantile_ms(seconds: list[float], share: float = 0.5) -> float:
+    """Return a quantile in milliseconds, the median by default."""
+    if len(seconds) == 1:
+        return 1e3 * seconds[0]
+    cuts = statistics.quantiles(seconds, n=100, method="inclusive")
+    return 1e3 * cuts[round(100 * share) - 1]
 
 
-def matmul_work(size: int = 1024) -> tuple[Work, float]:
-    """Return a square fp32 matrix product to time beside the models, and its GFLOP.
+def matmul_gflop_per_s(size: int = 1024) -> float:
+    """Measure the best rate of a square fp32 matrix product, to compare models and machines with.
 
     Of torch's own product and oneDNN's with packed weights the faster one here: MKL is slow on processors not Intel's.
     """
@@ -68,8 +82,7 @@ def matmul_work(size: int = 1024) -> tuple[Work, float]:
     works: list[Work] = [lambda: a @ b]
     if packs(b):
         works.append(functools.partial(PackedLinear(b, None, None, size), a))
-    times = time_interleaved(dict(enumerate(works)), 2)
-    return works[min(times, key=lambda number: min(times[number]))], 2e-9 * size**3
+    return 2e-9 * size**3 / min(timed(work) for work in works for _ in range(10))
 
 
 def count_gflop(model: nn.Module, images: Tensor) -> float:
@@ -80,60 +93,29 @@ def count_gflop(model: nn.Module, images: Tensor) -> float:
     return counter.get_total_flops() / 1e9
 
 
-def peak_memory_mb(build: Callable[..., nn.Module], arguments: tuple[Any, ...], batch: int, size: int) -> float:
-    """Measure how far one forward pass raises this process's resident memory above the loaded model, in MB.
-
-    Only in a fresh process is this honest: memory that was freed stays resident and hides what comes later. NaN where
-    the system does not tell (other than Linux).
-    """
-    model = build(*arguments).eval()
-    with torch.inference_mode():
-        model(torch.randn(1, 3, 32, 32))  # loads what libraries load at first use
-        images = torch.randn(batch, 3, size, size)
-        _give_back_freed_memory()
-        try:
-            with open("/proc/self/clear_refs", "w") as file:
-                file.write("5")  # forget the peak so far
-        except OSError:
-            return float("nan")
-        before = _status_kb("VmRSS")
-        model(images)
-    return (_status_kb("VmHWM") - before) / 1024
+def in_fresh_process(function: Callable[..., float], *arguments: Any) -> float:
+    """Call a function in a new process: memory that was freed in this one stays resident and hides what comes later."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
 
 
-def _give_back_freed_memory() -> None:
-    """Have glibc return what was freed, so that it does not serve the next pass unseen; elsewhere do nothing."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
-
-
-def _status_kb(field: str) -> int:
-    with open("/proc/self/status") as file:
-        return next(int(line.split()[1]) for line in file if line.startswith(field))
-
-
-def in_fresh_processes(
-    function: Callable[..., Any], calls: Sequence[tuple[Any, ...]], threads: int, modules: Sequence[str] = ()
-) -> list[Any]:
-    """Call a function once in a new process for each tuple of arguments, one at a time.
-
-    ``modules`` are imported once, in a process that does nothing else and of which the others are copies (on Windows
-    each imports them anew).
-    """
-    method = "forkserver" if sys.platform != "win32" else "spawn"
-    context = multiprocessing.get_context(method)
-    if method == "forkserver":
-        context.set_forkserver_preload([__name__, *modules])
-    with ProcessPoolExecutor(
-        1, context, initializer=torch.set_num_threads, initargs=(threads,), max_tasks_per_child=1
-    ) as pool:
-        return list(pool.map(function, *zip(*calls, strict=True)))
-
-
-def cpu_name() -> str:
-    """Name of the processor, as far as the system tells."""
+def machine(threads: int) -> dict[str, Any]:
+    """Say what figures were measured on, and set torch's threads."""
+    torch.set_num_threads(threads)
+    facts: dict[str, Any] = {"processor": f"{os.cpu_count()} cores", "cores": os.cpu_count(), "threads": threads}
     try:
         with open("/proc/cpuinfo") as file:
-            return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return f"{os.cpu_count()} cores"
+            told = dict(line.split(":", 1) for line in file if ":" in line)
+        told = {name.strip(): value.strip() for name, value in told.items()}
+        facts["processor"] = told.get("model name", facts["processor"])
+        facts["flags"] = [flag for flag in _FLAGS if flag in told.get("flags", "").split()]
+        facts["load_before"] = round(os.getloadavg()[0], 2)
+    except OSError:
+        pass
+    facts |= {"python": platform.python_version(), "system": platform.platform()}
+    for package in _PACKAGES:
+        try:
+            facts[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return facts | {"matmul_gflop_per_s": round(matmul_gflop_per_s(), 1)}

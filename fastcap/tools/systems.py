@@ -1,24 +1,19 @@
-"""Captioning systems side by side, each from an image file to text: ours, its exports, its twin, and the peers.
+"""Captioning systems side by side, each from an image file to text: ours, its exports, and the baselines.
 
 Imports are inside the functions: a process that measures an export's memory must not hold torch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-OURS, TWIN = "fastcap", "fastcap-autoregressive"
+from fastcap.utils.errors import UserError
+
+OURS, AUTOREGRESSIVE = "fastcap", "fastcap-autoregressive"
 RANDOM_NAME = "random-weights"  # the `name` in the configuration of a checkpoint that nobody trained
-
-
-class Captions(Protocol):
-    """What writes captions."""
-
-    def caption(self, image: Any, /) -> Any:
-        """Caption an image file."""
 
 
 @dataclass(frozen=True)
@@ -26,173 +21,110 @@ class Spec:
     """How to build a system, in this process or another.
 
     Attributes:
-        peer: A name of ``fastcap.tools.peers``, or empty for one of ours.
-        path: Checkpoint or export folder of ours.
-        size: Side of a peer's images, in pixels.
-        num_beams: Beams of what writes word after word; 1 is greedy.
-        num_steps: Refinement steps, or None for the model's own.
-        compiled: Run through ``torch.compile``.
-        num_tokens: New tokens of a peer's caption.
+        path: Checkpoint, ``.onnx`` file or ``pretrained``: one of ours; empty for a baseline.
+        num_steps: Refinement steps of ours, or None for the model's own.
+        baseline: A name of ``fastcap.tools.baselines``.
+        size: Side of a baseline's images, in pixels.
+        num_beams: Beams of a baseline; 1 is greedy.
+        num_tokens: New tokens of a baseline's caption.
     """
 
-    peer: str = ""
     path: str = ""
-    size: int = 224
-    num_beams: int | None = None
     num_steps: int | None = None
-    compiled: bool = False
+    baseline: str = ""
+    size: int = 224
+    num_beams: int = 1
     num_tokens: int = 12
 
     @property
     def label(self) -> str:
-        """Say what it is in progress lines and errors."""
-        name = f"{self.peer} {self.size} px" if self.peer else self.path
-        return name + f", {self.num_beams} beams" * bool(self.num_beams) + ", compiled" * self.compiled
+        """Name it in progress lines."""
+        if self.baseline:
+            return f"{self.baseline}, {self.size} px, {self.num_beams} beam" + "s" * (self.num_beams > 1)
+        return self.path + (f", {self.num_steps} steps" if self.num_steps else "")
 
 
-class _WithSteps:
-    def __init__(self, captioner: Any, num_steps: int | None) -> None:
-        self._captioner, self._num_steps = captioner, num_steps
-
-    def caption(self, image: Any) -> str:
-        return self._captioner.caption(image, num_steps=self._num_steps).text
-
-
-def build(spec: Spec, threads: int) -> tuple[Captions, dict[str, Any]]:
+def build(spec: Spec, threads: int) -> tuple[Callable[[str], Any], dict[str, Any]]:
     """Build a system.
 
     Returns:
-        What captions, and its row of the table as far as it is known without measuring.
+        What captions an image file, and its row of the table as far as it is known without measuring.
 
     Raises:
-        ConfigError: If a package is missing or a name is unknown.
-        CheckpointError: If the file or folder cannot be used.
+        UserError: If a package is missing, or a model cannot be used.
     """
-    return _build_peer(spec, threads) if spec.peer else _build_ours(spec, threads)
+    if spec.baseline:
+        import torch
+
+        from fastcap.tools.baselines import Baseline
+
+        torch.set_num_threads(threads)
+        baseline = Baseline(spec.baseline, spec.size, spec.num_beams, spec.num_tokens)
+        about = {"system": spec.baseline, "runtime": "eager", "precision": "fp32", "params": baseline.parameters}
+        about |= {"file_mb": baseline.file_bytes, "resolution": spec.size, "beams": spec.num_beams}
+        about |= {"steps": spec.num_tokens, "weights": "random"}
+        caption: Callable[[str], Any] = baseline.generate
+    else:
+        from fastcap.serving.captioner import Captioner
+
+        captioner = Captioner.load(spec.path, num_threads=threads, num_steps=spec.num_steps)
+        info = captioner.info
+        steps, eager = info["num_steps"], info["kind"] == "eager"
+        # A checkpoint also holds what training needs: its weights are counted as the baselines' are.
+        size = 4 * info["parameters"] if eager else info["file_bytes"]
+        about = {"system": OURS if steps else AUTOREGRESSIVE, "runtime": info["kind"], "precision": info["precision"]}
+        about |= {"params": info["parameters"], "file_mb": size, "resolution": info["image_size"], "beams": ""}
+        about |= {"steps": steps or "", "weights": "random" if RANDOM_NAME in str(info["name"]) else "trained"}
+        caption = captioner.caption
+    about["file_mb"] = round(about["file_mb"] / 1e6, 2)
+    return caption, about | {"threads": threads}
 
 
-def _build_peer(spec: Spec, threads: int) -> tuple[Captions, dict[str, Any]]:
-    import torch
+def peak_mb(spec: Spec, image: str, threads: int) -> float:
+    """Measure the high-water mark of this process's resident memory after loading a system and captioning twice.
 
-    from fastcap.tools.peers import Peer
-
-    torch.set_num_threads(threads)
-    peer = Peer(spec.peer, spec.size, spec.num_beams or 1, spec.num_tokens)
-    return peer, _row(
-        system=spec.peer,
-        runtime="eager",
-        precision="fp32",
-        params=peer.parameters,
-        file_bytes=peer.file_bytes,
-        resolution=spec.size,
-        threads=threads,
-        beams=spec.num_beams or 1,
-        steps=spec.num_tokens,
-        weights="random",
-    )
+    Returns:
+        Megabytes (1e6 bytes), everything that is imported included; NaN where the system does not tell.
+    """
+    caption, _ = build(spec, threads)
+    for _ in range(2):
+        caption(image)
+    try:
+        with open("/proc/self/status") as file:
+            kilobytes = next(int(line.split()[1]) for line in file if line.startswith("VmHWM"))
+    except OSError:
+        return float("nan")
+    return kilobytes * 1024 / 1e6
 
 
-def _build_ours(spec: Spec, threads: int) -> tuple[Captions, dict[str, Any]]:
-    from fastcap.serving.captioner import Captioner
-
-    captioner: Any = Captioner.load(spec.path, num_threads=threads)
-    if spec.num_beams is not None or spec.compiled:
-        captioner = _eager(spec, threads)
-    info = captioner.info
-    runtime, causal = str(info["kind"]), info["num_steps"] is None
-    file_bytes = int(info["file_bytes"])
-    if info["kind"] == "eager":
-        # A checkpoint also holds what training needs: weights are counted as the peers' are.
-        file_bytes = 4 * int(info["parameters"])
-    if spec.compiled:
-        runtime = "torch.compile"
-    return _WithSteps(captioner, spec.num_steps), _row(
-        system=TWIN if causal else OURS,
-        runtime=runtime,
-        precision=str(info["precision"]),
-        params=int(info["parameters"]),
-        file_bytes=file_bytes,
-        resolution=int(info["image_size"]),
-        threads=threads,
-        beams=(spec.num_beams or 1) if causal else "",
-        steps="" if causal else spec.num_steps or info["num_steps"],
-        weights="random" if RANDOM_NAME in str(info["name"]) else "trained",
-    )
-
-
-def _eager(spec: Spec, threads: int) -> Any:
-    """Load a checkpoint with a number of beams, or with its backbone and its decoder pass compiled.
+def our_specs(paths: Sequence[str], steps: Sequence[int]) -> list[Spec]:
+    """Name our systems: an export's folder stands for all of its files, a run's for its best checkpoint.
 
     Raises:
-        ConfigError: If the system is none that ``torch.compile`` can take: an export.
+        UserError: If there is no such file.
     """
-    import torch
-    from torch import nn
-
-    from fastcap.build import ConfigError, load_checkpoint
-    from fastcap.serving.captioner import Captioner
-    from fastcap.serving.eager import EagerNetwork
-    from fastcap.utils.prepacking import PACKABLE
-
-    if Path(spec.path).suffix == ".onnx":
-        raise ConfigError(f"{spec.path}: torch.compile takes a checkpoint, this is an export")
-    torch.set_num_threads(threads)
-    beams = {} if spec.num_beams is None else {"refinement.num_beams": spec.num_beams}
-    network = EagerNetwork(load_checkpoint(spec.path, beams), [nn.Conv2d] if spec.compiled else PACKABLE)
-    if not spec.compiled:
-        return Captioner(network)
-    model = network.model
-    model.backbone.compile()
-    if not model.decoder.causal:
-        model.decoder.denoise = torch.compile(model.decoder.denoise, dynamic=True)
-    return Captioner(network)
-
-
-def _row(file_bytes: int, **known: Any) -> dict[str, Any]:
-    row = {**known, "file_mb": round(file_bytes / 1e6, 2)}
-    order = ("system", "runtime", "precision", "params", "file_mb")
-    return {key: row[key] for key in (*order, *(key for key in row if key not in order))}
-
-
-def peer_specs(names: Sequence[str], beams: Sequence[int], size: int, num_tokens: int = 12) -> list[Spec]:
-    """Every peer at the common image size where it takes it, and at its own, with each number of beams.
-
-    Raises:
-        ConfigError: If a name is unknown.
-    """
-    from fastcap.tools.peers import architecture
+    from fastcap.utils.models import find_model
 
     specs = []
-    for name in names:
-        known = architecture(name)
-        for side in dict.fromkeys((size, known.size) if known.any_size else (known.size,)):
-            specs += [Spec(peer=name, size=side, num_beams=count, num_tokens=num_tokens) for count in beams]
+    for given in paths:
+        files = sorted(Path(given).glob("*.onnx")) or [find_model(given)]
+        for file in files:
+            if not file.is_file():
+                raise UserError(f"--models {given}: no such model")
+            specs += [Spec(path=str(file), num_steps=count) for count in steps or (None,)]
     return specs
 
 
-def our_specs(paths: Sequence[str], beams: Sequence[int], steps: Sequence[int], compiled: bool) -> list[Spec]:
-    """Specs of checkpoints and exports; a checkpoint also through ``torch.compile``, the twin with each beam width.
-
-    An export's folder stands for all of its files.
+def baseline_specs(names: Sequence[str], beams: Sequence[int], num_tokens: int) -> list[Spec]:
+    """Name baselines, each at its own image size, with each number of beams.
 
     Raises:
-        CheckpointError: If a file cannot be used.
-        ModelFileError: If an exported model cannot be used.
+        UserError: If a name is unknown.
     """
-    from fastcap.serving.captioner import Captioner
+    from fastcap.tools.baselines import architecture
 
-    specs = []
-    for path in (variant for given in paths for variant in _variants(Path(given))):
-        causal = Captioner.load(path).info["num_steps"] is None
-        if causal:
-            specs += [Spec(path=path, num_beams=count) for count in beams]
-            continue
-        for count in steps or (None,):
-            specs.append(Spec(path=path, num_steps=count))
-            if compiled and not path.endswith(".onnx"):
-                specs.append(Spec(path=path, num_steps=count, compiled=True))
-    return specs
-
-
-def _variants(path: Path) -> list[str]:
-    return sorted(map(str, path.glob("*.onnx"))) or [str(path)]
+    return [
+        Spec(baseline=name, size=architecture(name).size, num_beams=count, num_tokens=num_tokens)
+        for name in names
+        for count in beams
+    ]

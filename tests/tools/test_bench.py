@@ -2,21 +2,15 @@
 
 import csv
 import json
-import time
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
-from hydra.utils import instantiate
-from PIL import Image
 
 from fastcap.backbone import scan, spatial_mamba
-from fastcap.backbone.fold import prepare_for_inference
 from fastcap.backbone.scan import ssd_scan
-from fastcap.build import CONFIG_DIR
 from fastcap.tools import bench
-from fastcap.tools.backbones import SEQUENTIAL, build, default_backbones
-from fastcap.tools.measure import count_gflop, in_fresh_processes, peak_memory_mb, time_interleaved
+from fastcap.tools.backbones import SEQUENTIAL, build, peak_memory_mb
+from fastcap.tools.measure import count_gflop, in_fresh_process
 
 OURS = "spatial_mamba_mini"
 
@@ -26,27 +20,22 @@ def measured(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bench")
     names = [OURS, OURS + SEQUENTIAL, "efficientnet_lite0"]
     threads = torch.get_num_threads()
-    options = ["--sizes", "64", "--batches", "1", "2", "--rounds", "1", "--threads", str(threads), "--out", str(folder)]
-    bench.main(["backbone", "--backbones", *names, *options])
+    options = ["--sizes", "64", "--batches", "1", "2", "--seconds", "0.05", "--threads", str(threads)]
+    bench.main(["backbone", "--backbones", *names, *options, "--memory", "--out", str(folder)])
     with open(folder / "backbone.csv", newline="") as file:
         return folder, list(csv.DictReader(file)), names
 
 
-def test_table_plot_and_facts(measured):
+def test_table_and_facts(measured):
     folder, rows, names = measured
     assert [(row["backbone"], row["batch"]) for row in rows] == [(name, b) for b in ("1", "2") for name in names]
     facts = json.loads((folder / "backbone.json").read_text())
-    assert facts["threads"] == torch.get_num_threads() and facts["matmul_peak_gflop_per_s"] > 1
+    assert facts["threads"] == torch.get_num_threads() and facts["matmul_gflop_per_s"] > 1
     assert "processor" in facts and "peak resident memory" in facts["method"].lower()
     for row in rows:
         ms, gflop, batch = float(row["latency_p50_ms"]), float(row["gflop_per_image"]), int(row["batch"])
-        assert float(row["gflop_per_s"]) == pytest.approx(gflop * batch / ms * 1e3, rel=0.02)
-        share = float(row["gflop_per_s"]) / facts["matmul_peak_gflop_per_s"]
-        assert float(row["share_of_peak"]) == pytest.approx(share, rel=0.02, abs=1e-3)
+        assert float(row["gflop_per_s"]) == pytest.approx(gflop * batch / ms * 1e3, rel=0.02, abs=0.02)
         assert int(row["runs"]) >= 1 and float(row["peak_memory_mb"]) >= 0
-    with Image.open(folder / "backbone.png") as picture:
-        assert min(picture.size) > 500
-        assert len(picture.convert("RGB").getcolors(maxcolors=1 << 20)) > 20  # lines were drawn
 
 
 def test_the_sequential_version_is_the_same_network():
@@ -64,25 +53,6 @@ def test_a_backbone_is_measured_with_changes():
     block = changed.blocks[0]
     assert block.ffn[0].out_features == 1.5 * changed.feature_dim
     assert build(f"{OURS}+d_state=4{SEQUENTIAL}").backbone.blocks[0].mixer.d_state == 4
-
-
-@pytest.mark.parametrize("name", [OURS, "efficientnet_lite0"])
-def test_batch_norms_are_folded_in_ours_and_in_the_peers(name):
-    torch.manual_seed(0)
-    with initialize_config_dir(CONFIG_DIR, version_base="1.3"):
-        norm_of_levels = [] if name == OURS else ["backbone.norm=true"]
-        plain = instantiate(compose("train", overrides=[f"backbone={name}", *norm_of_levels]).backbone).eval()
-    images = torch.randn(1, 3, 64, 64)
-    norms = [module for module in plain.modules() if isinstance(module, torch.nn.BatchNorm2d)]
-    with torch.no_grad():
-        for norm in norms if name == OURS else ():  # the packaged weights bring statistics
-            norm.running_mean.normal_(0, 0.2)
-            norm.running_var.uniform_(0.5, 2)
-        expected = plain(images)
-        folded = prepare_for_inference(plain, 64)
-        assert (folded(images) - expected).norm() / expected.norm() < 1e-4
-    left = [module_name for module_name, module in folded.named_modules() if isinstance(module, torch.nn.BatchNorm2d)]
-    assert norms and left == ([] if name == OURS else ["norm"])  # of features side by side, after no convolution
 
 
 class Scan(torch.nn.Module):
@@ -103,13 +73,6 @@ def test_gflop_counts_the_scans_matrix_products_and_attention():
     assert count_gflop(build("vit_small", prepared=False), torch.zeros(1, 3, 64, 64)) * 1e9 == 2 * (linear + attention)
 
 
-def test_times_are_those_of_the_work():
-    works = {"short": lambda: time.sleep(0.002), "long": lambda: time.sleep(0.02)}
-    times = time_interleaved(works, rounds=3)
-    assert len(times["short"]) > len(times["long"]) >= 3 * 5
-    assert min(times["short"]) >= 0.002 and min(times["long"]) >= 0.02
-
-
 class Eater(torch.nn.Module):
     """Keeps this many MB alive during a pass."""
 
@@ -122,21 +85,10 @@ class Eater(torch.nn.Module):
 
 
 def test_memory_is_what_a_pass_takes():
-    calls = [(Eater, (megabytes,), 1, 64) for megabytes in (5, 80, 5)]
-    small, large, small_again = in_fresh_processes(peak_memory_mb, calls, threads=1)
+    small, large = (in_fresh_process(peak_memory_mb, Eater, (megabytes,), 64, 1) for megabytes in (5, 80))
     if large != large:
         pytest.skip("this system does not tell its peak memory")
-    # Pages make it a little less; what came before does not show.
-    assert 79 <= large < 88 and 4 <= small < 13 and 4 <= small_again < 13
-
-
-def test_defaults_hold_ours_beside_their_sequential_versions_and_the_peers():
-    names = default_backbones()
-    ours = [name for name in names if name.startswith("spatial_mamba_") and not name.endswith(SEQUENTIAL)]
-    assert {"spatial_mamba_tiny", "spatial_mamba_small"} <= set(ours)
-    assert {name + SEQUENTIAL for name in ours} | {"vit_small", "efficientnet_lite0"} == set(names) - set(ours)
-    arguments = bench.parse_arguments(["backbone"])
-    assert arguments.sizes == [128, 224, 384, 512] and arguments.batches == [1, 16]
+    assert 79 <= large < 88 and 4 <= small < 13  # pages make it a little less
 
 
 @pytest.mark.parametrize(
