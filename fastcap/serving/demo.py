@@ -39,8 +39,6 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--port", type=int, default=8000, help="port, 0 for any free one (default: %(default)s)")
     parser.add_argument("--threads", type=int, help="threads of the captioner (default: the runtime's choice)")
     parser.add_argument("--max-megabytes", type=float, default=10, help="largest upload (default: %(default)s)")
-    parser.add_argument("--max-megapixels", type=float, default=40, help="largest picture (default: %(default)s)")
-    parser.add_argument("--upload-seconds", type=float, default=30, help="time for an upload (default: %(default)s)")
     parser.add_argument("--no-browser", action="store_true", help="do not open a browser")
     return parser.parse_args(arguments)
 
@@ -86,9 +84,8 @@ def open_browser(url: str) -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Entry point; serves until it is interrupted."""
     options = parse_arguments(arguments)
-    for name in ("max_megabytes", "max_megapixels", "upload_seconds"):
-        if not getattr(options, name) > 0:
-            raise UserError(f"--{name.replace('_', '-')} {getattr(options, name)} must be more than 0")
+    if not options.max_megabytes > 0:
+        raise UserError(f"--max-megabytes {options.max_megabytes} must be more than 0")
     if options.threads is not None and options.threads < 1:
         raise UserError(f"--threads {options.threads} must be at least 1")
     try:
@@ -103,14 +100,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     from fastcap.serving.captioner import Captioner
 
-    limits = Limits(
-        max_bytes=int(options.max_megabytes * 1e6),
-        max_pixels=int(options.max_megapixels * 1e6),
-        upload_seconds=options.upload_seconds,
-    )
-    most = Image.MAX_IMAGE_PIXELS  # what decoding itself refuses
-    if most is not None and limits.max_pixels > most:
-        raise UserError(f"--max-megapixels {options.max_megapixels:g} must be at most {most // 10**6}")
+    limits = Limits(max_bytes=int(options.max_megabytes * 1e6))
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limits say it better
 
     hosts = allowed_hosts(options.host, options.allowed_hosts)

@@ -123,12 +123,12 @@ def measure_backbones(options: argparse.Namespace, report: Callable[[str], None]
             about[name, size] = {"parameters_m": parameters, "gflop_per_image": gflop}
         models[name] = build(name)
 
-    def prepare(case: Case) -> Work:
+    def start(case: Case) -> Work:
         return functools.partial(models[case.backbone], torch.randn(case.batch, 3, case.size, case.size))
 
     cases = [Case(name, size, batch) for size in sizes for batch in sorted(set(options.batches)) for name in names]
     rows: dict[Case, dict[str, Any]] = {}
-    builders = {case: functools.partial(prepare, case) for case in cases}
+    builders = {case: functools.partial(start, case) for case in cases}
     for case, seconds in time_in_turns(builders, options.seconds, options.rounds):
         ms, known = quantile_ms(seconds), about[case.backbone, case.size]
         rows[case] = {

@@ -48,13 +48,13 @@ def measure_captioners(options: argparse.Namespace, report: Report) -> Iterator[
         specs, images = select(options, Path(made))
         rows: dict[Spec, dict[str, Any]] = {}
 
-        def prepare(spec: Spec) -> Work:
+        def start(spec: Spec) -> Work:
             report(f"{spec.label} ({specs.index(spec) + 1} of {len(specs)}): building and warming up")
             caption, rows[spec] = build(spec, options.threads)
             files = cycle(map(str, images))
             return lambda: caption(next(files))
 
-        builders = {spec: functools.partial(prepare, spec) for spec in specs}
+        builders = {spec: functools.partial(start, spec) for spec in specs}
         for spec, seconds in time_in_turns(builders, options.seconds, options.rounds):
             measured = {"p50_ms": round(quantile_ms(seconds), 2), "p95_ms": round(quantile_ms(seconds, 0.95), 2)}
             rows[spec] |= {**measured, "peak_mb": rows[spec].get("peak_mb", ""), "runs": len(seconds)}
