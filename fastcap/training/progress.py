@@ -16,6 +16,7 @@ from fastcap.types import CaptionBatch
 _EXPECTED = (
     ".*does not have many workers",  # images are cached: loading is not the bottleneck
     "Checkpoint directory .* exists and is not empty",  # resumed in place
+    "The dirpath has changed from",  # resumed elsewhere
     "The number of training batches .* is smaller than the logging interval",  # an epoch's last values are logged
     r".*isinstance\(treespec, LeafSpec\).* is deprecated",  # Lightning's use of torch
 )
