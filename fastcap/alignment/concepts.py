@@ -169,7 +169,8 @@ class ConceptHead(nn.Module):
         Returns:
             Zero where two words are no phrase. (B * K, ...)
         """
-        rows = torch.arange(len(before), device=before.device) // (len(before) // len(probability))
+        captions, images = before.shape[0], probability.shape[0]  # len() would fix both while torch.export traces
+        rows = torch.arange(captions, device=before.device) // (captions // images)
         return probability[rows.view(-1, *[1] * (before.dim() - 1)), self._place(before, after)]
 
     def expected_matches(self, probability: Tensor, tokens: Tensor, lengths: Tensor) -> Tensor:

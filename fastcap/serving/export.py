@@ -159,7 +159,8 @@ class CaptioningGraph(nn.Module):
         decoder, memory = self.model.decoder, encoded.memory
         masks = torch.full((memory.shape[0], decoder.max_length), self.model.refinement.special.mask)
         words = decoder.denoise(masks, torch.zeros_like(masks, dtype=torch.bool), decoder.prepare(memory))
-        return self.model.length(memory), self.model.alignment.concept_logits(encoded.seen), words
+        concepts = self.model.alignment.concepts.head(encoded.concept_features)
+        return self.model.length(memory), concepts, words
 
 
 def write_onnx(graph: CaptioningGraph, image_size: int, path: Path) -> None:
