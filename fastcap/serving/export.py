@@ -165,7 +165,8 @@ class CaptioningGraph(nn.Module):
 
 def write_onnx(graph: CaptioningGraph, image_size: int, path: Path) -> None:
     """Trace the captioner and write it as one ONNX file, for any number of images; with the probes."""
-    from onnx_ir.passes.common import DeduplicateInitializersPass
+    from onnxruntime import GraphOptimizationLevel, InferenceSession, SessionOptions
+    from onnxscript.optimizer import optimize_ir
 
     # Two example images: what is one in an example would be fixed.
     pixels = torch.randint(0, 256, (2, image_size, image_size, 3), dtype=torch.uint8)
@@ -175,13 +176,21 @@ def write_onnx(graph: CaptioningGraph, image_size: int, path: Path) -> None:
             (pixels,),
             dynamo=True,
             verbose=False,
+            optimize=False,  # by default, which takes minutes
             input_names=[INPUT],
             output_names=[*CAPTION_OUTPUTS, *STEP_OUTPUTS, *PROBES],
             dynamic_shapes=({0: Dim("batch")},),
         )
         assert program is not None
-        DeduplicateInitializersPass(size_limit=1 << 30)(program.model)  # steps share their weights
+        optimize_ir(program.model, num_iterations=1, onnx_shape_inference=False)
         program.save(path, external_data=False)
+    # ONNX Runtime folds constants, and weights that steps share into one: what it writes at this level runs on any CPU.
+    options = SessionOptions()
+    options.graph_optimization_level = GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.optimized_model_filepath = str(path.with_suffix(".optimized.onnx"))
+    options.log_severity_level = 4
+    InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    os.replace(options.optimized_model_filepath, path)
 
 
 def finish(path: Path, loaded: LoadedCheckpoint, network: EagerNetwork, graph: CaptioningGraph, precision: str) -> None:
