@@ -1,4 +1,4 @@
-"""Captions to token ids and back: a word vocabulary or byte-level pieces."""
+"""Captions to token ids and back, by a vocabulary of words."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Sequence
 
 import snowballstemmer
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 from fastcap.data.errors import DataError
 from fastcap.types import SpecialTokens
@@ -157,50 +157,9 @@ def train_word_tokenizer(
         special_tokens=list(SPECIAL_TOKENS),
         show_progress=False,
     )
-    return _train(backend, trainer, captions, f"word seen {min_frequency} times")
-
-
-def train_bpe_tokenizer(captions: Iterable[str], vocab_size: int = 4000) -> CaptionTokenizer:
-    """Learn byte-level pieces: no unknown words, and decoding gives back the normalised caption exactly.
-
-    Normalised means lower case, single blanks, and without full stops at the end.
-
-    Args:
-        captions: Training captions.
-        vocab_size: Ids to aim for, special tokens included; small sets yield fewer. At least 5 + 256.
-
-    Returns:
-        A tokenizer, the same whatever the order of the captions.
-
-    Raises:
-        DataError: When the vocabulary is too small for the 256 bytes, or no caption has any text.
-    """
-    if vocab_size < len(SPECIAL_TOKENS) + 256:
-        raise DataError(f"vocab_size must be at least {len(SPECIAL_TOKENS) + 256}, found {vocab_size}")
-    backend = Tokenizer(models.BPE())
-    backend.normalizer = normalizers.Sequence(
-        [
-            normalizers.Lowercase(),
-            normalizers.Replace(Regex(r"\s+"), " "),
-            normalizers.Replace(Regex(r"[ .]+\z"), ""),
-            normalizers.Strip(),
-        ]
-    )
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
-    backend.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        special_tokens=list(SPECIAL_TOKENS),
-        show_progress=False,
-    )
-    return _train(backend, trainer, captions, "text")
-
-
-def _train(backend: Tokenizer, trainer: trainers.Trainer, captions: Iterable[str], needed: str) -> CaptionTokenizer:
     texts = list(captions)
     backend.train_from_iterator(texts, trainer)
     tokenizer = CaptionTokenizer(backend)
     if tokenizer.vocab_size == len(SPECIAL_TOKENS) or not any(map(str.strip, texts)):
-        raise DataError(f"tokenizer: no {needed} among {len(texts)} training captions")
+        raise DataError(f"tokenizer: no word seen {min_frequency} times among {len(texts)} training captions")
     return tokenizer

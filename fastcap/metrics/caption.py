@@ -8,13 +8,11 @@ from torchmetrics import Metric
 from torchmetrics.utilities.distributed import gather_all_tensors
 
 from fastcap.metrics import records
-from fastcap.metrics._notice import warn_once
-from fastcap.metrics.java import JavaError
-from fastcap.metrics.meteor import meteor
+from fastcap.metrics.jars import meteor, spice
+from fastcap.metrics.java import JavaError, warn_once
 from fastcap.metrics.ngrams import NgramScores, ReferenceIndex
 from fastcap.metrics.records import Record
 from fastcap.metrics.rouge import rouge_l
-from fastcap.metrics.spice import spice
 from fastcap.metrics.tokens import TokenizerName, choose_tokenizer, tokenize
 
 NAMES = ("bleu", "rouge_l", "cider", "meteor", "spice")
@@ -51,7 +49,7 @@ class CaptionMetrics(Metric):
 
     Raises:
         ValueError: An unknown score or tokenizer.
-        JavaError: tokenizer="ptb" without a Java or without pycocoevalcap's jar.
+        JavaError: tokenizer="ptb", and Java or pycocoevalcap's jar is missing; also when scoring, where Java fails.
     """
 
     is_differentiable = False
@@ -70,6 +68,7 @@ class CaptionMetrics(Metric):
             raise ValueError(f"names must be some of {', '.join(NAMES)}; got {names!r}")
         self.names = tuple(dict.fromkeys(names))
         self.tokenizer_name: TokenizerName = choose_tokenizer(tokenizer)
+        self._insists = tokenizer == "ptb"
         self._index: tuple[list[list[str]], ReferenceIndex] | None = None
         self._last: tuple[list[Record], Scored] | None = None  # what was scored last: asked for twice, scored once
         self.records: list[Tensor]
@@ -167,6 +166,8 @@ class CaptionMetrics(Metric):
         try:
             tokens = tokenize(sentences, self.tokenizer_name)
         except JavaError as error:
+            if self._insists:
+                raise JavaError(f"tokenizer=ptb: {error}") from error
             warn_once(f"caption metrics go on with the simple tokenizer, scores are near PTB's but not equal: {error}")
             self.tokenizer_name = "simple"
             tokens = tokenize(sentences, self.tokenizer_name)

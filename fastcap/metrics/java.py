@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.util
+import logging
 import os
 import shutil
 import signal
@@ -15,9 +16,9 @@ from typing import IO
 from fastcap.utils.errors import UserError
 
 # Encoding and locale are pinned because METEOR parses "0.5" with the machine's locale and Java before 18 reads with the
-# machine's encoding. The serial collector starts faster; without perf data nothing is written to /tmp/hsperfdata_*.
+# machine's encoding. Without perf data nothing is written to /tmp/hsperfdata_*. No garbage collector is chosen: Java
+# refuses to start where JAVA_TOOL_OPTIONS chooses another.
 _OPTIONS = (
-    "-XX:+UseSerialGC",
     "-XX:-UsePerfData",
     "-Dfile.encoding=UTF-8",
     "-Dstdout.encoding=UTF-8",
@@ -26,8 +27,19 @@ _OPTIONS = (
 )
 
 
+_logger = logging.getLogger("fastcap.metrics")
+_said: set[str] = set()
+
+
 class JavaError(UserError, RuntimeError):
     """Java, or a jar run by it, is missing, failed or took too long."""
+
+
+def warn_once(message: str) -> None:
+    """Log a warning the first time it turns up in this process: a validation epoch must not drown in repeats."""
+    if message not in _said:
+        _said.add(message)
+        _logger.warning(message)
 
 
 def find_java() -> str | None:
@@ -181,6 +193,7 @@ def last_line(stderr: bytes) -> str:
     Returns:
         The first line that names an error or exception, else the last line; at most 200 characters.
     """
-    lines = [line.strip() for line in stderr.decode("utf-8", "replace").splitlines() if line.strip()]
+    lines = [line.strip() for line in stderr.decode("utf-8", "replace").splitlines()]
+    lines = [line for line in lines if line and not line.startswith("Picked up ")]  # Java names the variables it reads
     named = [line for line in lines if "rror" in line or "xception" in line]
     return (named or lines[-1:] or ["no message"])[0][:200]

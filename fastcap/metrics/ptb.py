@@ -18,8 +18,7 @@ What was found out about the jar (Stanford CoreNLP 3.4.1), and what is done abou
 
 from collections.abc import Sequence
 
-from fastcap.metrics._notice import warn_once
-from fastcap.metrics.java import find_jar, run_java
+from fastcap.metrics.java import find_jar, run_java, warn_once
 from fastcap.metrics.simple import strip_punctuation
 
 JAR = "tokenizer/stanford-corenlp-3.4.1.jar"

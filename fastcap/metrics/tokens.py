@@ -4,8 +4,7 @@ from collections import OrderedDict
 from collections.abc import Iterable
 from typing import Literal
 
-from fastcap.metrics._notice import warn_once
-from fastcap.metrics.java import JavaError, find_jar, java_command
+from fastcap.metrics.java import JavaError, find_jar, java_command, warn_once
 from fastcap.metrics.ptb import JAR, ptb_tokenize
 from fastcap.metrics.simple import simple_tokenize
 

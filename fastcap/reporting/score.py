@@ -73,13 +73,9 @@ def score(options: argparse.Namespace) -> dict[str, float]:
     names = check(options)
     from fastcap.data.results import pair_results
     from fastcap.metrics import CaptionMetrics
-    from fastcap.metrics.java import JavaError
 
     pairs = pair_results(options.results, options.references, options.allow_missing)
-    try:
-        metric = CaptionMetrics(names, options.tokenizer, sync_on_compute=False)
-    except JavaError as error:
-        raise UserError(f"--tokenizer ptb: {error}") from error
+    metric = CaptionMetrics(names, options.tokenizer, sync_on_compute=False)
     ids = [pair.image_id for pair in pairs]
     captions, references = [pair.caption for pair in pairs], [pair.references for pair in pairs]
     metric.update(ids, captions, references)
@@ -101,8 +97,7 @@ def score(options: argparse.Namespace) -> dict[str, float]:
         from fastcap.reporting.scores import score_captions, write_scores
 
         files = {pair.image_id: pair.file_name for pair in pairs}
-        fresh = CaptionMetrics(names, metric.tokenizer_name, sync_on_compute=False)
-        scored = score_captions(ids, captions, references, fresh, list(files.values()))
+        scored = score_captions(ids, captions, references, metric, list(files.values()))
         if options.per_image:
             write_scores(scored, options.per_image)
         if options.html:

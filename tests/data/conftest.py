@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from fastcap.data import CocoCaptions
+from fastcap.data.scenes import SceneRecords
 
 
 def write_set(root: Path, content: Any, split: str = "train") -> CocoCaptions:
@@ -30,6 +31,17 @@ def tiny_content(captions: list[list[str]], first_id: int = 100) -> dict[str, An
             for j, text in enumerate(texts)
         ],
     }
+
+
+def write_scenes(records: SceneRecords, root: Path, size: int) -> None:
+    """Write a split of the drawn scenes as a set in COCO's format."""
+    names = [f"{records.name}_{index}.png" for index in range(len(records))]
+    images = [{"id": i, "file_name": name} for i, name in zip(records.image_ids, names, strict=True)]
+    captions = zip(records.image_ids, records.captions, strict=True)
+    annotations = [{"image_id": image_id, "caption": text} for image_id, texts in captions for text in texts]
+    write_set(root, {"images": images, "annotations": annotations}, records.name)
+    for index, name in enumerate(names):
+        Image.fromarray(records.load_image(index, size)).save(root / "images" / name)
 
 
 @pytest.fixture

@@ -15,11 +15,11 @@ from fastcap.build import CONFIG_DIR, build_datamodule
 from fastcap.data import CocoCaptions, DataError
 from fastcap.data.datamodule import CaptionDataModule
 from fastcap.data.mixture import CaptionMixture
-from fastcap.data.scenes import Scenes, write_coco
+from fastcap.data.scenes import Scenes
 from fastcap.data.tokenizer import train_word_tokenizer
 from fastcap.generation.ngrams import NGrams
 from fastcap.train import train
-from tests.data.conftest import tiny_content, write_set
+from tests.data.conftest import tiny_content, write_scenes, write_set
 from tests.tiny import TINY
 
 
@@ -102,7 +102,7 @@ def test_training_on_photographs_validates_each_set(tmp_path: Path) -> None:
     for name, sizes in (("flickr8k", (12, 4)), ("coco", (8, 6))):
         roots[name] = tmp_path / name
         for records in map(Scenes(*sizes, seed=len(name)).split, ("train", "val")):
-            write_coco(records, roots[name], 16)
+            write_scenes(records, roots[name], 16)
     sources = [f"data.source.sets.{name}.root={root}" for name, root in roots.items()]
     settings = [setting for setting in TINY if not setting.startswith("data.source")]
     with initialize_config_dir(CONFIG_DIR, version_base="1.3"):

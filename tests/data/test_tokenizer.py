@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastcap.data import DataError
-from fastcap.data.tokenizer import SPECIAL_TOKENS, CaptionTokenizer, train_bpe_tokenizer, train_word_tokenizer
+from fastcap.data.tokenizer import SPECIAL_TOKENS, CaptionTokenizer, train_word_tokenizer
 
 CAPTIONS = [
     "A man 's t-shirt .",
@@ -19,8 +19,6 @@ CAPTIONS = [
     "the o\u2019clock dog \U0001f600",
 ] * 5
 WORD = train_word_tokenizer(CAPTIONS)
-BPE = train_bpe_tokenizer(CAPTIONS, vocab_size=300)
-BOTH = pytest.mark.parametrize("tokenizer", [WORD, BPE], ids=["word", "bpe"])
 TEXTS = st.one_of(
     st.text(max_size=40),
     st.lists(st.sampled_from([*SPECIAL_TOKENS, "dog", "\r", "\U0001f600", ".", "\u2028"])).map(" ".join),
@@ -35,21 +33,6 @@ def test_words_are_kept_whole_and_punctuation_is_dropped() -> None:
     assert WORD.decode(WORD.encode("a zebra")) == "a"
 
 
-@pytest.mark.parametrize(
-    ("text", "kept"), [("A dog .", "a dog"), (" A  dog. . ", "a dog"), ("3.5 m", "3.5 m"), (".", "")]
-)
-def test_bpe_drops_case_spaces_and_the_last_full_stop(text: str, kept: str) -> None:
-    assert BPE.decode(BPE.encode(text)) == BPE.normalize(text) == kept
-
-
-@settings(max_examples=200, deadline=None)
-@given(TEXTS)
-def test_bpe_round_trip_is_exact(text: str) -> None:
-    ids = BPE.encode(text)
-    assert BPE.decode(ids) == BPE.normalize(text)
-    assert not set(ids) & set(BPE.special.ids)
-
-
 @settings(max_examples=200, deadline=None)
 @given(TEXTS)
 def test_word_round_trip_is_stable(text: str) -> None:
@@ -59,28 +42,24 @@ def test_word_round_trip_is_stable(text: str) -> None:
     assert WORD.encode(WORD.decode(ids)) == known
 
 
-@BOTH
-def test_batch_equals_one_by_one(tokenizer: CaptionTokenizer) -> None:
+def test_batch_equals_one_by_one() -> None:
     texts = [*CAPTIONS, "", " ", "\r", "\U0001f600", "[MASK] [PAD]"]
-    assert tokenizer.encode_batch(texts) == [tokenizer.encode(text) for text in texts]
-    assert tokenizer.encode_batch([]) == []
-    assert tokenizer.encode("") == tokenizer.encode(" \r\n") == []
+    assert WORD.encode_batch(texts) == [WORD.encode(text) for text in texts]
+    assert WORD.encode_batch([]) == []
+    assert WORD.encode("") == WORD.encode(" \r\n") == []
 
 
-@BOTH
-def test_special_tokens(tokenizer: CaptionTokenizer) -> None:
-    assert tokenizer.special.ids == (0, 1, 2, 3, 4)
-    dog = tokenizer.encode("two dogs")
-    assert tokenizer.decode([3, *dog, 1, 4, 0, 0]) == "two dogs"
-    assert max(max(ids) for ids in tokenizer.encode_batch(CAPTIONS)) < tokenizer.vocab_size
+def test_special_tokens() -> None:
+    assert WORD.special.ids == (0, 1, 2, 3, 4)
+    dog = WORD.encode("two dogs")
+    assert WORD.decode([3, *dog, 1, 4, 0, 0]) == "two dogs"
+    assert max(max(ids) for ids in WORD.encode_batch(CAPTIONS)) < WORD.vocab_size
 
 
-@BOTH
-def test_json_and_pickle_give_it_back(tokenizer: CaptionTokenizer) -> None:
-    for copy in (CaptionTokenizer.from_json(tokenizer.to_json()), pickle.loads(pickle.dumps(tokenizer))):
-        assert copy.fingerprint == tokenizer.fingerprint and copy.vocab_size == tokenizer.vocab_size
-        assert copy.encode_batch([*CAPTIONS, "[MASK]"]) == tokenizer.encode_batch([*CAPTIONS, "[MASK]"])
-    assert WORD.fingerprint != BPE.fingerprint
+def test_json_and_pickle_give_it_back() -> None:
+    for copy in (CaptionTokenizer.from_json(WORD.to_json()), pickle.loads(pickle.dumps(WORD))):
+        assert copy.fingerprint == WORD.fingerprint and copy.vocab_size == WORD.vocab_size
+        assert copy.encode_batch([*CAPTIONS, "[MASK]"]) == WORD.encode_batch([*CAPTIONS, "[MASK]"])
 
 
 @pytest.mark.parametrize("text", ["", "{}", "null", "{", WORD.to_json().replace("[MASK]", "[HIDE]")])
@@ -92,23 +71,17 @@ def test_garbage_is_a_data_error(text: str) -> None:
 def test_training_depends_on_the_captions_only() -> None:
     ties = [f"w{i} x{i}" for i in range(50)]
     assert train_word_tokenizer(ties, 1).to_json() == train_word_tokenizer(ties[::-1], 1).to_json()
-    assert train_bpe_tokenizer(ties, 290).to_json() == train_bpe_tokenizer(ties[::-1], 290).to_json()
     code = (
         "from fastcap.data.tokenizer import *; t = [f'w{i} x{i}' for i in range(50)]; "
-        "print(train_word_tokenizer(t, 1).fingerprint, train_bpe_tokenizer(t, 290).fingerprint)"
+        "print(train_word_tokenizer(t, 1).fingerprint)"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-    assert found == [train_word_tokenizer(ties, 1).fingerprint, train_bpe_tokenizer(ties, 290).fingerprint]
+    assert found == [train_word_tokenizer(ties, 1).fingerprint]
 
 
 def test_vocabulary_limits() -> None:
     assert train_word_tokenizer(["a a b b c"], min_frequency=2).vocab_size == 5 + 2
     assert train_word_tokenizer(["a a a b b c"], min_frequency=1, max_vocab=7).vocab_size == 7
-    assert train_bpe_tokenizer(["a dog"], vocab_size=261).vocab_size == 261
-    with pytest.raises(DataError, match="vocab_size must be at least 261"):
-        train_bpe_tokenizer(["a dog"], vocab_size=100)
     for captions in ([], ["", " "], ["once only"]):
         with pytest.raises(DataError, match="no word seen 5 times"):
             train_word_tokenizer(captions)
-    with pytest.raises(DataError, match="no text"):
-        train_bpe_tokenizer([])

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import pytest
 
-from fastcap.metrics import _notice
+from fastcap.metrics import java as java_module
 from fastcap.metrics.java import find_java
 from fastcap.metrics.tokens import clear_cache
 
@@ -79,7 +79,7 @@ NASTY = Captions(
 
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_notice, "_said", set())
+    monkeypatch.setattr(java_module, "_said", set())
     clear_cache()
 
 

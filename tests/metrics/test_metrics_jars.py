@@ -5,9 +5,8 @@ import time
 import pytest
 
 from fastcap.metrics import CaptionMetrics, caption, java
+from fastcap.metrics.jars import meteor, spice
 from fastcap.metrics.java import JavaError, find_jar
-from fastcap.metrics.meteor import meteor
-from fastcap.metrics.spice import spice
 
 CANDIDATES = ["a dog is running", "", "naïve café ||| x"]
 REFERENCES = [["a dog runs", "a brown dog is running"], ["a cat", ""], ["naïve café", "x"]]

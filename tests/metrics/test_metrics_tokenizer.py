@@ -122,6 +122,19 @@ def test_java_failing_in_an_epoch_falls_back(body, fake_java, nasty, caplog, tem
     assert metric.compute() == plain.compute()
     assert metric.tokenizer_name == "simple" and len(warnings_of(caplog)) == 1
     assert not list(temporary.iterdir())
+    insisting = CaptionMetrics(tokenizer="ptb")
+    insisting.update(*nasty)
+    with pytest.raises(JavaError, match=r"tokenizer=ptb: Java ended with"):
+        insisting.compute()
+
+
+@pytest.mark.parametrize("option", ["-XX:+UseG1GC", "-XX:+HeapDumpOnOutOfMemoryError"])
+def test_a_machines_own_java_options_do_no_harm(option, java, fake_java, monkeypatch):
+    monkeypatch.setenv("JAVA_TOOL_OPTIONS", option)
+    assert ptb_tokenize(["A man's dog."]) == ["a man 's dog"]
+    fake_java(f"echo 'Picked up JAVA_TOOL_OPTIONS: {option}' >&2; echo 'Unrecognized VM option' >&2; exit 1")
+    with pytest.raises(JavaError, match="Java ended with 1: Unrecognized VM option"):
+        run_java([])
 
 
 def test_a_slipping_caption_harms_only_itself(fake_java, caplog):

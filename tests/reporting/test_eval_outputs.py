@@ -15,9 +15,10 @@ from PIL import Image
 
 import fastcap
 from fastcap import eval as eval_command
-from fastcap.data.scenes import Scenes, write_coco
+from fastcap.data.scenes import Scenes
 from fastcap.train import train
 from fastcap.utils.provenance import code_state
+from tests.data.conftest import write_scenes
 from tests.tiny import tiny_config
 
 
@@ -27,7 +28,7 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     source = Scenes(16, 16, 16)
     for split in ("train", "val"):
-        write_coco(source.split(split), folder / "data", size=48)
+        write_scenes(source.split(split), folder / "data", 48)
     cfg = tiny_config("trainer.max_epochs=1", "data.cache_dir=null", "data.eval_batch_size=5")
     cfg.data.source = {"_target_": "fastcap.data.CocoCaptions", "root": str(folder / "data")}
     (folder / "run").mkdir()

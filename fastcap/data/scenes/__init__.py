@@ -1,23 +1,88 @@
-"""The embedded data set: drawn scenes with captions, no download, the right answer known."""
+"""The embedded data set: drawn scenes with captions, three splits, no download, every right answer known."""
 
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import PIL
+from torchmetrics import Metric
+
+from fastcap.data.errors import DataError
+from fastcap.data.scenes import render
 from fastcap.data.scenes.accuracy import SceneAccuracy
-from fastcap.data.scenes.grammar import draw_caption, draw_captions
-from fastcap.data.scenes.parser import Claims, parse_caption
-from fastcap.data.scenes.render import draw_scene
-from fastcap.data.scenes.source import SceneRecords, Scenes, write_coco
-from fastcap.data.scenes.world import Group, Scene, sample_scene
+from fastcap.data.scenes.language import draw_caption, draw_captions
+from fastcap.data.scenes.world import SPLITS, sample_scene
 
-__all__ = [
-    "Claims",
-    "Group",
-    "Scene",
-    "SceneAccuracy",
-    "SceneRecords",
-    "Scenes",
-    "draw_caption",
-    "draw_captions",
-    "draw_scene",
-    "parse_caption",
-    "sample_scene",
-    "write_coco",
-]
+NUM_CAPTIONS = 5
+_ID_STRIDE = 10_000_000
+
+
+class SceneRecords:
+    """One split of the drawn scenes; satisfies ``fastcap.types.CaptionRecords``.
+
+    Attributes:
+        name: ``train``, ``val`` or ``test``.
+        image_ids: Ids, unique over all splits.
+        captions: Five differing captions of each scene.
+        facts: The scene at each position.
+        oracle_captions: By image id, a sixth caption drawn by the same grammar: the bar for a model that sees all.
+    """
+
+    def __init__(self, name: str, num_scenes: int, seed: int = 0) -> None:
+        """Draw ``num_scenes`` scenes and their captions; scene i depends on the seed, the split and i only."""
+        self.name = name
+        positions = range(num_scenes)
+        self.image_ids: Sequence[int] = [SPLITS.index(name) * _ID_STRIDE + index for index in positions]
+        self.facts = [sample_scene(seed, name, index) for index in positions]
+        self.captions: Sequence[Sequence[str]] = [
+            draw_captions(Random(f"{seed}/{name}/{index}/captions"), scene, NUM_CAPTIONS)
+            for index, scene in enumerate(self.facts)
+        ]
+        self.oracle_captions = {
+            image_id: draw_caption(Random(f"{seed}/{name}/{index}/oracle"), scene)
+            for index, (image_id, scene) in enumerate(zip(self.image_ids, self.facts, strict=True))
+        }
+
+    def __len__(self) -> int:
+        """Number of scenes."""
+        return len(self.facts)
+
+    def load_image(self, index: int, size: int) -> np.ndarray:
+        """Draw the scene at position ``index``. RGB uint8 (size, size, 3)."""
+        return render.draw_scene(self.facts[index], size)
+
+    def fingerprint(self) -> str:
+        """A string that changes with the facts, the drawing code and the library that draws."""
+        digest = hashlib.blake2b(digest_size=8)
+        digest.update(Path(render.__file__).read_bytes())
+        digest.update(PIL.__version__.encode())
+        for scene in self.facts:
+            digest.update(repr(scene).encode())
+        return f"scenes-{self.name}-{len(self)}-{digest.hexdigest()}"
+
+    def build_metrics(self) -> dict[str, Metric]:
+        """Metrics that only this data set can offer, by name."""
+        return {"scenes": SceneAccuracy(self)}
+
+
+class Scenes:
+    """The data set of drawn scenes."""
+
+    def __init__(self, num_train: int = 8000, num_val: int = 500, num_test: int = 500, seed: int = 0) -> None:
+        """Set the number of scenes in each split and the seed of all of them."""
+        self.sizes = {"train": num_train, "val": num_val, "test": num_test}
+        self.seed = seed
+
+    def split(self, name: str) -> SceneRecords:
+        """Draw a split.
+
+        Raises:
+            DataError: There is no split of that name.
+        """
+        if name not in self.sizes:
+            raise DataError(f"scenes have no split {name!r}; choose from {', '.join(self.sizes)}")
+        return SceneRecords(name, self.sizes[name], self.seed)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from fastcap.data.scenes.parser import Claims, parse_caption
+from fastcap.data.scenes.language import Claims, parse_caption
 from fastcap.data.scenes.world import Group, Scene, between, related
 
 KINDS = ("object", "colour", "count", "size", "relation", "position", "background")
@@ -73,7 +73,7 @@ class SceneAccuracy(Metric):
             if int(image_id) not in self._scenes:
                 raise KeyError(f"image id {int(image_id)} is none of the {len(self._scenes)} scenes of this split")
             scene = self._scenes[int(image_id)]
-            verdicts = judge(scene, parse_caption(caption))
+            verdicts = check_claims(scene, parse_caption(caption))
             for kind, name in enumerate(KINDS):
                 true[kind] += sum(verdicts[name])
                 total[kind] += len(verdicts[name])
@@ -94,7 +94,7 @@ class SceneAccuracy(Metric):
         return values | {"object_recall": 100 * float(self.found_groups) / max(1, int(self.groups))}
 
 
-def judge(scene: Scene, claims: Claims) -> dict[str, list[bool]]:
+def check_claims(scene: Scene, claims: Claims) -> dict[str, list[bool]]:
     """Whether each claim is true of a scene, listed under each of ``KINDS``."""
     by_shape = {group.shape: group for group in scene.groups}
     matches: list[Group | None] = [by_shape.pop(claim.shape, None) for claim in claims.groups]

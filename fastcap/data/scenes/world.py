@@ -1,4 +1,4 @@
-"""What a scene is, how one is drawn by lot, and what is true of it.
+"""Scenes: their parts, a sampler, and what is true of them.
 
 A scene is a background and one to three groups. A group is one to four equal objects. No two groups of a scene
 share a shape or a colour, so "the circle" always names one group. All lengths are shares of the canvas side,
@@ -113,7 +113,7 @@ class Scene:
 
 
 def related(first: Group, relation: str, second: Group) -> bool:
-    """Whether ``first`` stands in ``relation`` (one of ``RELATIONS``) to ``second``, judged by their boxes."""
+    """Whether ``first`` stands in ``relation`` (one of ``RELATIONS``) to ``second``, by their boxes."""
     if relation in ("right of", "below", "around"):
         converse = {"right of": "left of", "below": "above", "around": "inside"}
         return related(second, converse[relation], first)
