@@ -86,8 +86,9 @@ def main(arguments: list[str] | None = None) -> None:
 
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    shown = Table(title=f"{ckpt}, exported")
+    shown = Table(title=Text(f"{ckpt}, exported"))  # names in it may look like rich's markup
     for name in COLUMNS:
         shown.add_column(name, no_wrap=name == "variant")
     for row in table(report["rows"]):
