@@ -14,10 +14,38 @@ if TYPE_CHECKING:
     from wandb_workspaces.workspaces import Section, Workspace
 
 EPOCH, STEP = "epoch", "trainer/global_step"
-LOSSES = ("loss", "loss_token", "loss_length", "loss_alignment", "loss_concept")
-# What sweeps turn first, and what they turn it for.
+# What sweeps vary first, and what for.
 SWEPT = ("optim.optimizer.lr", "data.batch_size", "decoder.num_experts", "decoder.top_k", "refinement.num_steps")
 GOAL = "val/cider.max"
+SECTIONS = (
+    *("Quality", "Runs and sweeps compared", "Captions and refinement", "Losses", "Experts", "Time"),
+    "Drawn scenes: what the captions get right",
+)
+CLOSED = SECTIONS[-1:]
+_LOSSES = ("token", "length", "alignment", "concept")
+_KINDS = ("object", "colour", "count", "size", "position", "relation", "background")
+# Title, metrics and x axis of every plain plot, by section.
+PLOTS: dict[str, list[tuple[Any, ...]]] = {
+    "Quality": [
+        ("CIDEr-D × 100", ["val/cider"]),
+        ("BLEU-4 × 100", ["val/bleu4"]),
+        ("ROUGE-L × 100", ["val/rouge_l"]),
+        ("BLEU-1 to BLEU-4 × 100", [f"val/bleu{order}" for order in (1, 2, 3, 4)]),
+        ("Length: mean error in tokens (DLAG)", ["dlag/mae"]),
+    ],
+    "Losses": [
+        ("Training loss", ["train/loss"], STEP),
+        ("Validation loss", ["val/loss"]),
+        ("Load balance loss", ["train/loss_balance"], STEP),
+        *((f"{name.capitalize()}, training", [f"train/loss_{name}"], STEP) for name in _LOSSES),
+        *((f"{name.capitalize()}, validation", [f"val/loss_{name}"]) for name in _LOSSES),
+    ],
+    "Time": [
+        ("Training, images a second", ["time/images_per_s"]),
+        ("Captioning in validation, images a second", ["time/eval_images_per_s"]),
+    ],
+    SECTIONS[-1]: [(f"{kind.capitalize()}, % right", [f"val/{kind}_accuracy"]) for kind in _KINDS],
+}
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -34,15 +62,18 @@ def build_workspace(entity: str = "", project: str = "fastcap", name: str = "Fas
     """Define the dashboard; nothing is sent."""
     import wandb_workspaces.workspaces as ws
 
-    order = [ws.Ordering(ws.Summary(GOAL), ascending=False)]
-    sections = [_quality(), _comparison(), _refinement(), _losses(), _experts(), _time(), _scenes()]
+    def section(title: str, panels: list[Any]) -> Section:
+        layout = ws.SectionLayoutSettings(columns=3, rows=-(-len(panels) // 3))
+        return ws.Section(name=title, panels=panels, is_open=title not in CLOSED, layout_settings=layout)
+
+    panels = {title: [_lines(*plot) for plot in plots] for title, plots in PLOTS.items()} | _other_panels()
     return ws.Workspace(
         entity=entity,
         project=project,
         name=name,
-        sections=sections,
+        sections=[section(title, panels[title]) for title in SECTIONS],
         settings=ws.WorkspaceSettings(x_axis=EPOCH, sort_panels_alphabetically=False),
-        runset_settings=ws.RunsetSettings(order=order),
+        runset_settings=ws.RunsetSettings(order=[ws.Ordering(ws.Summary(GOAL), ascending=False)]),
     )
 
 
@@ -57,98 +88,31 @@ def _lines(title: str, keys: list[str], axis: str = EPOCH, **options: Any) -> Li
     return wr.LinePlot(title=title, x=axis, y=list(keys), **options)
 
 
-def _section(name: str, panels: list[Any], is_open: bool = True) -> Section:
-    import wandb_workspaces.workspaces as ws
-
-    layout = ws.SectionLayoutSettings(columns=3, rows=-(-len(panels) // 3))
-    return ws.Section(name=name, panels=panels, is_open=is_open, layout_settings=layout)
-
-
-def _quality() -> Section:
-    bleu = [f"val/bleu{order}" for order in (1, 2, 3, 4)]
-    return _section(
-        "Quality",
-        [
-            _lines("CIDEr-D × 100", ["val/cider"]),
-            _lines("BLEU-4 × 100", ["val/bleu4"]),
-            _lines("ROUGE-L × 100", ["val/rouge_l"]),
-            _lines("BLEU-1 to BLEU-4 × 100", bleu),
-            _lines("Length: mean error in tokens (DLAG)", ["dlag/mae"]),
-        ],
-    )
-
-
-def _comparison() -> Section:
+def _other_panels() -> dict[str, list[Any]]:
+    """Sections of more than plain lines."""
     import wandb_workspaces.reports.v2 as wr
 
     columns = [wr.ParallelCoordinatesPlotColumn(metric=wr.Config(key), display_name=key) for key in SWEPT]
     columns.append(wr.ParallelCoordinatesPlotColumn(metric=wr.SummaryMetric(GOAL), display_name="best CIDEr"))
-    return _section(
-        "Runs and sweeps compared",
-        [
+    speed, goal = wr.SummaryMetric("time/images_per_s.mean"), wr.SummaryMetric(GOAL)
+    axes = {"title_x": "decoding, ms an image", "title_y": "CIDEr-D × 100"}
+    curve = "Quality against speed, by refinement steps", ["speed_quality/cider"], "speed_quality/decode_ms"
+    return {
+        "Runs and sweeps compared": [
             wr.BarPlot(title="Best CIDEr-D × 100", metrics=[GOAL], orientation="h"),
-            wr.ParallelCoordinatesPlot(title="What a sweep turned", columns=columns),
+            wr.ParallelCoordinatesPlot(title="What a sweep varied", columns=columns),
             wr.ParameterImportancePlot(with_respect_to=GOAL),
-            wr.ScatterPlot(
-                title="Best CIDEr against training speed",
-                x=wr.SummaryMetric("time/images_per_s.mean"),
-                y=wr.SummaryMetric(GOAL),
-            ),
+            wr.ScatterPlot(title="Best CIDEr against training speed", x=speed, y=goal),
             wr.RunComparer(diff_only="split"),
         ],
-    )
-
-
-def _refinement() -> Section:
-    import wandb_workspaces.reports.v2 as wr
-
-    return _section(
-        "Captions and refinement",
-        [
-            _lines(
-                "Quality against speed, by refinement steps",
-                ["speed_quality/cider"],
-                "speed_quality/decode_ms",
-                title_x="decoding, ms an image",
-                title_y="CIDEr-D × 100",
-            ),
+        "Captions and refinement": [
+            _lines(*curve, **axes),
             wr.MediaBrowser(title="Captions", media_keys=["val/samples"]),
             wr.MediaBrowser(title="Refinement, step by step", media_keys=["val/refinement"], num_columns=1),
             wr.WeavePanelSummaryTable(table_name="val/captions"),
         ],
-    )
-
-
-def _losses() -> Section:
-    panels = [
-        _lines("Training loss", ["train/loss"], STEP),
-        _lines("Validation loss", ["val/loss"]),
-        _lines("Load balance loss", ["train/loss_balance"], STEP),
-    ]
-    for name in LOSSES[1:]:
-        part = name.removeprefix("loss_").capitalize()
-        panels += [_lines(f"{part}, training", [f"train/{name}"], STEP), _lines(f"{part}, validation", [f"val/{name}"])]
-    return _section("Losses", panels)
-
-
-def _experts() -> Section:
-    return _section("Experts", [_lines("Share of the images, each expert", [], STEP, metric_regex=r"moe/load_e\d+")])
-
-
-def _time() -> Section:
-    return _section(
-        "Time",
-        [
-            _lines("Training, images a second", ["time/images_per_s"]),
-            _lines("Captioning in validation, images a second", ["time/eval_images_per_s"]),
-        ],
-    )
-
-
-def _scenes() -> Section:
-    kinds = ("object", "colour", "count", "size", "position", "relation", "background")
-    panels = [_lines(f"{kind.capitalize()}, % right", [f"val/{kind}_accuracy"]) for kind in kinds]
-    return _section("Drawn scenes: what the captions get right", panels, is_open=False)
+        "Experts": [_lines("Share of the images, each expert", [], STEP, metric_regex=r"moe/load_e\d+")],
+    }
 
 
 @one_clear_error
