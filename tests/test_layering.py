@@ -34,9 +34,9 @@ BUDGETS = {
     "jobs": 820,
     "metrics": 1300,
     "pretrained": 80,
-    "reporting": 1300,
+    "reporting": 1150,
     "serving": 3100,
-    "tools": 1700,
+    "tools": 1300,
     "training": 1700,
     "utils": 800,
 }
