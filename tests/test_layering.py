@@ -34,7 +34,7 @@ BUDGETS = {
     "jobs": 820,
     "metrics": 1300,
     "pretrained": 80,
-    "reporting": 1150,
+    "reporting": 1200,
     "serving": 3100,
     "tools": 1300,
     "training": 1700,

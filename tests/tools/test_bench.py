@@ -21,7 +21,7 @@ def measured(tmp_path_factory):
     names = [OURS, OURS + SEQUENTIAL, "efficientnet_lite0"]
     threads = torch.get_num_threads()
     options = ["--sizes", "64", "--batches", "1", "2", "--seconds", "0.05", "--threads", str(threads)]
-    bench.main(["backbone", "--backbones", *names, *options, "--memory", "--out", str(folder)])
+    bench.main(["backbone", "--backbones", *names, *options, "--out", str(folder)])
     with open(folder / "backbone.csv", newline="") as file:
         return folder, list(csv.DictReader(file)), names
 
@@ -35,7 +35,7 @@ def test_table_and_facts(measured):
     for row in rows:
         ms, gflop, batch = float(row["latency_p50_ms"]), float(row["gflop_per_image"]), int(row["batch"])
         assert float(row["gflop_per_s"]) == pytest.approx(gflop * batch / ms * 1e3, rel=0.02, abs=0.02)
-        assert int(row["runs"]) >= 1 and float(row["peak_memory_mb"]) >= 0
+        assert int(row["runs"]) >= 1
 
 
 def test_the_sequential_version_is_the_same_network():
@@ -84,6 +84,7 @@ class Eater(torch.nn.Module):
         return torch.ones(self.megabytes * 1024 * 1024 // 4 * (x.shape[-1] > 32)).sum()
 
 
+@pytest.mark.slow
 def test_memory_is_what_a_pass_takes():
     small, large = (in_fresh_process(peak_memory_mb, Eater, (megabytes,), 64, 1) for megabytes in (5, 80))
     if large != large:

@@ -104,6 +104,7 @@ def test_runs_follow_the_budget_and_take_turns(monkeypatch):
     assert turns.count("quick") == 5 and turns.count("slow") == 1
 
 
+@pytest.mark.slow
 def test_memory_is_that_of_a_fresh_process(checkpoint, tmp_path):
     image = str(draw_photographs(tmp_path, count=1)[0])
     ballast = torch.ones(300 * 1024 * 1024 // 4)  # of this process, not of the measured one
