@@ -27,6 +27,7 @@ from fastcap.data import DataError
 from fastcap.data.datamodule import CaptionDataModule
 from fastcap.data.tokenizer import CaptionTokenizer
 from fastcap.metrics import CiderReward
+from fastcap.metrics.evaluation import CaptionEvaluation
 from fastcap.model import FastCap
 from fastcap.module import CaptioningModule
 from fastcap.training import (
@@ -249,9 +250,12 @@ def build_module(cfg: DictConfig, datamodule: CaptionDataModule, model: FastCap 
         weight_decay=cfg.optim.weight_decay,
         backbone_lr_scale=cfg.optim.backbone_lr_scale,
         alignment_lr_scale=cfg.optim.alignment_lr_scale,
-        extra_metrics=datamodule.extra_metrics,
-        oracle_captions=datamodule.oracle_captions,
-        validation_splits=datamodule.validation_splits,
+        evaluation=CaptionEvaluation(
+            datamodule.validation_splits,
+            OmegaConf.to_container(cfg.metrics, resolve=True),  # type: ignore[arg-type]
+            datamodule.extra_metrics,
+            datamodule.oracle_captions,
+        ),
         reward=CiderReward(references) if cfg.objective.scst_weight > 0 else None,
         artifacts={
             "format_version": FORMAT_VERSION,
@@ -259,7 +263,6 @@ def build_module(cfg: DictConfig, datamodule: CaptionDataModule, model: FastCap 
             "config": OmegaConf.to_container(cfg, resolve=True),
             "tokenizer": tokenizer.to_json(),
         },
-        metric_options=OmegaConf.to_container(cfg.metrics, resolve=True),  # type: ignore[arg-type]
     )
 
 

@@ -6,7 +6,7 @@ import dataclasses
 import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +26,10 @@ from fastcap.build import (
 from fastcap.cli import UserError, hydra_command, one_clear_error, print_table
 from fastcap.data.pixels import decode_thumbnail
 from fastcap.data.results import write_results
-from fastcap.metrics import CaptionMetrics, caption_faults, count_lengths
-from fastcap.module import CaptioningModule, Prediction
+from fastcap.metrics import caption_faults, count_lengths
+from fastcap.metrics.evaluation import Prediction
 from fastcap.reporting.evaluation import Evaluation, Speed, write_page
-from fastcap.reporting.scores import ScoredCaption, score_captions, write_scores
+from fastcap.reporting.scores import ScoredCaption, write_scores
 from fastcap.training import closing_loggers
 from fastcap.training.checkpoints import find_checkpoint
 from fastcap.types import CaptionRecords
@@ -64,15 +64,17 @@ def evaluate(ckpt: Path | str, split: str, overrides: dict[str, Any], run_dir: P
         cfg.callbacks.pop(name, None)
     datamodule = build_datamodule(cfg, loaded.tokenizer)
     module = build_module(cfg, datamodule, loaded.model)
-    module.eval_splits = [split]
+    module.evaluation.splits = [split]
     named = (f"ckpt={ckpt}", f"split={split}", *(f"{key}={value}" for key, value in overrides.items()))
     trainer = build_trainer(cfg, run_dir, named, job_type="eval")
     with closing_loggers(trainer.loggers):
         trainer.validate(module, dataloaders=datamodule.dataloader(split), verbose=False)
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-    predictions = _gathered(module.predictions)
+    predictions = _gathered(module.evaluation.predictions)
+    with collective():
+        scores = module.evaluation.image_scores()
     if trainer.is_global_zero:
-        captions, tokenizer = _scored(predictions, module, datamodule.records(split))
+        captions = _scored(predictions, scores, datamodule.records(split))
         speed = Speed(
             metrics["time/eval_images_per_s"],
             datamodule.eval_batch_size,
@@ -87,7 +89,7 @@ def evaluate(ckpt: Path | str, split: str, overrides: dict[str, Any], run_dir: P
             "metrics": metrics,
             "minutes": (time.perf_counter() - started) / 60,
             "parameters": sum(p.numel() for p in module.parameters()),
-            "tokenizer": tokenizer,
+            "tokenizer": module.evaluation.tokenizer_name,
             "speed": dataclasses.asdict(speed),
             "faults": caption_faults([row.caption for row in captions]),
             "lengths": {
@@ -116,20 +118,16 @@ def _gathered(predictions: Sequence[Prediction]) -> list[Prediction]:
 
 
 def _scored(
-    predictions: Sequence[Prediction], module: CaptioningModule, records: CaptionRecords
-) -> tuple[list[ScoredCaption], str]:
-    """Score each image by itself; returns the tokenizer's name too."""
+    predictions: Sequence[Prediction], scores: Mapping[int, dict[str, float]], records: CaptionRecords
+) -> list[ScoredCaption]:
+    """Put each caption beside its scores and its image's file."""
     files = {i: Path(path).name for i, path in zip(records.image_ids, getattr(records, "paths", ()), strict=False)}
-    metric = CaptionMetrics(**module.metric_options, sync_on_compute=False)
-    captions = score_captions(
-        [p.image_id for p in predictions],
-        [p.caption for p in predictions],
-        [p.references for p in predictions],
-        metric,
-        [files.get(p.image_id, "") for p in predictions],
-        [math.exp(p.score) for p in predictions],
-    )
-    return captions, metric.tokenizer_name
+    return [
+        ScoredCaption(
+            p.image_id, p.caption, p.references, scores[p.image_id], files.get(p.image_id, ""), math.exp(p.score)
+        )
+        for p in predictions
+    ]
 
 
 def _evaluation(results: dict[str, Any], captions: list[ScoredCaption], speed: Speed, cfg: DictConfig) -> Evaluation:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, cast
 
 import lightning as L
@@ -13,7 +12,6 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from torchmetrics import Metric
 
 from fastcap.generation.schedule import sample_mask
 from fastcap.losses import (
@@ -25,7 +23,7 @@ from fastcap.losses import (
     shift_right,
     token_loss,
 )
-from fastcap.metrics import CaptionMetrics, caption_faults
+from fastcap.metrics.evaluation import CaptionEvaluation, Prediction
 from fastcap.model import FastCap
 from fastcap.optim import clip_gradients, parameter_groups, scale_learning_rates
 from fastcap.types import CaptionBatch, DecoderOutput, Encoded, Refinement, SpecialTokens
@@ -33,17 +31,6 @@ from fastcap.utils.distributed import averaged, collective, gather_list, gather_
 from fastcap.utils.rng import ImageRandom, RandomSource, step_seed
 
 Reward = Callable[[Sequence[int], Sequence[Sequence[int]]], list[float]]
-
-
-@dataclass
-class Prediction:
-    """One generated caption beside its references."""
-
-    image_id: int
-    caption: str
-    score: float
-    references: list[str]
-    split: str = "val"
 
 
 class CaptioningModule(L.LightningModule):
@@ -63,13 +50,11 @@ class CaptioningModule(L.LightningModule):
         weight_decay: Of matrices; biases, norms and embeddings do not decay.
         backbone_lr_scale: The backbone's learning rate over that of the rest: small for one that brings weights.
         alignment_lr_scale: Likewise of the alignment, which makes the image memory: small where that was trained first.
-        extra_metrics: Further metrics of a split, each ``update(image_ids, captions)``; asked for once a split.
-        oracle_captions: Captions by image id that a perfect captioner might give, where a split knows them.
+        evaluation: Collects and scores the captions of validation; its splits are what the validation loaders hold. Of
+            several, the means of their values are ``val/...``.
         reward: Score of each caption, given as token ids, from the images' ids; asked for where
             ``objective.scst_weight`` is above zero.
         artifacts: Plain data stored in every checkpoint under ``fastcap``.
-        metric_options: Arguments of ``CaptionMetrics``.
-        validation_splits: What each validation loader holds. Of several, the means of their values are ``val/...``.
     """
 
     def __init__(
@@ -80,16 +65,13 @@ class CaptioningModule(L.LightningModule):
         optimizer: Callable[..., Optimizer],
         schedule: Callable[..., LRScheduler],
         objective: Objective,
+        evaluation: CaptionEvaluation,
         seed: int = 0,
         weight_decay: float = 0.05,
         backbone_lr_scale: float = 1.0,
         alignment_lr_scale: float = 1.0,
-        extra_metrics: Callable[[str], Mapping[str, Metric]] | None = None,
-        oracle_captions: Callable[[str], Mapping[int, str]] | None = None,
         reward: Reward | None = None,
         artifacts: Mapping[str, Any] | None = None,
-        metric_options: Mapping[str, Any] | None = None,
-        validation_splits: Sequence[str] = ("val",),
     ) -> None:
         super().__init__()
         freeze_untrained(model, objective)
@@ -102,22 +84,11 @@ class CaptioningModule(L.LightningModule):
         self.seed = seed
         self.weight_decay = weight_decay
         self.lr_scales = {"backbone": backbone_lr_scale, "alignment": alignment_lr_scale}
-        self.make_extra_metrics = extra_metrics or (lambda split: {})
-        self.find_oracle_captions = oracle_captions or (lambda split: {})
+        self.evaluation = evaluation
         self.reward = reward
         self.artifacts = dict(artifacts or {})
-        self.metric_options = dict(metric_options or {})
-        self.eval_splits = list(validation_splits)
-        self.predictions: list[Prediction] = []
         self.captioned: dict[int, str] = {}
-        self._metrics: dict[str, tuple[CaptionMetrics, Mapping[str, Metric]]] = {}
-        self._oracle: dict[str, float] = {}
         self._sums: dict[tuple[str, str], tuple[Tensor, int]] = {}
-
-    @property
-    def eval_split(self) -> str:
-        """Name of what is evaluated: "val" for several validation splits together."""
-        return self.eval_splits[0] if len(self.eval_splits) == 1 else "val"
 
     def forward(self, images: Tensor, record_steps: bool = False) -> Refinement:
         """Caption images. images: uint8 (B, 3, H, W)."""
@@ -248,16 +219,12 @@ class CaptioningModule(L.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Start metrics afresh."""
-        for split in self.eval_splits:
-            caption_metrics, extra = self._split_metrics(split)
-            for metric in (caption_metrics, *extra.values()):
-                metric.reset()
-        self.predictions, self._sums = [], {}
-        self._generation_seconds = 0.0
+        self.evaluation.reset(self.device)
+        self._sums, self._generation_seconds = {}, 0.0
 
     def validation_step(self, batch: CaptionBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Caption the images as a user would, and take the loss with masks that never change."""
-        split, started = self.eval_splits[dataloader_idx], time.perf_counter()
+        split, started = self.evaluation.splits[dataloader_idx], time.perf_counter()
         images = self.encode(batch)
         encoded = time.perf_counter()
         with collective():
@@ -268,13 +235,10 @@ class CaptioningModule(L.LightningModule):
         decoding = time.perf_counter()
         refinement = self.model.decode(images)
         self._generation_seconds += time.perf_counter() - decoding + encoded - started
-        captions, ids = self.texts(refinement), batch.image_ids.tolist()
-        caption_metrics, extra = self._split_metrics(split)
-        caption_metrics.update(ids, captions, batch.references)
-        for metric in extra.values():
-            metric.update(ids, captions)
-        rows = zip(ids, captions, refinement.scores.tolist(), batch.references, strict=True)
-        self.predictions += [Prediction(*row, split) for row in rows]
+        rows = zip(
+            batch.image_ids.tolist(), self.texts(refinement), refinement.scores.tolist(), batch.references, strict=True
+        )
+        self.evaluation.update([Prediction(*row, split) for row in rows])
         error = refinement.drafted_lengths - batch.lengths.float().mean(1)
         self.log("dlag/mae", error.abs().mean(), batch_size=len(batch), sync_dist=True)
         if self.model.ngrams.counted:
@@ -290,11 +254,11 @@ class CaptioningModule(L.LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Log every metric of each split, and their means over several."""
         with collective():
-            everybodys = gather_list(self.predictions)
+            everybodys = gather_list(self.evaluation.predictions)
         self.captioned = {p.image_id: p.caption for p in everybodys}
-        values = {split: self._split_values(split, everybodys) for split in self.eval_splits}
-        seconds = max(self._generation_seconds, 1e-9)
-        self.log("time/eval_images_per_s", len(self.predictions) / seconds, sync_dist=True)
+        values = {split: self.evaluation.compute(split, everybodys) for split in self.evaluation.splits}
+        images_per_second = len(self.evaluation.predictions) / max(self._generation_seconds, 1e-9)
+        self.log("time/eval_images_per_s", images_per_second, sync_dist=True)
         for split, each in values.items():
             for name, value in each.items():
                 self.log(f"{split}/{name}", float(value), prog_bar=name == "cider")
@@ -304,44 +268,6 @@ class CaptioningModule(L.LightningModule):
             values[split][name] = float(total) / count
         for name in set.intersection(*map(set, values.values())):
             self.log(f"val/{name}", sum(each[name] for each in values.values()) / len(values), sync_dist=True)
-
-    def image_scores(self) -> dict[int, dict[str, float]]:
-        """Scores of each image of the last validation, by image id; under DDP every process must call this."""
-        scores: dict[int, dict[str, float]] = {}
-        for split in self.eval_splits:
-            scores |= self._split_metrics(split)[0].compute_per_image()
-        return scores
-
-    def _split_metrics(self, split: str) -> tuple[CaptionMetrics, Mapping[str, Metric]]:
-        if split not in self._metrics:
-            extra = {name: m.to(self.device) for name, m in self.make_extra_metrics(split).items()}
-            self._metrics[split] = (CaptionMetrics(**self.metric_options).to(self.device), extra)
-        return self._metrics[split]
-
-    def _split_values(self, split: str, predictions: Sequence[Prediction]) -> dict[str, float]:
-        """Compute a split's metrics, its oracle's CIDEr where it has one, and the faults of its captions."""
-        caption_metrics, extra = self._split_metrics(split)
-        values = dict(caption_metrics.compute())
-        for metric in extra.values():
-            values |= metric.compute()
-        values |= self._oracle_score(split)
-        captions = {p.image_id: p.caption for p in predictions if p.split == split}
-        if captions:
-            faults = caption_faults(list(captions.values()))
-            values |= {name: faults[name] for name in ("distinct", "repetitions")}
-        return values
-
-    def _oracle_score(self, split: str) -> dict[str, float]:
-        """CIDEr of the oracle's captions on the images just captioned, where the split has an oracle."""
-        oracle: Mapping[int, str] = self.find_oracle_captions(split)
-        if not oracle:
-            return {}
-        if split not in self._oracle:
-            metric = CaptionMetrics(**self.metric_options).to(self.device)
-            rows = [row for row in self.predictions if row.split == split]
-            metric.update([r.image_id for r in rows], [oracle[r.image_id] for r in rows], [r.references for r in rows])
-            self._oracle[split] = metric.compute()["cider"]
-        return {"cider_oracle": self._oracle[split]}
 
     # Checkpoints
 

@@ -11,7 +11,8 @@ import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only
 
-from fastcap.module import CaptioningModule, Prediction
+from fastcap.metrics.evaluation import Prediction
+from fastcap.module import CaptioningModule
 from fastcap.reporting.pictures import draw_captions
 from fastcap.reporting.refinement import draw_refinement, write_steps
 from fastcap.training.log_wandb import log_step, read_picture, wandb_loggers
@@ -75,12 +76,12 @@ class SampleCaptions(FirstImages):
         """Write the captions and the picture; a picture that fails is a warning, not the end of the run."""
         assert isinstance(pl_module, CaptioningModule)
         try:
-            scores = pl_module.image_scores()  # every process takes part
+            scores = pl_module.evaluation.image_scores()  # every process takes part
         except Exception as error:
             log.warning("scores of single images left out: %s", error)
             scores = {}
         with collective():
-            predictions = list({p.image_id: p for p in gather_list(pl_module.predictions)}.values())
+            predictions = list({p.image_id: p for p in gather_list(pl_module.evaluation.predictions)}.values())
         if not trainer.is_global_zero:
             return
         rows = [
@@ -96,7 +97,7 @@ class SampleCaptions(FirstImages):
 
     def _draw(self, trainer: L.Trainer, module: CaptioningModule, cider: dict[int, float]) -> None:
         images = [image.permute(1, 2, 0).cpu().numpy() for image in self.images()]
-        shown: list[Prediction] = module.predictions[: len(images)]
+        shown: list[Prediction] = module.evaluation.predictions[: len(images)]
         captions = [p.caption for p in shown]
         path = Path(trainer.default_root_dir) / "samples" / f"{stage_name(trainer)}.png"
         draw_captions(path, images, captions, [p.references for p in shown], self.columns)
@@ -107,8 +108,8 @@ class SampleCaptions(FirstImages):
             for own in [cider.get(p.image_id, float("nan"))]
         ]
         for logger in wandb_loggers(trainer):
-            logger.log_rows(f"{module.eval_split}/captions", columns, table, log_step(trainer))
-            logger.log_pictures(f"{module.eval_split}/samples", images, captions, log_step(trainer))
+            logger.log_rows(f"{module.evaluation.name}/captions", columns, table, log_step(trainer))
+            logger.log_pictures(f"{module.evaluation.name}/samples", images, captions, log_step(trainer))
 
 
 class RefinementPictures(FirstImages):
@@ -135,7 +136,7 @@ class RefinementPictures(FirstImages):
             paths, captions = self._draw(trainer, pl_module)
             pictures = [read_picture(path) for path in paths]
             for logger in wandb_loggers(trainer):
-                logger.log_pictures(f"{pl_module.eval_split}/refinement", pictures, captions, log_step(trainer))
+                logger.log_pictures(f"{pl_module.evaluation.name}/refinement", pictures, captions, log_step(trainer))
         except Exception as error:
             log.warning("refinement pictures left out: %s", error)
 

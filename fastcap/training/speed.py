@@ -101,7 +101,7 @@ def measure(
         steps: Numbers of refinement steps.
     """
     encoded = [model.encode(batch.images) for batch in batches]
-    metric = CaptionMetrics(**{**module.metric_options, "names": ["bleu", "cider"]}, sync_on_compute=False)
+    metric = CaptionMetrics(**{**module.evaluation.metric_options, "names": ["bleu", "cider"]}, sync_on_compute=False)
     points = []
     for count in steps:
         metric.reset()
