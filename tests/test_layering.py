@@ -25,11 +25,11 @@ MAX_LINES = 400
 # Lines of Python at most, docstrings counted; "*.py" are the top-level modules. Growth is a decision: raise a number in
 # the commit that needs it, and say why there.
 BUDGETS = {
-    "*.py": 2400,
-    "alignment": 330,
-    "backbone": 1500,
+    "*.py": 2300,
+    "alignment": 325,
+    "backbone": 1400,
     "data": 4400,
-    "decoder": 1100,
+    "decoder": 780,
     "generation": 1100,
     "jobs": 820,
     "metrics": 1300,

@@ -78,14 +78,9 @@ class CaptionEvaluation:
             metric.update(ids, captions)
 
     def compute(self, split: str, everybodys: Sequence[Prediction]) -> dict[str, float]:
-        """Score a split; under DDP every process must call this.
+        """Compute a split's metrics, its oracle's CIDEr where it has one, and the faults of its captions.
 
-        Args:
-            split: Its name.
-            everybodys: The captions of all processes.
-
-        Returns:
-            Its metrics, its oracle's CIDEr where it has one, and the faults of its captions.
+        Under DDP every process must call this, with the captions of all processes.
         """
         caption_metrics, extra = self._metrics[split]
         values = dict(caption_metrics.compute())
