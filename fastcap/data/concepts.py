@@ -1,4 +1,4 @@
-"""Which words and pairs of neighbouring words an image decides: those that its captions agree on."""
+"""Concepts and phrases that images decide: words and pairs of words that the captions of an image agree on."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Phrases(NamedTuple):
 
 
 def concept_agreement(captions: Sequence[Sequence[str]], tokenizer: CaptionTokenizer, min_count: int) -> list[float]:
-    """Measure how far the captions of one image agree on naming each concept, beyond chance.
+    """Measure how far the captions of one image agree on naming each concept, beyond coincidence.
 
     If one caption of an image names a concept, another does so with probability p; any caption of the set does with
     probability q. Then r = (p - q) / (1 - q) is the correlation of two captions' naming it, and the weight r^2 the
@@ -89,6 +89,6 @@ def _agreement(
         for weights in (held_by, held_by * beside, held_by * (held_by - 1))
     )
     agreement = both / np.maximum(chances, 1)
-    chance = mentions / max(sum(map(len, captions)), 1)
-    weight = np.clip((agreement - chance) / np.maximum(1 - chance, 1e-6), 0.0, 1.0) ** 2
+    expected = mentions / max(sum(map(len, captions)), 1)
+    weight = np.clip((agreement - expected) / np.maximum(1 - expected, 1e-6), 0.0, 1.0) ** 2
     return found, mentions, weight

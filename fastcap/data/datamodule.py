@@ -70,7 +70,7 @@ class CaptionDataModule(LightningDataModule):
             max_length: Tokens of the longest caption; training leaves longer ones out, evaluation cuts them.
             cache: Decode every image once; False decodes in the workers, for sets too big to keep.
             cache_dir: Folder of decoded pixels, shared between runs; None keeps them in memory.
-            horizontal_flip: Mirror training images by chance, never one with "left" or "right" in a caption.
+            horizontal_flip: Mirror training images at random, never one with "left" or "right" in a caption.
             crop_scale: Least share of the area that a random crop of a training image keeps; 1 crops nothing.
             num_workers: Processes that build batches; 0 builds them in this one.
             feature_views: Have a frozen backbone encode so many augmented views of each training image once, kept under
@@ -78,7 +78,7 @@ class CaptionDataModule(LightningDataModule):
             distilled_captions: Files of teachers' captions of training images, in COCO's result format (``fastcap eval
                 split=train`` writes one): sequence-level distillation (Kim and Rush 2016, arXiv 1606.07947).
             distilled_share: Probability that a caption in a training batch is a teacher's.
-            seed: Seed of everything that chance decides, not negative.
+            seed: Seed of all random choices, not negative.
 
         Raises:
             DataError: When a setting is out of range.
@@ -173,7 +173,7 @@ class CaptionDataModule(LightningDataModule):
         """Read and decode what ``stage`` needs, and nothing else; calling it again does nothing.
 
         Args:
-            stage: "fit" (train and val), "validate" (val) or "test"; None and "predict" prepare nothing.
+            stage: "fit" (train and val), "validate" (val) or "test"; None and "predict" need nothing.
 
         Raises:
             DataError: When a split is missing, malformed or has nothing usable.
@@ -231,7 +231,7 @@ class CaptionDataModule(LightningDataModule):
         return self.dataloader("test")
 
     def dataloader(self, split: str) -> ResumableLoader:
-        """Return any split in order, unchanged by chance, every image once, with all its references."""
+        """Return any split in order, its images unchanged, every one once, with all its references."""
         dataset = self._dataset(split, training=False)
         return self._loader(dataset, EpochSampler(len(dataset), self.eval_batch_size, training=False))
 

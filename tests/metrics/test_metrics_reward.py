@@ -7,12 +7,12 @@ from fastcap.metrics.ngrams import ReferenceIndex
 
 
 def test_reward_equals_the_metric_on_the_same_references():
-    chance = random.Random(0)
+    draw = random.Random(0)
 
     def caption(longest=14):
-        return [chance.choice(range(5, 25)) for _ in range(chance.randint(0, longest))]
+        return [draw.choice(range(5, 25)) for _ in range(draw.randint(0, longest))]
 
-    references = {10 * i: [caption() or [5] for _ in range(chance.randint(1, 6))] for i in range(30)}
+    references = {10 * i: [caption() or [5] for _ in range(draw.randint(1, 6))] for i in range(30)}
     candidates = [caption() for _ in references]
     reward = CiderReward(references)(list(references), candidates)
     index = ReferenceIndex([[" ".join(map(str, ids)) for ids in captions] for captions in references.values()])
