@@ -223,7 +223,7 @@ def parse_annotations(source: Path, need_files: bool = True) -> tuple[dict[int, 
             continue
         file_name = read_field(entry, "file_name", str, where)
         path, windows = PurePosixPath(file_name), PureWindowsPath(file_name)
-        if not path.name or path.is_absolute() or windows.anchor or ".." in windows.parts:
+        if not path.name or path.is_absolute() or windows.root or ".." in windows.parts:
             raise DataError(f"{where}.file_name must be a path below the image folder, found {file_name!r}")
         files[image_id] = str(path)
 

@@ -80,14 +80,19 @@ def resolve_name(path: Path) -> Path | None:
     """Find a path, also where the disk has its names in the other Unicode form; None where there is none."""
     if os.path.lexists(path):
         return path
-    parent = resolve_name(path.parent) if path.parent != path else None
-    if parent is None or not os.path.isdir(parent):
-        return None
-    try:
-        name = next((name for name in os.listdir(parent) if same_name(name) == same_name(path.name)), None)
-    except OSError:
-        return None
-    return None if name is None else parent / name
+    known = Path(path.anchor)
+    for part in path.parts[1 if path.anchor else 0 :]:
+        step: Path | None = known / part
+        if not os.path.lexists(known / part):
+            try:
+                names = os.listdir(known)
+            except OSError:
+                return None
+            step = next((known / name for name in names if same_name(name) == same_name(part)), None)
+        if step is None:
+            return None
+        known = step
+    return known
 
 
 def same_name(name: str) -> str:

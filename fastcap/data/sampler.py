@@ -177,6 +177,11 @@ class ResumableLoader(DataLoader[CaptionBatch]):
                 batch = next(batches)
             except StopIteration:
                 return
+            except DataError as error:
+                if "Original Traceback" not in str(error):
+                    raise
+                # A worker's own error comes with its traceback: its last line is what was said.
+                raise DataError(str(error).splitlines()[-1].partition("DataError: ")[2]) from error
             except RuntimeError as error:
                 if "DataLoader" not in str(error):
                     raise

@@ -282,6 +282,37 @@ def test_too_few_images_for_a_batch(source: CocoCaptions) -> None:
         module(source, batch_size=23).train_dataloader()
 
 
+def test_workers_whose_batches_do_not_fit_shared_memory_are_refused(
+    source: CocoCaptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sampler, "_free_shared_memory", lambda: 5000)
+    with pytest.raises(DataError, match=r"/dev/shm has 0\.0 MB free, 2 workers need .* take data\.num_workers=0"):
+        module(source, num_workers=2).train_dataloader()
+    assert len(module(source).train_dataloader()) == 5
+
+
+class Failing(torch.utils.data.Dataset[Any]):
+    """Its batches end the process that builds them, or fail."""
+
+    def __init__(self, dies: bool) -> None:
+        self.dies = dies
+
+    def __getitems__(self, index: Any) -> Any:
+        if self.dies:
+            os._exit(3)
+        raise DataError("x.jpg: no image")
+
+
+@pytest.mark.parametrize(
+    ("dies", "message"), [(True, r"data\.num_workers=1\) is gone .*/dev/shm"), (False, "^x.jpg: no")]
+)
+def test_a_worker_that_fails_ends_the_run_with_its_reason(dies: bool, message: str) -> None:
+    loader = sampler.ResumableLoader(Failing(dies), EpochSampler(4, 2, training=False), num_workers=1, batch_bytes=0)
+    with pytest.raises(DataError, match=message) as error:
+        list(loader)
+    assert str(error.value).count("\n") == 0
+
+
 class Recorder(pl.LightningModule):
     """Learns nothing; notes what it is shown."""
 
