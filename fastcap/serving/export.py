@@ -211,8 +211,19 @@ def finish(path: Path, loaded: LoadedCheckpoint, network: EagerNetwork, graph: C
     }
     model = onnx.load(path)
     drop_outputs(model, PROBES)
+    add_words(model, vocabulary(loaded.tokenizer)["pieces"])
     onnx.helper.set_model_props(model, {PREFIX + name: str(value) for name, value in facts.items()})
     onnx.save(model, path)
+
+
+def add_words(model: Any, pieces: Sequence[str]) -> None:
+    """Add an output of the caption's words, (B, L), for languages whose ONNX Runtime shows no metadata."""
+    import onnx
+
+    words = onnx.helper.make_tensor("vocabulary", onnx.TensorProto.STRING, [len(pieces)], [p.encode() for p in pieces])
+    model.graph.initializer.append(words)
+    model.graph.node.append(onnx.helper.make_node("Gather", ["vocabulary", "tokens"], ["words"], "words"))
+    model.graph.output.append(onnx.helper.make_tensor_value_info("words", onnx.TensorProto.STRING, ["batch", "length"]))
 
 
 def vocabulary(tokenizer: CaptionTokenizer) -> dict[str, Any]:

@@ -55,7 +55,9 @@ def test_the_file_says_what_any_language_needs(tiny_export, tiny_checkpoint):
     (pixels,) = session.get_inputs()
     assert (pixels.name, pixels.type, pixels.shape[1:]) == ("pixels", "tensor(uint8)", [32, 32, 3])
     words = json.loads(about["vocabulary"])["pieces"]
-    tokens, lengths, confidence = session.run(["tokens", "lengths", "confidence"], {"pixels": painted(0)[None]})
+    names = ["tokens", "lengths", "confidence", "words"]
+    tokens, lengths, confidence, spelt = session.run(names, {"pixels": painted(0)[None]})
+    assert " ".join(spelt[0, : lengths[0]]) == Captioner.load(tiny_checkpoint).caption(painted(0)).text
     expected = Captioner.load(tiny_checkpoint).caption(painted(0))
     assert " ".join(words[token] for token in tokens[0, : lengths[0]]) == expected.text
     assert float(confidence[0]) == pytest.approx(expected.confidence, rel=1e-3)
@@ -65,6 +67,7 @@ def small(**options):
     return ExportOptions(**{"precisions": ("fp32",), "num_compared": 2, "num_threads": 1, **options})
 
 
+@pytest.mark.slow
 def test_steps_and_lengths_are_fixed_when_exporting(tiny_checkpoint, tmp_path):
     export(tiny_checkpoint, tmp_path / "one.onnx", small(num_steps=1, length_beam=2), lambda line: None)
     assert [path.name for path in tmp_path.iterdir()] == ["one.onnx"]
