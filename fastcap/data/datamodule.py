@@ -11,13 +11,11 @@ import numpy as np
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
-from fastcap.data.captions import CaptionTokens
+from fastcap.data.caches import FeatureCache, PixelCache
 from fastcap.data.concepts import Phrases, agreed_phrases, concept_agreement
-from fastcap.data.dataset import CaptionDataset
+from fastcap.data.dataset import CaptionDataset, CaptionTokens
 from fastcap.data.errors import DataError, log_once
-from fastcap.data.features import FeatureCache
 from fastcap.data.mixture import CaptionSource
-from fastcap.data.pixel_cache import PixelCache
 from fastcap.data.sampler import EpochSampler, ResumableLoader
 from fastcap.data.tokenizer import CaptionTokenizer
 from fastcap.types import CaptionRecords

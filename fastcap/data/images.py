@@ -12,11 +12,11 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from fastcap.data.caches import PixelCache
+from fastcap.data.dataset import SplitImages, crop, flip
 from fastcap.data.errors import DataError
 from fastcap.data.folders import FolderImages
-from fastcap.data.pixel_cache import PixelCache
 from fastcap.data.sampler import BatchIndex, EpochSampler, ResumableLoader
-from fastcap.data.split_images import SplitImages, crop, flip
 from fastcap.types import CaptionRecords
 from fastcap.utils.rng import counter_uniform
 

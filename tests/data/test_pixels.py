@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from fastcap.data import CocoCaptions, DataError, decode_image
-from fastcap.data.pixel_cache import PixelCache
+from fastcap.data.caches import PixelCache
 
 
 def encode(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:

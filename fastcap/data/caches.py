@@ -1,24 +1,30 @@
-"""Every image of a split decoded once, at one size."""
+"""What is computed once for a split and mapped into memory: its pixels at one size, a frozen encoder's features."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from fastcap.data.errors import DataError, ProgressLog
 from fastcap.types import CaptionRecords
 from fastcap.utils.files import atomic_write, write_text
 
-_VERSION = 3  # raise when decode_image changes what it returns: caches are then rebuilt
+_PIXELS_VERSION = 3  # raise when decode_image changes what it returns: caches are then rebuilt
 _CHUNK = 512  # images decoded between two looks at the clock; bounds the memory in flight
+_FEATURES_VERSION = 1  # raise when what is stored of features changes
+_BATCH = 32  # images encoded at once
 
 
 def decode_all(records: CaptionRecords, size: int, num_threads: int | None = None) -> Iterator[np.ndarray | DataError]:
@@ -80,7 +86,7 @@ class PixelCache:
             for index, image in enumerate(self._decoded()):
                 self.pixels[index] = image
             return
-        key = hashlib.sha256(json.dumps([_VERSION, records.fingerprint(), size]).encode()).hexdigest()[:24]
+        key = hashlib.sha256(json.dumps([_PIXELS_VERSION, records.fingerprint(), size]).encode()).hexdigest()[:24]
         self.path = Path(cache_dir) / f"{records.name}-{size}px-{key}.npy"
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -147,3 +153,76 @@ def locked(path: Path) -> Iterator[None]:
 
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+class FeatureCache:
+    """Feature grids of several augmented views of every image, in half precision in a mapped file.
+
+    View v holds the images as epoch v changes them; a run takes view (epoch + position) mod V.
+
+    Attributes:
+        features: float16. (V, N, h, w, D)
+    """
+
+    def __init__(
+        self,
+        cache_dir: str | os.PathLike[str],
+        name: str,
+        key: object,
+        num_views: int,
+        num_images: int,
+        encode: Callable[[int, np.ndarray], Tensor],
+    ) -> None:
+        """Map the file, encoding the images first where there is none.
+
+        Args:
+            cache_dir: Its folder, made when missing.
+            name: What the file's name begins with.
+            key: Plain data that changes whenever the features would, the precision that they are computed in included.
+            num_views: Views V.
+            num_images: Images N.
+            encode: A view's number and positions of images (B,) to their features (B, h, w, D).
+
+        Raises:
+            DataError: When the file cannot be written; too little space is noticed after the first images.
+        """
+        digest = hashlib.sha256(json.dumps([_FEATURES_VERSION, key, num_views, num_images]).encode()).hexdigest()[:24]
+        self.path = Path(cache_dir) / f"{name}-{digest}.npy"
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with locked(self.path.with_suffix(".lock")):  # a second run waits for the first
+                if not self.path.exists():
+                    self._build(num_views, num_images, encode)
+        except OSError as error:
+            raise DataError(f"{self.path}: feature cache cannot be written ({error}); set another cache_dir") from error
+        try:
+            self.features = np.load(self.path, mmap_mode="r")
+        except (OSError, ValueError) as error:
+            raise DataError(f"{self.path}: feature cache cannot be read ({error}); delete it") from error
+
+    def take(self, epoch: int, positions: np.ndarray) -> Tensor:
+        """Return the features of some images in an epoch. positions: (B,); returns float16 (B, h, w, D)."""
+        return torch.from_numpy(self.features[(epoch + positions) % len(self.features), positions])
+
+    def _build(self, num_views: int, num_images: int, encode: Callable[[int, np.ndarray], Tensor]) -> None:
+        total = num_views * num_images
+        progress = ProgressLog(f"{self.path.name}: encoded", total)
+        with atomic_write(self.path) as part, open(part, "wb") as file:
+            for view in range(num_views):
+                for low in range(0, num_images, _BATCH):
+                    positions = np.arange(low, min(low + _BATCH, num_images))
+                    with torch.inference_mode():
+                        grids = np.ascontiguousarray(encode(view, positions).half().cpu().numpy())
+                    if view == low == 0:
+                        self._check_space(total * grids[0].nbytes)
+                        shape = (num_views, num_images, *grids.shape[1:])
+                        header = {"descr": "<f2", "fortran_order": False, "shape": shape}
+                        np.lib.format.write_array_header_1_0(file, header)
+                    file.write(grids.data)
+                    progress.update(view * num_images + low + len(positions))
+        progress.finish()
+
+    def _check_space(self, needed: int) -> None:
+        free = shutil.disk_usage(self.path.parent).free
+        if needed > free:
+            raise OSError(errno.ENOSPC, f"it takes {needed / 1e9:.1f} GB, {free / 1e9:.1f} are free")
