@@ -54,10 +54,8 @@ class HybridSpatialMamba(EfficientNetLite):
         super().__init__(variant, pretrained, frozen=True, position=False, levels=_LEVELS)
 
         def blocks(width: int, number: int) -> nn.Sequential:
-            options = {"d_state": d_state, "head_dim": head_dim, "expand": expand}
-            return nn.Sequential(
-                *(SpatialMambaBlock(width, CrossScanMixer(width, **options), ffn_ratio, 0.0) for _ in range(number))
-            )
+            mixers = (CrossScanMixer(width, d_state, head_dim, expand) for _ in range(number))
+            return nn.Sequential(*(SpatialMambaBlock(width, mixer, ffn_ratio, 0.0) for mixer in mixers))
 
         fine, _ = (self.net.feature_info[level]["num_chs"] for level in _LEVELS)
         last = self.net.num_features
@@ -68,7 +66,7 @@ class HybridSpatialMamba(EfficientNetLite):
         self.drop = nn.Dropout(feature_dropout)
         self.project = nn.Linear(self.full_dim, dim)
         self.scan_position = GridPosition(dim)
-        self.fine_project = self.fine_position = self.fine_blocks = self.fine_merge = None
+        self.fine_blocks: nn.Sequential | None = None
         if fine_depth:
             self.fine_project = nn.Linear(fine, fine_dim)
             self.fine_position = GridPosition(fine_dim)

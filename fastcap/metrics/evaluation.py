@@ -62,8 +62,8 @@ class CaptionEvaluation:
         self.predictions = []
         for split in self.splits:
             if split not in self._metrics:
-                extra = {name: metric.to(device) for name, metric in self._make_extra(split).items()}
-                self._metrics[split] = CaptionMetrics(**self.metric_options).to(device), extra
+                made = {name: metric.to(device) for name, metric in self._make_extra(split).items()}
+                self._metrics[split] = CaptionMetrics(**self.metric_options).to(device), made
             caption_metrics, extra = self._metrics[split]
             for metric in (caption_metrics, *extra.values()):
                 metric.reset()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -88,7 +88,7 @@ def open_eager(path: Path, num_threads: int | None = None, length_beam: int | No
 
 def count_parameters(model: FastCap) -> int:
     """Count the parameters that captioning reads: what only training's losses use is left out."""
-    parts: list[nn.Module] = [model.backbone, model.alignment.projection, model.decoder, model.length]
+    parts: list[nn.Module] = [model.backbone, model.alignment.projection, cast(nn.Module, model.decoder), model.length]
     if any(value for name, value in vars(model.refinement.guidance_weights).items() if name != "word_penalty"):
         parts.append(model.alignment.concepts.branch or model.alignment.concepts.memory_head)
     return sum(p.numel() for part in parts for p in part.parameters())
@@ -133,7 +133,7 @@ def _pack_decoding(model: FastCap, image_size: int) -> None:
 
 def _results(model: FastCap, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The image memory, the length logits, and the logits of a caption of masks."""
-    memory, decoder = model.alignment.project(features).memory, model.decoder
+    memory, decoder = model.alignment.project(features).memory, cast(Any, model.decoder)
     tokens = torch.full((1, decoder.max_length), model.refinement.special.mask, device=memory.device)
     cache = decoder.prepare(memory)
     if decoder.causal:

@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -32,7 +32,7 @@ from fastcap.serving.compare import REFERENCE, Photo, compare, preferred
 from fastcap.serving.eager import EagerNetwork
 from fastcap.serving.onnx_model import CAPTION_OUTPUTS, FORMAT_VERSION, INPUT, PREFIX, STEP_OUTPUTS
 from fastcap.serving.quantize_onnx import drop_outputs, quantize_onnx
-from fastcap.types import Encoded
+from fastcap.types import Encoded, MaskedDecoder
 from fastcap.utils.models import EXPORT_INDEX
 
 PRECISIONS = ("fp32", "int8")
@@ -156,7 +156,7 @@ class CaptioningGraph(nn.Module):
 
     def _probes(self, encoded: Encoded) -> tuple[Tensor, ...]:
         """Quantities that every layer has a part in: a caption is a choice, which tells little of rounding errors."""
-        decoder, memory = self.model.decoder, encoded.memory
+        decoder, memory = cast(MaskedDecoder, self.model.decoder), encoded.memory
         masks = torch.full((memory.shape[0], decoder.max_length), self.model.refinement.special.mask)
         words = decoder.denoise(masks, torch.zeros_like(masks, dtype=torch.bool), decoder.prepare(memory))
         concepts = self.model.alignment.concepts.head(encoded.concept_features)
