@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib.util
 import ipaddress
 import os
+import pickle
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -109,12 +111,34 @@ def flickr8k() -> Path:
     return path
 
 
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], Any]) -> Any:
+    """Return what ``make`` makes in a folder, made by one of xdist's workers and read by all.
+
+    Args:
+        factory: Where temporary folders lie.
+        name: Name of the folder.
+        make: Given the folder, makes something that can be pickled.
+    """
+    base = factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    result = folder / "made.pickle"
+    with open(folder.with_suffix(".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not result.exists():
+            folder.mkdir(exist_ok=True)
+            result.write_bytes(pickle.dumps(make(folder)))
+    return pickle.loads(result.read_bytes())
+
+
 @pytest.fixture(scope="session")
 def multirun(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Path], str]:
     """Two tiny training jobs of one Hydra multirun, with every logger: (their folders, what was printed)."""
+    return made_once(tmp_path_factory, "multirun", _multirun)
+
+
+def _multirun(folder: Path) -> tuple[list[Path], str]:
     from tests.tiny import TINY
 
-    folder = tmp_path_factory.mktemp("multirun")
     loggers = "[csv,wandb,tensorboard]" if importlib.util.find_spec("tensorboard") else "[csv,wandb]"
     settings = [s for s in TINY if not s.startswith(("logger=", "callbacks.", "~callbacks.progress"))]
     settings += [f"logger={loggers}", "trainer.max_epochs=1", "trainer.log_every_n_steps=2", "refinement.num_steps=3"]
@@ -138,7 +162,6 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny captioner with random weights."""
     from tests.tiny_captioner import write_checkpoint
 
-    path = tmp_path_factory.mktemp("export") / "tiny.ckpt"
     weights = [
         "num_steps=2",
         "ngram_weights.trigram=0.4",
@@ -146,17 +169,20 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "guidance.bigram_bias=1",
         "guidance.rerank_weight=1",
     ]
-    options = [f"refinement.{weight}" for weight in weights]
-    return write_checkpoint(path, "concepts.min_phrase_count=2", "concepts.branch_dim=10", *options)
+    options = ["concepts.min_phrase_count=2", "concepts.branch_dim=10", *(f"refinement.{w}" for w in weights)]
+    return made_once(tmp_path_factory, "tiny", lambda folder: write_checkpoint(folder / "tiny.ckpt", *options))
 
 
 @pytest.fixture(scope="session")
-def tiny_export(tiny_checkpoint: Path) -> tuple[Path, dict[str, Any]]:
-    """Its export to ONNX, made once: (folder, report)."""
+def tiny_export(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """Its export to ONNX: (folder, report)."""
     for package in ("onnxscript", "onnxruntime"):
         pytest.importorskip(package, reason="exporting needs the extra `train`")
     from fastcap.serving.export import ExportOptions, export
 
-    folder = tiny_checkpoint.parent / "exported"
     options = ExportOptions(precisions=("fp32",), num_compared=16, num_threads=1)
-    return folder, export(tiny_checkpoint, folder, options, lambda line: None)
+
+    def make(folder: Path) -> tuple[Path, dict[str, Any]]:
+        return folder / "export", export(tiny_checkpoint, folder / "export", options, lambda line: None)
+
+    return made_once(tmp_path_factory, "exported", make)
