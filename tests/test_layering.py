@@ -26,19 +26,19 @@ MAX_LINES = 400
 # the commit that needs it, and say why there.
 BUDGETS = {
     "*.py": 2300,
-    "alignment": 325,
+    "alignment": 330,
     "backbone": 1400,
-    "data": 4400,
-    "decoder": 780,
-    "generation": 1100,
-    "jobs": 820,
+    "data": 4200,
+    "decoder": 800,
+    "generation": 1080,
+    "jobs": 830,
     "metrics": 1300,
     "pretrained": 80,
-    "reporting": 1200,
-    "serving": 3100,
-    "tools": 1300,
-    "training": 1700,
-    "utils": 800,
+    "reporting": 1220,
+    "serving": 1900,
+    "tools": 1260,
+    "training": 1720,
+    "utils": 770,
 }
 
 
@@ -205,10 +205,10 @@ def test_whole_keeps_its_budget() -> None:
     folders = {path.name for path in PACKAGE.iterdir() if path.is_dir() and any(path.glob("*.py"))}
     assert folders <= BUDGETS.keys()
     sizes = {
-        "files of fastcap": (len(list(PACKAGE.rglob("*.py"))), 165),
-        "lines of fastcap": (lines_of(PACKAGE), 20_500),
+        "files of fastcap": (len(list(PACKAGE.rglob("*.py"))), 144),
+        "lines of fastcap": (lines_of(PACKAGE), 18_950),
         "entries of fastcap": (len([path for path in PACKAGE.iterdir() if path.name != "__pycache__"]), 25),
-        "lines of tests": (lines_of(ROOT / "tests"), 12_700),
+        "lines of tests": (lines_of(ROOT / "tests"), 12_000),
         "files of conf": (len(list((ROOT / "conf").rglob("*.yaml"))), 50),
     }
     assert not {name: size for name, size in sizes.items() if size[0] > size[1]}
