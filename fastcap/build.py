@@ -331,6 +331,10 @@ def load_checkpoint(path: Path | str, overrides: Mapping[str, Any] | None = None
     tokenizer = CaptionTokenizer.from_json(checkpoint["fastcap"]["tokenizer"])
     model = build_model(config, tokenizer, fresh=False)
     state = model_state(checkpoint)
+    if hasattr(model.backbone, "net") and not any(name.startswith("backbone.net.") for name in state):
+        # The shipped weights leave out the frozen encoder, which its own package brings.
+        given = build_backbone(config).state_dict()
+        state = {f"backbone.{n}": value for n, value in given.items() if n.startswith("net.")} | state
     embedding = state.get("decoder.word.weight")
     if embedding is not None and embedding.shape[0] != tokenizer.vocab_size:
         raise CheckpointError(

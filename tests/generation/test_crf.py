@@ -74,7 +74,7 @@ def ways(logits, draft, links, row, k=V):
 @pytest.mark.parametrize(("weight", "second"), [(0.0, 0.0), (0.5, 0.0), (5.0, 0.0), (0.0, 1.0), (0.5, 0.6), (2.0, 5.0)])
 def test_the_best_way_is_the_best_of_all(weight, second, k):
     (logits, draft), links = drafts(), linked(weight, second)
-    words, value, chance, together = CRF(links, k)(logits, draft)
+    words, value, decision, together = CRF(links, k)(logits, draft)
     for row, length in enumerate((4, 1, 3)):
         found = ways(logits, draft, links, row, min(k, V))
         best = tuple(words[row, :length].tolist())
@@ -84,7 +84,7 @@ def test_the_best_way_is_the_best_of_all(weight, second, k):
             if draft.hidden[row, t]:
                 expected = logits[row, t].log_softmax(-1)[words[row, t]]
                 assert float(value[row, t]) == pytest.approx(float(expected), abs=1e-5)
-    assert torch.equal(value, chance)
+    assert torch.equal(value, decision)
 
 
 def test_counted_tables_count_from_the_start_to_the_end_and_no_padding():
@@ -114,8 +114,8 @@ def test_ways_are_drawn_by_their_probability_and_say_it(temperature, second):
     number = 4000
     many = Draft(*(t.repeat_interleave(number, 0) for t in draft))
     logits.requires_grad_()
-    words, _, chance, _ = CRF(links, V, temperature)(logits.repeat_interleave(number, 0), many)
-    assert (chance[~many.hidden] == 0).all()
+    words, _, decision, _ = CRF(links, V, temperature)(logits.repeat_interleave(number, 0), many)
+    assert (decision[~many.hidden] == 0).all()
     for row, length in enumerate((4, 1, 3)):
         found = ways(logits.detach(), draft, links, row)
         sums = torch.tensor(list(found.values())) / temperature
@@ -123,10 +123,10 @@ def test_ways_are_drawn_by_their_probability_and_say_it(temperature, second):
         drawn = [tuple(r) for r in words[row * number : (row + 1) * number, :length].tolist()]
         for place in range(0, number, 400):
             expected = torch.tensor(probability[drawn[place]]).log()
-            torch.testing.assert_close(chance[row * number + place].sum(), expected, atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(decision[row * number + place].sum(), expected, atol=1e-4, rtol=1e-4)
         for way, share in sorted(probability.items(), key=lambda item: -item[1])[:5]:
             assert drawn.count(way) / number == pytest.approx(share, abs=0.03)
-    chance.sum().backward()
+    decision.sum().backward()
     assert logits.grad.isfinite().all() and logits.grad.abs().sum() > 0
 
 
@@ -152,8 +152,8 @@ def test_ways_of_one_position_and_of_equal_gains():
         gains[:, 1, ..., 1:] = IMPOSSIBLE  # the end is the only choice behind a caption
         way, total = viterbi(gains)
         assert way.shape == (2, 1) and total.tolist() == [0, 0]
-        way, chance = sample_path(gains)
-        assert way.shape == (2, 1) and chance.exp().tolist() == [[pytest.approx(1 / 3)]] * 2
+        way, decision = sample_path(gains)
+        assert way.shape == (2, 1) and decision.exp().tolist() == [[pytest.approx(1 / 3)]] * 2
 
 
 def test_special_tokens_are_no_choice_while_enough_words_are():

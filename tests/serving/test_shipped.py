@@ -1,0 +1,55 @@
+"""The shipped model: card, hashes and files agree, and photographs of packages are captioned as recorded."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fastcap import Captioner
+from fastcap.build import load_checkpoint
+from fastcap.pretrained import CARD, CONFIG, WEIGHTS, card_hashes, verified
+from fastcap.utils.models import SHIPPED
+
+ASSETS = Path(__file__).parents[1] / "assets"
+CAPTIONS = {
+    "cat.jpg": "a cat sitting on top of a bed",
+    "coffee.jpg": "a plate of pizza sitting on a table",
+    "astronaut.jpg": "a man in a red shirt is holding in the air",
+}
+
+
+def test_files_are_those_of_the_card_and_small():
+    named = card_hashes((SHIPPED / CARD).read_text())
+    assert named.keys() == {"fastcap.onnx", WEIGHTS, CONFIG}
+    sizes = {name: verified(name).stat().st_size for name in named}
+    assert sizes["fastcap.onnx"] <= 16e6 and sum(sizes.values()) <= 35e6
+
+
+@pytest.mark.parametrize("name", CAPTIONS)
+def test_photographs_are_captioned_as_recorded(name):
+    assert Captioner.load(num_threads=1).caption(ASSETS / name).text == CAPTIONS[name]
+
+
+def test_the_weights_are_a_checkpoint_by_the_name_pretrained():
+    loaded = load_checkpoint("pretrained")
+    eager = Captioner.load(loaded.path, num_threads=1)
+    assert eager.caption(ASSETS / "cat.jpg").text == CAPTIONS["cat.jpg"]
+    assert eager.info["parameters"] == Captioner.load().info["parameters"]
+
+
+def test_the_command_captions_in_any_folder_without_torch(tmp_path):
+    program = (
+        "import sys\nfrom fastcap import caption\n"
+        f"caption.main([{str(ASSETS / 'cat.jpg')!r}, '--json', '--threads', '1'])\n"
+        "slow = {'torch', 'lightning', 'hydra', 'tokenizers', 'matplotlib', 'rich', 'pandas'} & set(sys.modules)\n"
+        "assert not slow, slow"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(SHIPPED.parents[1])}
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["caption"] == CAPTIONS["cat.jpg"]
+    assert done.stderr.count("the model that comes with FastCap") == 1
