@@ -16,7 +16,7 @@ from fastcap.data.errors import DataError
 # Kinds of file that are decoded in this process; Pillow hands EPS to Ghostscript, which runs what the file says.
 _FORMATS = {"AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "PCX", "PNG", "PPM", "TGA", "TIFF", "WEBP"}
 _LARGE = 1 << 24  # pixels; larger images are converted and shrunk in tiles of at most this many
-_BOUNDS = ((np.min, np.inf), (np.max, -np.inf))
+_BAND = 1 << 20  # samples of more than 8 bits that are scaled at once
 _DEPTHS = (8, 10, 12, 14, 16)  # bits that integer samples are stored with, whatever type they are stored in
 
 
@@ -161,16 +161,25 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
     """
     if not image.mode.startswith(("I", "F")):
         return image
-    samples = np.asarray(image, np.float32)
-    if not np.isfinite(samples).any():
+    rows = max(1, _BAND // image.width)  # a few rows at a time: no whole copy in floating point is made
+    bands = [(0, top, image.width, min(top + rows, image.height)) for top in range(0, image.height, rows)]
+    low, high = np.inf, -np.inf
+    for box in bands:
+        samples = np.asarray(image.crop(box), np.float32)
+        known = np.isfinite(samples)
+        low = min(low, float(samples.min(where=known, initial=np.inf)))
+        high = max(high, float(samples.max(where=known, initial=-np.inf)))
+    if low > high:
         raise ValueError("no sample is a number")
-    low, high = (float(bound(samples, where=np.isfinite(samples), initial=start)) for bound, start in _BOUNDS)
     whites = (1, 255, 65535) if image.mode == "F" else [2**bits - 1 for bits in _DEPTHS]
     # Filters overshoot: a hundredth beyond white is white, beyond black is black.
     white = next((white for white in whites if high <= 1.01 * white), None) if low >= -0.01 * high else None
     start, width = (0.0, white) if white else (low, max(high - low, 1e-12))
-    scaled = np.nan_to_num((samples - start) * (255 / width))
-    return Image.fromarray(np.rint(scaled.clip(0, 255)).astype(np.uint8))
+    canvas = Image.new("L", image.size)
+    for box in bands:
+        scaled = np.nan_to_num((np.asarray(image.crop(box), np.float32) - start) * (255 / width))
+        canvas.paste(Image.fromarray(np.rint(scaled.clip(0, 255)).astype(np.uint8)), box)
+    return canvas
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

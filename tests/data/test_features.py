@@ -175,6 +175,5 @@ def test_a_resumed_run_finds_the_features_of_its_own_weights(tmp_path):
     train(cfg, tmp_path / "run")
     features = set((tmp_path / "cache").glob("*.npy"))
     cfg.trainer.max_epochs, cfg.resume = 2, "last"
-    cfg.backbone.pretrained = None  # a checkpoint is enough
     train(cfg, tmp_path / "run")
     assert set((tmp_path / "cache").glob("*.npy")) == features
