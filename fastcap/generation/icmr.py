@@ -221,9 +221,10 @@ class ICMRDecoder:
             logits = decoder.denoise(tokens, pad if shortest < longest else None, cache)
             logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
             if step == 1:
-                bias = self._banned(logits) if bias is None else bias.to(logits.dtype) + self._banned(logits)
+                banned = self._banned(logits)
+                gain = banned if bias is None else bias.to(logits.dtype) + banned
             masked = tokens == self.special.mask
-            written, certainty, decided, transitions = choose(logits + bias, Draft(tokens, masked, pad))
+            written, certainty, decided, transitions = choose(logits + gain, Draft(tokens, masked, pad))
             num_passes += 1
             tokens = torch.where(masked, written, tokens)
             if step == 1:

@@ -56,14 +56,12 @@ class EagerNetwork:
         encoded = self.model.encode(torch.tensor(pixels).permute(0, 3, 1, 2))
         result = self.model.decode(encoded, num_steps, self.length_beam, record_steps)
         weights = result.expert_weights
-        values: Any = (result.tokens, result.lengths, result.scores)
-        return Refinement(
-            *(value.numpy() for value in values),
-            result.num_passes,
-            result.drafted_lengths.numpy(),  # type: ignore[arg-type]
-            [StepTensors(s.tokens.numpy(), s.confidence.numpy(), s.remasked.numpy()) for s in result.steps],  # type: ignore[arg-type]
-            None if weights is None else weights.float().numpy(),  # type: ignore[arg-type]
-        )
+        arrays: Any = {
+            name: getattr(result, name).numpy() for name in ("tokens", "lengths", "scores", "drafted_lengths")
+        }
+        steps: Any = [StepTensors(*(value.numpy() for value in vars(step).values())) for step in result.steps]
+        experts: Any = None if weights is None else weights.float().numpy()
+        return Refinement(**arrays, num_passes=result.num_passes, steps=steps, expert_weights=experts)
 
     def text(self, tokens: list[int]) -> str:
         """Spell token ids out."""

@@ -220,7 +220,8 @@ def add_words(model: Any, pieces: Sequence[str]) -> None:
     """Add an output of the caption's words, (B, L), for languages whose ONNX Runtime shows no metadata."""
     import onnx
 
-    words = onnx.helper.make_tensor("vocabulary", onnx.TensorProto.STRING, [len(pieces)], [p.encode() for p in pieces])
+    content: Any = [piece.encode() for piece in pieces]
+    words = onnx.helper.make_tensor("vocabulary", onnx.TensorProto.STRING, [len(pieces)], content)
     model.graph.initializer.append(words)
     model.graph.node.append(onnx.helper.make_node("Gather", ["vocabulary", "tokens"], ["words"], "words"))
     model.graph.output.append(onnx.helper.make_tensor_value_info("words", onnx.TensorProto.STRING, ["batch", "length"]))
