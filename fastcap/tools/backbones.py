@@ -100,7 +100,6 @@ def build(name: str, prepared: bool = True) -> nn.Module:
     return SequentialScan(backbone).eval() if name.endswith(SEQUENTIAL) else backbone
 
 
-@torch.inference_mode()
 def measure_backbones(options: argparse.Namespace, report: Callable[[str], None]) -> Iterator[list[dict[str, Any]]]:
     """Measure every backbone at every size and batch.
 
@@ -124,7 +123,8 @@ def measure_backbones(options: argparse.Namespace, report: Callable[[str], None]
         models[name] = build(name)
 
     def start(case: Case) -> Work:
-        return functools.partial(models[case.backbone], torch.randn(case.batch, 3, case.size, case.size))
+        images = torch.randn(case.batch, 3, case.size, case.size)
+        return torch.inference_mode()(functools.partial(models[case.backbone], images))
 
     cases = [Case(name, size, batch) for size in sizes for batch in sorted(set(options.batches)) for name in names]
     rows: dict[Case, dict[str, Any]] = {}
