@@ -76,7 +76,7 @@ def test_training_configuration_composes_from_the_wheel(installed, tmp_path):
     assert done.returncode == 0 and "backbone:" in done.stdout, done.stderr
 
 
-@pytest.mark.parametrize("command", ["train", "eval", "export", "score"])
+@pytest.mark.parametrize("command", ["train", "eval", "export"])
 def test_command_without_its_extra_names_it(installed, tmp_path, command):
     done = _python(installed, tmp_path, "-m", "fastcap.cli", command, light=True)
     assert done.returncode == 2

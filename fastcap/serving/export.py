@@ -109,6 +109,8 @@ def export(ckpt: Path, out: Path, options: ExportOptions, say: Callable[[str], N
             quantized = quantize_onnx(source, files["int8"], feeds, PROBES, say=say).summary()
         for precision, file in files.items():
             finish(file, loaded, network, graph, precision)
+        if "int8" in files:
+            optimize_ahead(files["int8"])
         report = _compared(files, network, graph, data, options, say)
         report |= {"default": targets[report["default"]].name, "quantized": quantized}
         _put_in_place(files, targets, out, report)
@@ -214,6 +216,24 @@ def finish(path: Path, loaded: LoadedCheckpoint, network: EagerNetwork, graph: C
     add_words(model, vocabulary(loaded.tokenizer)["pieces"])
     onnx.helper.set_model_props(model, {PREFIX + name: str(value) for name, value in facts.items()})
     onnx.save(model, path)
+
+
+def optimize_ahead(path: Path) -> None:
+    """Store a graph as ONNX Runtime's optimiser leaves it on any CPU: opening it then takes a third of the time.
+
+    Its fused operators are ONNX Runtime's own, so this is for int8 alone; the fp32 file stays plain ONNX.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    optimized = path.with_suffix(".optimized")
+    options.optimized_model_filepath = str(optimized)
+    onnxruntime.InferenceSession(
+        path, options, providers=["CPUExecutionProvider"], disabled_optimizers=["WeightBiasQuantization"]
+    )
+    optimized.replace(path)
 
 
 def add_words(model: Any, pieces: Sequence[str]) -> None:

@@ -82,7 +82,7 @@ class OnnxNetwork:
         except (KeyError, TypeError, ValueError) as error:
             raise ModelFileError(f"{path}: not a model that `fastcap export` wrote (metadata: {error})") from error
         if length_beam not in (None, self.length_beam):
-            raise ValueError(_fixed("length_beam", length_beam, self.length_beam))
+            raise ModelFileError(_fixed("length_beam", length_beam, self.length_beam))
         self.info: dict[str, Any] = {
             "kind": "onnx",
             "precision": about.get(f"{PREFIX}precision", ""),
@@ -94,7 +94,7 @@ class OnnxNetwork:
     def run(self, pixels: np.ndarray, num_steps: int | None, record_steps: bool) -> Refinement:
         """Caption images, as ``Network.run``; another number of steps than the exported one is refused."""
         if num_steps not in (None, self.num_steps):
-            raise ValueError(_fixed("num_steps", num_steps, self.num_steps))
+            raise ModelFileError(_fixed("num_steps", num_steps, self.num_steps))
         tokens, lengths, confidence, drafts, sure, remasked, drafted, experts = self._session.run(
             [*CAPTION_OUTPUTS, *STEP_OUTPUTS], {INPUT: pixels}
         )

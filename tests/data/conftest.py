@@ -35,10 +35,11 @@ def tiny_content(captions: list[list[str]], first_id: int = 100) -> dict[str, An
 
 def write_scenes(records: SceneRecords, root: Path, size: int) -> None:
     """Write a split of the drawn scenes as a set in COCO's format."""
-    names = [f"{records.name}_{index}.png" for index in range(len(records))]
+    names = [f"{records.name}_{index:06d}.png" for index in range(len(records))]
     images = [{"id": i, "file_name": name} for i, name in zip(records.image_ids, names, strict=True)]
     captions = zip(records.image_ids, records.captions, strict=True)
-    annotations = [{"image_id": image_id, "caption": text} for image_id, texts in captions for text in texts]
+    pairs = [(image_id, text) for image_id, texts in captions for text in texts]
+    annotations = [{"id": i, "image_id": image_id, "caption": text} for i, (image_id, text) in enumerate(pairs)]
     write_set(root, {"images": images, "annotations": annotations}, records.name)
     for index, name in enumerate(names):
         Image.fromarray(records.load_image(index, size)).save(root / "images" / name)

@@ -99,7 +99,7 @@ def test_last_is_found_by_itself(tmp_path, monkeypatch):
             pass
     assert run_folder("scenes", None, "new") == run_folder("others", "last", "new") == "new"
     assert str(find_checkpoint("last", runs)).endswith("checkpoints/last.ckpt")
-    assert find_checkpoint("a.ckpt") == "a.ckpt"
+    assert str(find_checkpoint("a.ckpt")) == "a.ckpt"
     assert settle_resume(tiny_config("resume=last"), stopped).resume == str(stopped / "checkpoints/last.ckpt")
     assert settle_resume(tiny_config("resume=last"), tmp_path / "fresh").resume is None
     assert settle_resume(tiny_config(f"resume={stopped}"), tmp_path).resume == str(stopped / "checkpoints/last.ckpt")
