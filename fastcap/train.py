@@ -55,7 +55,7 @@ def train(cfg: DictConfig, run_dir: Path, overrides: Sequence[str] = (), job_typ
             check_weights(cfg.resume, module.state_dict())
         cache_features(cfg, datamodule, module.model)
         if cfg.compile.backend:
-            module.model.backbone.compile(**OmegaConf.to_container(cfg.compile))
+            module.model.backbone.compile(**OmegaConf.to_container(cfg.compile))  # type: ignore[arg-type]
         trainer = build_trainer(cfg, run_dir, overrides, job_type)
         with closing_loggers(trainer.loggers):
             trainer.fit(module, datamodule=datamodule, ckpt_path=cfg.resume, weights_only=True)

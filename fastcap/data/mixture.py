@@ -44,11 +44,13 @@ class MixedRecords:
         for part in self._parts:
             if not all(0 <= image_id < _ID_STRIDE for image_id in part.image_ids):
                 raise DataError(f"{part.name}: image ids must be in 0 to {_ID_STRIDE - 1} to be told from other sets'")
-        self.image_ids = [number * _ID_STRIDE + i for number, part in parts.items() for i in part.image_ids]
+        self.image_ids: Sequence[int] = [
+            number * _ID_STRIDE + i for number, part in parts.items() for i in part.image_ids
+        ]
         self.own_ids = {i: i % _ID_STRIDE for i in self.image_ids} if len(parts) == 1 else {}
-        self.captions = [texts for part in self._parts for texts in part.captions]
+        self.captions: Sequence[Sequence[str]] = [texts for part in self._parts for texts in part.captions]
         if all(hasattr(part, "paths") for part in self._parts):
-            self.paths = [path for part in self._parts for path in part.paths]
+            self.paths = [path for part in self._parts for path in getattr(part, "paths")]  # noqa: B009 (no part of the protocol)
         self.num_skipped = sum(getattr(part, "num_skipped", 0) for part in self._parts)
         self.max_skipped = min(getattr(part, "max_skipped", MAX_SKIPPED) for part in self._parts)
 

@@ -254,7 +254,7 @@ def _mean_inputs(model: Any, scratch: Path, feeds: Sequence[dict[str, np.ndarray
 
     model = copy.deepcopy(model)
     convolutions = {node.input[1]: node.input[0] for node in model.graph.node if node.op_type == "Conv"}
-    model.graph.initializer.append(onnx.numpy_helper.from_array(np.int64([0, 2, 3]), "all_but_channels"))
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([0, 2, 3], np.int64), "all_but_channels"))
     del model.graph.output[:]
     for weights, name in convolutions.items():
         output = f"{weights}_mean_input"

@@ -208,11 +208,12 @@ class Baseline:
             "min_new_tokens": num_tokens,
             "max_new_tokens": num_tokens,
         }
+        config: Any = self.model.config
         if name == "blip-base":
-            self.inputs["interpolate_pos_encoding"] = size != self.model.config.vision_config.image_size
+            self.inputs["interpolate_pos_encoding"] = size != config.vision_config.image_size
         self.tiled = name == "smolvlm-256m"
         if known.prompt is not None:
-            image = torch.full((self._image_tokens(),), self.model.config.image_token_id)
+            image = torch.full((self._image_tokens(),), config.image_token_id)
             self.inputs["input_ids"] = torch.cat([image, torch.arange(4, 4 + known.prompt)]).unsqueeze(0)
 
     @property

@@ -95,7 +95,7 @@ def _other_panels() -> dict[str, list[Any]]:
     columns = [wr.ParallelCoordinatesPlotColumn(metric=wr.Config(key), display_name=key) for key in SWEPT]
     columns.append(wr.ParallelCoordinatesPlotColumn(metric=wr.SummaryMetric(GOAL), display_name="best CIDEr"))
     speed, goal = wr.SummaryMetric("time/images_per_s.mean"), wr.SummaryMetric(GOAL)
-    axes = {"title_x": "decoding, ms an image", "title_y": "CIDEr-D × 100"}
+    axes: dict[str, Any] = {"title_x": "decoding, ms an image", "title_y": "CIDEr-D × 100"}
     curve = "Quality against speed, by refinement steps", ["speed_quality/cider"], "speed_quality/decode_ms"
     return {
         "Runs and sweeps compared": [

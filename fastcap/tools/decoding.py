@@ -73,7 +73,7 @@ def _decode_in_turns(model: FastCap, encoded: Sequence[Encoded], setting: dict[s
         model.refinement = copy.copy(model.refinement)
         model.refinement.num_beams = setting["num_beams"]  # type: ignore[union-attr]
         return lambda: model.decode(next(images))
-    return lambda: model.decode(next(images), **setting)
+    return lambda: model.decode(next(images), setting.get("num_steps"), setting.get("length_beam"))
 
 
 def _read(places: Sequence[Path] | None, limit: int, size: int, first: LoadedCheckpoint) -> list[torch.Tensor]:

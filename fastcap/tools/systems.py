@@ -60,7 +60,12 @@ def build(spec: Spec, threads: int) -> tuple[Callable[[str], Any], dict[str, Any
 
         torch.set_num_threads(threads)
         baseline = Baseline(spec.baseline, spec.size, spec.num_beams, spec.num_tokens)
-        about = {"system": spec.baseline, "runtime": "eager", "precision": "fp32", "params": baseline.parameters}
+        about: dict[str, Any] = {
+            "system": spec.baseline,
+            "runtime": "eager",
+            "precision": "fp32",
+            "params": baseline.parameters,
+        }
         about |= {"file_mb": baseline.file_bytes, "resolution": spec.size, "beams": spec.num_beams}
         about |= {"steps": spec.num_tokens, "weights": "random"}
         caption: Callable[[str], Any] = baseline.generate
@@ -72,7 +77,11 @@ def build(spec: Spec, threads: int) -> tuple[Callable[[str], Any], dict[str, Any
         steps, eager = info["num_steps"], info["kind"] == "eager"
         # A checkpoint also holds what training needs: its weights are counted as the baselines' are.
         size = 4 * info["parameters"] if eager else info["file_bytes"]
-        about = {"system": OURS if steps else AUTOREGRESSIVE, "runtime": info["kind"], "precision": info["precision"]}
+        about = {
+            "system": OURS if steps else AUTOREGRESSIVE,
+            "runtime": info["kind"],
+            "precision": info["precision"],
+        }
         about |= {"params": info["parameters"], "file_mb": size, "resolution": info["image_size"], "beams": ""}
         about |= {"steps": steps or "", "weights": "random" if RANDOM_NAME in str(info["name"]) else "trained"}
         caption = captioner.caption
