@@ -30,7 +30,7 @@ from fastcap.model import FastCap
 from fastcap.serving.captioner import Captioner
 from fastcap.serving.compare import REFERENCE, Photo, compare, preferred
 from fastcap.serving.eager import EagerNetwork
-from fastcap.serving.onnx_model import CAPTION_OUTPUTS, FORMAT_VERSION, INPUT, PREFIX, STEP_OUTPUTS
+from fastcap.serving.onnx_model import CAPTION_OUTPUTS, FORMAT_VERSION, INPUT, PREFIX, STEP_OUTPUTS, open_onnx
 from fastcap.serving.quantize_onnx import drop_outputs, quantize_onnx
 from fastcap.types import Encoded, MaskedDecoder
 from fastcap.utils.models import EXPORT_INDEX
@@ -223,16 +223,8 @@ def optimize_ahead(path: Path) -> None:
 
     Its fused operators are ONNX Runtime's own, so this is for int8 alone; the fp32 file stays plain ONNX.
     """
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
     optimized = path.with_suffix(".optimized")
-    options.optimized_model_filepath = str(optimized)
-    onnxruntime.InferenceSession(
-        path, options, providers=["CPUExecutionProvider"], disabled_optimizers=["WeightBiasQuantization"]
-    )
+    open_onnx(path, optimized=optimized)
     optimized.replace(path)
 
 

@@ -119,12 +119,13 @@ def _fixed(name: str, asked: int | None, own: int | None) -> str:
     return f"{name} = {asked}: this model was exported with {own}; export its checkpoint again with --{option} {asked}"
 
 
-def open_onnx(path: Path, num_threads: int | None = None) -> Any:
+def open_onnx(path: Path, num_threads: int | None = None, optimized: Path | None = None) -> Any:
     """Open a graph with ONNX Runtime, as an ``InferenceSession``.
 
     Args:
         path: The file.
         num_threads: Threads; None leaves it to ONNX Runtime.
+        optimized: Where to store the graph as the optimiser leaves it on any CPU, if anywhere.
 
     Raises:
         ModelFileError: If the file is missing or corrupt, or ONNX Runtime is not installed.
@@ -139,6 +140,9 @@ def open_onnx(path: Path, num_threads: int | None = None) -> Any:
     options.log_severity_level = 4
     options.inter_op_num_threads = 1
     options.intra_op_num_threads = num_threads or 0
+    if optimized is not None:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+        options.optimized_model_filepath = str(optimized)
     try:
         return onnxruntime.InferenceSession(
             path,
