@@ -9,7 +9,7 @@ from tests.serving.http_server import bomb, demo, picture
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 WAIT = 120
-STEPS = 4
+STEPS = 2  # as tiny_checkpoint refines
 
 
 @pytest.fixture(scope="module")
