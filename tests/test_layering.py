@@ -208,35 +208,7 @@ def test_whole_keeps_its_budget() -> None:
         "files of fastcap": (len(list(PACKAGE.rglob("*.py"))), 144),
         "lines of fastcap": (lines_of(PACKAGE), 18_950),
         "entries of fastcap": (len([path for path in PACKAGE.iterdir() if path.name != "__pycache__"]), 25),
-        "lines of tests": (lines_of(ROOT / "tests"), 12_050),
+        "lines of tests": (lines_of(ROOT / "tests"), 11_400),
         "files of conf": (len(list((ROOT / "conf").rglob("*.yaml"))), 50),
     }
     assert not {name: size for name, size in sizes.items() if size[0] > size[1]}
-
-
-@pytest.mark.parametrize(
-    ("file", "source", "message"),
-    [
-        ("backbone/scan.py", "from ..decoder import moe", "backbone may not import fastcap.decoder"),
-        ("cli.py", "def main():\n    from fastcap.train import fit", "cli may not import fastcap.train"),
-        ("alignment/cmfa.py", "import importlib\nimportlib.import_module('fastcap.model')", "not import fastcap.model"),
-        ("model.py", "import pytorch_lightning as pl", "model may not import pytorch_lightning"),
-        ("training.py", "class C:\n    from wandb import Table", "import wandb inside the function"),
-        ("helpers/text.py", "", "helpers: unknown; add it to PACKAGES"),
-        ("losses.py", "x = 1\n" * MAX_LINES, "400 lines"),
-        (
-            "training.py",
-            "import lightning\ndef log():\n    import wandb\n    async def f(): from wandb import Image",
-            None,
-        ),
-        ("module.py", "from fastcap.generation.schedule import cosine\nfrom fastcap import __version__", None),
-    ],
-)
-def test_checker(tmp_path: Path, file: str, source: str, message: str | None) -> None:
-    for name in PACKAGES:  # a package that is otherwise in order
-        if "." not in name and name != Path(file).parts[0]:
-            (tmp_path / f"{name}.py").write_text("")
-    (tmp_path / file).parent.mkdir(exist_ok=True)
-    (tmp_path / file).write_text(source)
-    found = violations(tmp_path)
-    assert [message in line for line in found] == [True] if message else found == []

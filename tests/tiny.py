@@ -32,6 +32,8 @@ TINY = [
 
 
 def tiny_config(*overrides):
-    """Compose the training configuration at test size."""
+    """Compose the training configuration at test size; another kind of backbone keeps the size it has."""
+    other = any(o.startswith("backbone=") and "spatial_mamba" not in o for o in overrides)
+    size = [setting for setting in TINY if not (other and setting.startswith("backbone."))]
     with initialize_config_dir(CONFIG_DIR, version_base="1.3"):
-        return compose("train", overrides=[*TINY, *overrides])
+        return compose("train", overrides=[*size, *overrides])

@@ -4,7 +4,6 @@ import torch
 
 from fastcap.alignment.cmfa import CrossModalFeatureAlignment, TextEncoder
 from fastcap.alignment.concepts import ConceptTable
-from fastcap.data.tokenizer import train_word_tokenizer
 
 
 def _alignment(words=(-1, 0, 1, 1, 2)):
@@ -52,13 +51,3 @@ def test_text_padding_changes_nothing():
     other = torch.where(torch.arange(8) >= lengths[:, None], torch.randint(1, 5, (3, 8)), tokens)
     torch.testing.assert_close(encoder(tokens, lengths), encoder(other, lengths))
     torch.testing.assert_close(encoder(tokens[:1, :3], lengths[:1]), encoder(tokens, lengths)[:1])
-
-
-def test_words_of_one_stem_are_one_concept():
-    tokenizer = train_word_tokenizer(["a ring", "two rings", "a box", "three boxes"], min_frequency=1)
-    concepts = dict(
-        zip(map(tokenizer.decode, ([i] for i in range(tokenizer.vocab_size))), tokenizer.concepts(), strict=True)
-    )
-    assert concepts["ring"] == concepts["rings"] != concepts["box"] == concepts["boxes"]
-    assert set(tokenizer.concepts()[:5]) == {-1}
-    assert sorted(set(tokenizer.concepts())) == list(range(-1, max(tokenizer.concepts()) + 1))

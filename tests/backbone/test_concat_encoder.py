@@ -34,14 +34,6 @@ def test_a_finer_grid_is_brought_to_the_first_ones():
     assert both.feature_map(IMAGES).shape[1:3] == coarse.feature_map(IMAGES).shape[1:3] == (2, 3)
 
 
-def test_it_is_frozen_only_when_all_are_and_stays_so_in_training():
-    both = ConcatEncoder([_encoder(), _encoder()], norm=True).train()
-    assert both.frozen and not any(module.training for encoder in both.net for module in encoder.net.modules())
-    assert both.norm.training and both.position.training
-    assert {name.split(".")[0] for name, p in both.named_parameters() if p.requires_grad} == {"norm", "position"}
-    assert not ConcatEncoder([_encoder(), _encoder(frozen=False)]).frozen
-
-
 def test_prepared_for_inference_it_computes_the_same():
     both = ConcatEncoder([_encoder(), _encoder("tf_efficientnet_lite0")]).eval()
     prepared = prepare_for_inference(both, 64)

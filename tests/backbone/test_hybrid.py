@@ -38,21 +38,3 @@ def test_the_fine_blocks_read_the_encoders_level_of_stride_16(backbone):
     (level,) = backbone.net.forward_intermediates(pixels, indices=[3], intermediates_only=True, output_fmt="NCHW")
     grid = backbone.feature_map(images)[..., backbone._fine_channels].permute(0, 3, 1, 2)
     torch.testing.assert_close(F.pixel_shuffle(grid, 2), level, rtol=1e-4, atol=1e-5)
-
-
-def test_every_patch_sees_every_other(backbone):
-    backbone.eval().double()
-    for block in backbone.blocks:
-        torch.nn.init.constant_(block.mixer.a_log, -6.0)  # no decay: a far patch's share stays visible
-        torch.nn.init.normal_(block.mixer.in_proj.weight, std=0.5)
-    maps = torch.randn(1, 3, 3, backbone.full_dim, dtype=torch.float64, requires_grad=True)
-    for place in (0, 4, 8):
-        (gradient,) = torch.autograd.grad(backbone.from_map(maps)[0, place].square().sum(), maps)
-        assert (gradient.abs().sum(-1) > 0).all()
-
-
-def test_a_batch_does_not_matter(backbone):
-    backbone.eval().double()
-    maps = torch.randn(3, 2, 2, backbone.full_dim, dtype=torch.float64)
-    alone = torch.cat([backbone.from_map(one[None]) for one in maps])
-    torch.testing.assert_close(backbone.from_map(maps), alone, rtol=1e-10, atol=1e-10)

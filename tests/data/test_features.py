@@ -88,11 +88,6 @@ def test_too_little_space_is_noticed_at_once(data, tmp_path, monkeypatch):
     module.cache_features(encode, "a")
 
 
-def test_a_folder_is_needed(data):
-    with pytest.raises(DataError, match="cache_dir"):
-        data(feature_views=2, cache_dir=None).cache_features(encode, "key")
-
-
 def test_a_trained_backbone_is_refused():
     cfg = tiny_config("data.feature_views=2", "data.cache_dir=unused")
     datamodule = build_datamodule(cfg)
@@ -122,15 +117,6 @@ def frozen_config(tmp_path, *overrides):
         return compose("train", overrides=[*settings, *overrides])
 
 
-def test_a_run_on_cached_features_learns_and_evaluates(tmp_path):
-    pytest.importorskip("timm")
-    cfg = frozen_config(tmp_path, "trainer.max_epochs=2")
-    metrics = train(cfg, tmp_path / "run")
-    assert metrics["val/loss"] > 0
-    (cached,) = (tmp_path / "cache").glob("*features*.npy")
-    assert np.load(cached, mmap_mode="r").shape[:2] == (2, 32)
-
-
 def test_what_comes_after_a_frozen_net_is_trained(tmp_path):
     pytest.importorskip("timm")
     cfg = frozen_config(tmp_path, "trainer.max_epochs=2", "backbone.norm=true")
@@ -156,13 +142,6 @@ def test_distilled_captions_take_their_share(data, tmp_path, share):
                 (last if image_id == 108 else found).extend(row[:3] == theirs for row in tokens)
     assert not any(last), "no teacher captioned the last image"
     assert np.mean(found) == pytest.approx(share, abs=0.1 if share == 0.5 else 0)
-
-
-def test_a_teacher_of_other_images_is_refused(data, tmp_path):
-    path = tmp_path / "teacher.json"
-    path.write_text(json.dumps([{"image_id": 1, "caption": "a dog"}]))
-    with pytest.raises(DataError, match=r"teacher\.json: field image_id"):
-        data(distilled_captions=[path]).train_dataloader()
 
 
 def test_a_resumed_run_finds_the_features_of_its_own_weights(tmp_path):

@@ -71,17 +71,6 @@ def test_samples_that_are_no_numbers_are_refused() -> None:
         decode_image(encode(Image.new("F", (5, 9), float("nan")), "TIFF"), 8, "x")
 
 
-def test_whole_picture_is_squashed_upright() -> None:
-    wide = Image.new("RGB", (40, 10), "red")
-    wide.paste("blue", (20, 0, 40, 10))
-    pixels = decode_image(encode(wide), 8)
-    assert pixels[:, 1].tolist() == [[255, 0, 0]] * 8 and pixels[:, 6].tolist() == [[0, 0, 255]] * 8
-    exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned clockwise: the left half comes to lie above
-    turned = decode_image(encode(wide, exif=exif), 8)
-    assert turned[1].tolist() == [[255, 0, 0]] * 8 and turned[6].tolist() == [[0, 0, 255]] * 8
-
-
 def test_big_jpeg_is_drafted_faithfully() -> None:
     smooth = Image.fromarray(np.linspace(0, 255, 512).astype(np.uint8)[None].repeat(512, 0)).convert("RGB")
     drafted = decode_image(encode(smooth, "JPEG", quality=95), 8).astype(int)
@@ -147,30 +136,6 @@ def test_cache_is_kept_and_rebuilt_when_cut_short(
 
 def load_all(records: object) -> np.ndarray:
     return PixelCache(records, 8).pixels  # type: ignore[arg-type]
-
-
-def test_changed_image_is_decoded_anew(make_set: Callable[..., CocoCaptions], tmp_path: Path) -> None:
-    source = make_set([["a"]] * 2)
-    before = PixelCache(source.split("train"), 8, tmp_path / "cache").pixels[1].copy()
-    Image.new("RGB", (9, 9), "red").save(tmp_path / "images" / "1.png")
-    after = PixelCache(source.split("train"), 8, tmp_path / "cache").pixels[1]
-    assert not np.array_equal(before, after) and after[0].min() == 255
-
-
-def test_interrupted_build_leaves_nothing(
-    make_set: Callable[..., CocoCaptions], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    records = make_set([["a"]] * 3).split("train")
-
-    def stop(index: int, size: int) -> np.ndarray:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(records, "load_image", stop)
-        with pytest.raises(KeyboardInterrupt):
-            PixelCache(records, 8, tmp_path / "cache")
-    assert {path.suffix for path in (tmp_path / "cache").iterdir()} <= {".lock"}
-    assert np.array_equal(PixelCache(records, 8, tmp_path / "cache").pixels, load_all(records))
 
 
 def test_concurrent_builds_agree(make_set: Callable[..., CocoCaptions], tmp_path: Path) -> None:

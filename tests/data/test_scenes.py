@@ -9,21 +9,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 
-from fastcap.data.errors import DataError
 from fastcap.data.scenes import SceneRecords, Scenes
 from fastcap.data.scenes.accuracy import SceneAccuracy
-from fastcap.data.scenes.language import COUNT_OF, GROUND_OF, MAX_WORDS, MIN_WORDS, SHAPE_OF, SIZE_OF, parse_caption
-from fastcap.data.scenes.render import GROUND, PAINT, draw_scene
+from fastcap.data.scenes.language import COUNT_OF, GROUND_OF, SHAPE_OF, SIZE_OF, parse_caption
+from fastcap.data.scenes.render import PAINT
 from fastcap.data.scenes.world import (
-    BACKGROUNDS,
     COLOURS,
-    DIAMETERS,
-    POSITIONS,
     RELATIONS,
-    SHAPES,
-    TOO_ALIKE,
     Group,
     Scene,
     related,
@@ -59,53 +52,11 @@ def test_same_everywhere():
     assert printed.strip() == f"{records.fingerprint()} {records.load_image(3, 64).sum()} {records.captions[4]}"
 
 
-def test_scene_does_not_depend_on_the_number_of_scenes(val):
-    few = Scenes(num_val=20).split("val")
-    assert few.facts == val.facts[:20] and few.captions == val.captions[:20]
-    assert Scenes(num_val=20, seed=1).split("val").facts != few.facts
-
-
-def test_fingerprint_follows_the_pixels():
-    prints = {Scenes(4, 4, 4, seed).split(name).fingerprint() for seed in (0, 1) for name in ("train", "val", "test")}
-    assert len(prints) == 6
-    assert Scenes(num_val=4).split("val").fingerprint() in prints
-
-
 def test_splits_share_no_facts_and_no_ids():
     splits = [Scenes(2000, 500, 500).split(name) for name in ("train", "val", "test")]
     for first, second in itertools.combinations(splits, 2):
         assert not {scene.signature for scene in first.facts} & {scene.signature for scene in second.facts}
         assert not set(first.image_ids) & set(second.image_ids)
-
-
-def test_unknown_split_is_named():
-    with pytest.raises(DataError, match=r"'dev'.*train, val, test"):
-        Scenes().split("dev")
-
-
-def test_captions_differ_and_are_short_lower_case_english(val):
-    words = set()
-    for captions in [*val.captions, tuple(val.oracle_captions.values())]:
-        for caption in captions:
-            assert caption == caption.lower() and MIN_WORDS <= len(caption.split()) <= MAX_WORDS
-            words.update(caption.split())
-    assert all(len(set(captions)) == 5 for captions in val.captions)
-    assert 80 <= len(words) <= 120
-
-
-def test_all_facts_occur(val):
-    groups = [group for scene in val.facts for group in scene.groups]
-    assert {group.shape for group in groups} == set(SHAPES)
-    assert {group.colour for group in groups} == set(COLOURS)
-    assert {group.count for group in groups} == {1, 2, 3, 4}
-    assert {group.place for group in groups} == {*POSITIONS, None}
-    assert {scene.background for scene in val.facts} == set(BACKGROUNDS)
-    claims = [parse_caption(caption) for captions in val.captions for caption in captions]
-    assert {relation.relation for claim in claims for relation in claim.relations} == {*RELATIONS, "between"}
-
-
-def test_no_colour_is_lost_in_its_background(val):
-    assert not any((group.colour, scene.background) in TOO_ALIKE for scene in val.facts for group in scene.groups)
 
 
 def test_named_place_is_true_and_objects_stay_apart_and_inside(val):
@@ -136,39 +87,6 @@ def test_pictures_agree_with_facts(val):
             if group.shape != "ring":
                 x, y = (int(value * 64) for value in group.centres[0])
                 assert paint_mask(pixels[y, x], group.colour), (scene.signature, pixels[y, x])
-
-
-def test_relations_agree_with_pixels(val):
-    for index, scene in enumerate(val.facts[:300]):
-        for claim in parse_caption(val.captions[index][0]).relations:
-            if claim.relation not in ("left of", "above"):
-                continue
-            claims = parse_caption(val.captions[index][0])
-            shapes = [claims.groups[at].shape for at in (claim.subject, *claim.objects)]
-            colours = [group.colour for shape in shapes for group in scene.groups if group.shape == shape]
-            subject, other = (np.nonzero(paint_mask(val.load_image(index, 64), colour)) for colour in colours)
-            axis = 1 if claim.relation == "left of" else 0
-            assert np.quantile(subject[axis], 0.9) < np.quantile(other[axis], 0.1)
-
-
-def test_colours_and_shapes_and_sizes_are_far_apart():
-    for first, second in itertools.combinations(PAINT.values(), 2):
-        assert np.abs(np.subtract(first, second)).max() >= 60
-    for (colour, paint), (ground, shades) in itertools.product(PAINT.items(), GROUND.items()):
-        far = all(np.abs(np.subtract(paint, shade)).max() >= 60 for shade in shades)
-        assert far or (colour, ground) in TOO_ALIKE
-    assert DIAMETERS["large"] >= 1.4 * DIAMETERS["small"]
-    masks = {}
-    for shape in SHAPES:
-        scene = Scene("white", (Group(shape, "blue", "small", ((0.5, 0.5),), DIAMETERS["small"], "middle"),), "single")
-        masks[shape] = draw_scene(scene, 64).astype(int)
-    for one, other in itertools.combinations(SHAPES, 2):
-        assert (np.abs(masks[one] - masks[other]).max(axis=-1) > 80).sum() >= 12, (one, other)
-
-
-def test_image_looks_alike_at_every_size(val):
-    small = Image.fromarray(val.load_image(7, 224)).resize((64, 64), Image.Resampling.BOX)
-    assert np.abs(np.asarray(small, dtype=int) - val.load_image(7, 64)).mean() < 8
 
 
 def test_parser_inverts_the_grammar(val):
@@ -202,11 +120,6 @@ def test_parser_survives_word_salad(words):
     metric = SceneAccuracy(records)
     metric.update(records.image_ids, [" ".join(words)])
     assert all(0 <= value <= 100 for value in metric.compute().values())
-
-
-@given(st.text())
-def test_parser_survives_any_text(text):
-    parse_caption(text)
 
 
 def test_wrong_captions_score_low(val):
@@ -247,11 +160,6 @@ def test_each_claim_is_checked():
     assert score("a red heart on the right")["position_accuracy"] == 0
 
 
-def test_metric_names_the_unknown_id(val):
-    with pytest.raises(KeyError, match="image id 77 is none of"):
-        SceneAccuracy(val).update([77], ["a red heart"])
-
-
 def test_metric_states_sum_over_processes(val):
     captions = [captions[0] for captions in val.captions[1:] + val.captions[:1]]
     whole, first, second = (SceneAccuracy(val) for _ in range(3))
@@ -262,7 +170,3 @@ def test_metric_states_sum_over_processes(val):
     for name in first._defaults:
         setattr(first, name, getattr(first, name) + getattr(second, name))
     assert first.compute() == whole.compute()
-
-
-def test_records_offer_their_metric(val):
-    assert isinstance(val.build_metrics()["scenes"], SceneAccuracy)

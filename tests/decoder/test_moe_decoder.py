@@ -93,12 +93,3 @@ def test_every_parameter_gets_a_gradient(settings):
     output = decoder(tokens, 3 * torch.randn(24, 7, 16), pad)
     (output.logits.square().sum() + output.aux_loss).backward()
     assert not [name for name, p in decoder.named_parameters() if p.grad is None]
-
-
-def test_length_is_told():
-    decoder = _decoder().eval()
-    memory = torch.randn(2, 7, 16)[:1].expand(2, -1, -1)
-    tokens = torch.full((2, 8), 1)
-    pad = torch.arange(8) >= torch.tensor([[8], [5]])
-    logits = decoder(tokens, memory, pad).logits
-    assert not torch.allclose(logits[0, 4], logits[1, 4])

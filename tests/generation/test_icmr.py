@@ -101,12 +101,6 @@ def test_the_least_confident_are_masked_again(decoder, memory):
                 assert confidence[again].max() <= confidence[~again].min()
 
 
-def test_same_input_same_bits(decoder, memory):
-    icmr = ICMRDecoder(SPECIAL, 4)
-    first, second = (icmr.generate(decoder, memory, length_logits(*LENGTHS)) for _ in range(2))
-    assert torch.equal(first.tokens, second.tokens) and torch.equal(first.scores, second.scores)
-
-
 def test_the_best_candidate_wins(decoder, memory):
     logits = length_logits(*LENGTHS)
     best = ICMRDecoder(SPECIAL, 3, length_beam=4).generate(decoder, memory, logits)
@@ -115,11 +109,6 @@ def test_the_best_candidate_wins(decoder, memory):
         only = length_logits(*length.tolist())
         single.append(ICMRDecoder(SPECIAL, 3, length_beam=1).generate(decoder, memory, only).scores)
     torch.testing.assert_close(best.scores, torch.stack(single).max(0).values)
-
-
-def test_it_owns_no_weights():
-    assert not isinstance(ICMRDecoder(SPECIAL), torch.nn.Module)
-    assert not any(isinstance(value, torch.Tensor) for value in vars(ICMRDecoder(SPECIAL)).values())
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,6 @@ import subprocess
 from datetime import datetime, timedelta
 
 import pytest
-from PIL import Image
 
 import fastcap
 from fastcap import eval as eval_command
@@ -134,12 +133,3 @@ def test_no_page_is_no_reason_to_lose_an_evaluation(run, tmp_path, monkeypatch, 
         metrics = eval_command.evaluate(run[0] / "run/checkpoints/best.ckpt", "val", {}, tmp_path)
     assert "report.html left out: OSError: disk full" in caplog.text
     assert metrics["val/cider"] >= 0 and (tmp_path / "scores.csv").exists() and not (tmp_path / "report.html").exists()
-
-
-def test_thumbnails_keep_the_shape_of_a_photograph(tmp_path):
-    from fastcap.data.pixels import decode_thumbnail
-
-    Image.new("RGB", (800, 400), "red").save(tmp_path / "wide.jpg")
-    Image.new("L", (30, 60), 7).save(tmp_path / "small.png")
-    assert decode_thumbnail(tmp_path / "wide.jpg", 200).shape == (100, 200, 3)
-    assert decode_thumbnail(tmp_path / "small.png", 200).shape == (60, 30, 3)

@@ -126,20 +126,6 @@ def test_a_bad_result_file_is_one_line(rows, message, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("{", "results.json: result file is not readable JSON"),
-        (None, "results.json: result file is missing"),
-    ],
-)
-def test_a_file_that_is_no_json_is_one_line(text, message, tmp_path, capsys):
-    if text:
-        (tmp_path / "results.json").write_text(text)
-    _references(tmp_path / "references.json")
-    _fails([str(tmp_path / "results.json"), str(tmp_path / "references.json")], message, capsys)
-
-
-@pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--metrics", "cider,blue"], "--metrics cider,blue: choose from"),

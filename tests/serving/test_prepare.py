@@ -65,12 +65,6 @@ def test_what_sees_many_rows_is_packed(loaded):
     assert model.length.head[1].__class__ is nn.Linear
 
 
-def test_a_model_to_be_exported_is_not_packed(loaded):
-    model = copy.deepcopy(loaded.model)
-    prepare_model(model, IMAGES.shape[-1], pack=())
-    assert not any(isinstance(module, PackedLinear) for module in model.modules())
-
-
 @needs_onednn
 def test_what_would_change_results_is_not_done(loaded, monkeypatch):
     class Wrong(PackedLinear):

@@ -2,7 +2,6 @@
 
 import csv
 
-import pytest
 import torch
 
 from fastcap.tools import bench
@@ -27,10 +26,3 @@ def test_both_kinds_of_decoder_are_timed_side_by_side(tmp_path, capsys):
     one, eight = (float(row["decode_ms"]) for row in rows[:2])
     assert eight > 2 * one, "eight passes take longer than one"
     assert "| refinement | 8 | 3 |" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("wrong", ["4", "1x0", "x3", "1x2x3"])
-def test_a_refinement_is_told_as_steps_and_lengths(wrong, capsys):
-    with pytest.raises(SystemExit):
-        bench.main(["decoding", "--models", "any.ckpt", "--refinements", wrong])
-    assert f"must be like 1x4, steps and length beam, found '{wrong}'" in capsys.readouterr().err

@@ -4,40 +4,14 @@ import csv
 
 import pytest
 
-from fastcap.eval import evaluate
-from fastcap.train import train
 from fastcap.training import RunInfo, csv_logger
 from fastcap.training.log_wandb import ID_FILE
 from fastcap.training.loggers import short_name
-from tests.tiny import tiny_config
 
 
 def _rows(folder):
     with (folder / "metrics.csv").open(newline="") as file:
         return list(csv.DictReader(file))
-
-
-def test_a_run_resumed_in_place_keeps_its_rows(tmp_path):
-    small = (
-        "data.source.num_train=16",
-        "data.source.num_val=8",
-        "trainer.log_every_n_steps=1",
-        "~callbacks.refinement",
-    )
-    train(tiny_config(*small, "trainer.max_epochs=1"), tmp_path)
-    before = _rows(tmp_path)
-    checkpoint = tmp_path / "checkpoints/last.ckpt"
-    train(tiny_config(*small, "trainer.max_epochs=2", f"resume={checkpoint}"), tmp_path)
-    after = _rows(tmp_path)
-    assert [{k: v for k, v in row.items() if v} for row in after[: len(before)]] == [
-        {k: v for k, v in row.items() if v} for row in before
-    ]
-    steps = [int(row["step"]) for row in after if row["train/loss"]]
-    assert steps == [0, 1, 2, 3]
-    assert sum(bool(row["val/cider"]) for row in after) == 2
-
-    moved = checkpoint.rename(tmp_path / "moved.ckpt")
-    assert "val/cider" in evaluate(moved, "val", {}, tmp_path / "eval"), "the checkpoint it went on from is gone"
 
 
 def test_steps_that_are_done_again_are_not_there_twice(tmp_path):
@@ -87,10 +61,6 @@ def test_tensorboard_has_scalars(multirun):
 )
 def test_names_are_short_overrides(overrides, name):
     assert short_name(overrides) == name
-
-
-def test_a_run_without_overrides_is_named_by_its_folder(tmp_path):
-    assert RunInfo(tmp_path / "2026-01-01_ab").name == "2026-01-01_ab"
 
 
 def test_nothing_is_advertised_and_no_version_number_is_shown(multirun):

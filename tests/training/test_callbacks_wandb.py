@@ -1,9 +1,7 @@
 """An offline W&B run, read back from its file."""
 
 import json
-import logging
 
-import numpy as np
 import pytest
 
 from fastcap.training import RunInfo, wandb_logger
@@ -45,15 +43,6 @@ def test_runs_are_named_grouped_and_typed(offline):
 def test_every_promised_key_is_there(offline):
     (run,), _ = offline
     assert set(PROMISED.split()) <= run.keys
-
-
-def test_scalars_equal_the_results_file(multirun, offline):
-    folders, _ = multirun
-    for folder, (run,) in zip(folders, offline, strict=True):
-        metrics = json.loads((folder / "results.json").read_text())["metrics"]
-        for key in ("val/cider", "val/bleu1", "dlag/mae"):
-            (logged,) = [row[key] for row in run.history if key in row]
-            assert logged == pytest.approx(metrics[key], rel=1e-6)
 
 
 def test_the_caption_table_holds_what_the_run_wrote(multirun, offline):
@@ -146,21 +135,6 @@ def test_without_a_network_the_run_goes_on_offline(tmp_path, monkeypatch, caplog
     (run,) = read_runs(tmp_path)
     assert run.keys >= {"train/loss"}
     assert (tmp_path / ID_FILE).read_text().strip() == run.run.run_id
-
-
-def test_a_wandb_that_breaks_off_is_one_warning(tmp_path, monkeypatch, caplog):
-    monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path))
-    logger = wandb_logger(RunInfo(tmp_path))
-    experiment = logger.experiment
-    experiment.finish()
-    with caplog.at_level(logging.WARNING):
-        logger.log_metrics({"val/cider": 1.0}, step=1)
-        logger.log_pictures("val/samples", [np.zeros((4, 4, 3), np.uint8)], ["a"], 1)
-        logger.log_rows("val/captions", ["a"], [[1]], 1)
-        logger.log_curve("speed_quality", [{"decode_ms": 1.0, "cider": 2.0}], "decode_ms")
-        logger.finalize("success")
-        logger.close(failed=True)
-    assert caplog.text.count("W&B failed") == 1
 
 
 def test_a_run_that_fails_is_marked(tmp_path, monkeypatch):

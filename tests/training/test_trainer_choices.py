@@ -5,7 +5,7 @@ import torch
 
 from fastcap.build import build_trainer
 from fastcap.optim import clip_gradients
-from fastcap.training import AtomicCheckpointIO, machine, run_precision
+from fastcap.training import machine, run_precision
 from tests.tiny import tiny_config
 
 
@@ -17,11 +17,6 @@ def test_clipping_reaches_every_group_with_any_optimiser(fused):
     clip_gradients(optimizer, 1.0)
     norm = torch.cat([p.grad.flatten() for layer in layers for p in layer.parameters()]).norm()
     assert norm.item() == pytest.approx(1.0, abs=1e-4)
-
-
-def test_every_trainer_writes_whole_checkpoints(tmp_path):
-    trainer = build_trainer(tiny_config("trainer.accumulate_grad_batches=3"), tmp_path)
-    assert isinstance(trainer.strategy.checkpoint_io, AtomicCheckpointIO) and trainer.accumulate_grad_batches == 3
 
 
 def test_a_short_run_is_validated(tmp_path):

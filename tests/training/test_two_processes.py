@@ -13,13 +13,11 @@ from torch import nn
 
 from fastcap.losses import alignment_loss
 from fastcap.utils.distributed import (
-    SyncedBatchNorm2d,
     averaged,
     collective,
     gather_rows,
     sync_batch_norms,
     total,
-    unsync_batch_norms,
     weigh,
 )
 from fastcap.utils.rng import ImageRandom, uniform
@@ -137,15 +135,6 @@ def test_gathered_losses_and_batch_norm_equal_those_of_one_process(tmp_path):
         torch.testing.assert_close(torch.cat([rank[name] for rank in ranks]) / 2, whole.grad, **close)
     torch.testing.assert_close(torch.cat([rank["out"] for rank in ranks]), out.detach(), **close)
     torch.testing.assert_close(torch.cat([rank["pixels"] for rank in ranks]), pixels.grad, atol=1e-4, rtol=1e-4)
-
-
-def test_batch_norms_are_converted_and_back():
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
-    names = list(model.state_dict())
-    sync_batch_norms(model)
-    assert type(model[1]) is SyncedBatchNorm2d and list(model.state_dict()) == names
-    unsync_batch_norms(model)
-    assert type(model[1]) is nn.BatchNorm2d
 
 
 def test_chance_follows_the_image_and_not_the_batch():

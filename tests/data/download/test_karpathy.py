@@ -70,10 +70,3 @@ def test_a_bad_field_is_named(tmp_path, change, message):
     with pytest.raises(DataError, match=rf"d\.json: {message}"):
         convert(_write(tmp_path / "d.json", entries), tmp_path / "out")
     assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize(("text", "message"), [("[]", "'images'"), ("{", "JSON"), ('{"images": []}', "split train")])
-def test_other_files_are_refused(tmp_path, text, message):
-    (tmp_path / "d.json").write_text(text)
-    with pytest.raises(DataError, match=rf"d\.json: .*{message}"):
-        convert(tmp_path / "d.json", tmp_path)
