@@ -26,7 +26,7 @@ from fastcap.backbone.weights import load_backbone
 from fastcap.data import DataError
 from fastcap.data.datamodule import CaptionDataModule
 from fastcap.data.tokenizer import CaptionTokenizer
-from fastcap.metrics import CiderReward
+from fastcap.metrics import CiderD
 from fastcap.metrics.evaluation import CaptionEvaluation
 from fastcap.model import FastCap
 from fastcap.module import CaptioningModule
@@ -253,10 +253,9 @@ def build_module(cfg: DictConfig, datamodule: CaptionDataModule, model: FastCap 
         evaluation=CaptionEvaluation(
             datamodule.validation_splits,
             OmegaConf.to_container(cfg.metrics, resolve=True),  # type: ignore[arg-type]
-            datamodule.extra_metrics,
-            datamodule.oracle_captions,
+            datamodule.records,
         ),
-        reward=CiderReward(references) if cfg.objective.scst_weight > 0 else None,
+        reward=CiderD(references) if cfg.objective.scst_weight > 0 else None,
         artifacts={
             "format_version": FORMAT_VERSION,
             "fastcap_version": fastcap.__version__,

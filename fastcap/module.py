@@ -27,7 +27,7 @@ from fastcap.metrics.evaluation import CaptionEvaluation, Prediction
 from fastcap.model import FastCap
 from fastcap.optim import clip_gradients, parameter_groups, scale_learning_rates
 from fastcap.types import CaptionBatch, DecoderOutput, Encoded, Refinement, SpecialTokens
-from fastcap.utils.distributed import averaged, collective, gather_list, gather_rows, weigh
+from fastcap.utils.distributed import averaged, collective, gather_rows, weigh
 from fastcap.utils.rng import ImageRandom, RandomSource, step_seed
 
 Reward = Callable[[Sequence[int], Sequence[Sequence[int]]], list[float]]
@@ -87,7 +87,6 @@ class CaptioningModule(L.LightningModule):
         self.evaluation = evaluation
         self.reward = reward
         self.artifacts = dict(artifacts or {})
-        self.captioned: dict[int, str] = {}
         self._sums: dict[tuple[str, str], tuple[Tensor, int]] = {}
 
     def forward(self, images: Tensor, record_steps: bool = False) -> Refinement:
@@ -219,7 +218,7 @@ class CaptioningModule(L.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Start metrics afresh."""
-        self.evaluation.reset(self.device)
+        self.evaluation.reset()
         self._sums, self._generation_seconds = {}, 0.0
 
     def validation_step(self, batch: CaptionBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
@@ -238,7 +237,7 @@ class CaptioningModule(L.LightningModule):
         rows = zip(
             batch.image_ids.tolist(), self.texts(refinement), refinement.scores.tolist(), batch.references, strict=True
         )
-        self.evaluation.update([Prediction(*row, split) for row in rows])
+        self.evaluation.predictions += [Prediction(*row, split) for row in rows]
         error = refinement.drafted_lengths - batch.lengths.float().mean(1)
         self.log("dlag/mae", error.abs().mean(), batch_size=len(batch), sync_dist=True)
         if self.model.ngrams.counted:
@@ -253,11 +252,8 @@ class CaptioningModule(L.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log every metric of each split, and their means over several."""
-        with collective():
-            everybodys = gather_list(self.evaluation.predictions)
-        self.captioned = {p.image_id: p.caption for p in everybodys}
-        values = {split: self.evaluation.compute(split, everybodys) for split in self.evaluation.splits}
         images_per_second = len(self.evaluation.predictions) / max(self._generation_seconds, 1e-9)
+        values = self.evaluation.compute()
         self.log("time/eval_images_per_s", images_per_second, sync_dist=True)
         for split, each in values.items():
             for name, value in each.items():

@@ -77,7 +77,7 @@ def results(
 ) -> dict[str, object]:
     """Put together ``results.json``."""
     return {
-        **describe_run(cfg, overrides, "val", len(module.captioned)),
+        **describe_run(cfg, overrides, "val", len(module.evaluation.predictions)),
         "resumed": cfg.resume,  # minutes are then those since
         "precision": trainer.precision,
         "metrics": metrics,

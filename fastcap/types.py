@@ -6,8 +6,10 @@ pixel or patch grid, N patches, L caption positions, D width, V vocabulary, E ex
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, TypeAlias
 
 if TYPE_CHECKING:  # captioning with an exported model goes through here and needs no torch
@@ -296,18 +298,41 @@ class CausalDecoder(Decoder, Protocol):
 
 
 class CaptionRecords(Protocol):
-    """One split of a data set, images decoded on request.
+    """One split of a data set, images decoded on request. Data sets inherit what they have nothing to say on.
 
     ``load_image`` returns RGB uint8 pixels already at the size asked for, (size, size, 3) as a numpy array, and
     raises ``fastcap.data.DataError`` naming the file when it cannot.
+
+    Attributes:
+        name: Name of the split.
+        image_ids: Ids of the images, each once.
+        captions: Captions of each image.
+        paths: File of each image; none where images are not files.
+        own_ids: Ids that a data set itself uses where they are others, by image id.
+        num_skipped: Images of the split that were left out when it was read.
+        max_skipped: Share of the split's images that may be left out altogether.
+        oracle_captions: Captions that a perfect captioner might give, by image id; none where they are not known.
     """
 
     name: str
     image_ids: Sequence[int]
     captions: Sequence[Sequence[str]]
+    paths: Sequence[Path] = ()
+    own_ids: Mapping[int, int] = MappingProxyType({})
+    num_skipped: int = 0
+    max_skipped: float = 1.0
+    oracle_captions: Mapping[int, str] = MappingProxyType({})
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.image_ids)
 
     def load_image(self, index: int, size: int) -> Any:
         """Decode image ``index`` (position, not id) at ``size`` pixels square."""
 
     def fingerprint(self) -> str:
         """A string that changes whenever the pixels would; keys the pixel cache."""
+
+    def score(self, captions: Mapping[int, str]) -> dict[str, float]:
+        """Compute scores that only this data set knows, of captions by image id."""
+        return {}

@@ -16,12 +16,13 @@ import numpy as np
 from fastcap.data.errors import MAX_SKIPPED, DataError, Skipped
 from fastcap.data.image_files import resolve_name, same_name
 from fastcap.data.pixels import decode_image
+from fastcap.types import CaptionRecords
 
 _ANNOTATIONS = {name: f"annotations/captions_{name}.json" for name in ("train", "val", "test")}
 
 
-class CocoRecords:
-    """One split of a COCO-format caption set; satisfies ``fastcap.types.CaptionRecords``.
+class CocoRecords(CaptionRecords):
+    """One split of a COCO-format caption set.
 
     Attributes:
         name: Name of the split.
@@ -44,10 +45,6 @@ class CocoRecords:
         """Hold records that ``CocoCaptions.split`` has checked."""
         self.name, self.image_ids, self.captions, self.paths = name, image_ids, captions, paths
         self.num_skipped, self.max_skipped = num_skipped, max_skipped
-
-    def __len__(self) -> int:
-        """Number of images."""
-        return len(self.image_ids)
 
     def load_image(self, index: int, size: int) -> np.ndarray:
         """Decode image ``index`` (position, not id), squashed to a square.

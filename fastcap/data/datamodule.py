@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from lightning.pytorch import LightningDataModule
@@ -19,9 +19,6 @@ from fastcap.data.mixture import CaptionSource
 from fastcap.data.sampler import EpochSampler, ResumableLoader
 from fastcap.data.tokenizer import CaptionTokenizer
 from fastcap.types import CaptionRecords
-
-if TYPE_CHECKING:
-    from torchmetrics import Metric
 
 _EVAL_CAPTIONS = 5
 
@@ -133,15 +130,6 @@ class CaptionDataModule(LightningDataModule):
     def validation_splits(self) -> list[str]:
         """What training validates on: "val", or each set's own where the source is a mixture of sets."""
         return list(getattr(self.source, "validation_splits", ["val"]))
-
-    def extra_metrics(self, split: str) -> dict[str, Metric]:
-        """Return fresh metrics that only this data set knows (``records.build_metrics()``), if any."""
-        build = getattr(self.records(split), "build_metrics", None)
-        return dict(build()) if build is not None else {}
-
-    def oracle_captions(self, split: str) -> dict[int, str]:
-        """Return a perfect caption of each image id where the data set knows one (drawn scenes do), else nothing."""
-        return dict(getattr(self.records(split), "oracle_captions", {}))
 
     def concept_weights(self, min_count: int) -> list[float]:
         """Return how far the training images decide each concept; see ``concept_agreement``."""

@@ -116,8 +116,7 @@ class SplitImages:
         """Leave out the images that ``cache`` could not decode.
 
         Args:
-            records: The split. Its ``max_skipped``, where it has one, is the share of images that may be left out; its
-                ``num_skipped`` counts those that it left out itself.
+            records: The split.
             size: Side of the square images, in pixels.
             cache: Its pixels; None decodes each image when it is asked for.
 
@@ -131,13 +130,13 @@ class SplitImages:
     def leave_out(self, bad: list[tuple[int, str, str]]) -> None:
         """Mark images, each with reason and example, as not to be used; raises ``DataError`` if they are too many."""
         skipped, records = Skipped(f"{self.records.name}: images"), self.records
-        before = getattr(records, "num_skipped", 0)
+        before = records.num_skipped
         num_all = len(self.usable) + before
         before += int((~self.usable).sum())
         for index, reason, example in bad:
             self.usable[index] = False
             skipped.add(reason, example)
-        skipped.check(num_all, getattr(records, "max_skipped", 1.0), before)
+        skipped.check(num_all, records.max_skipped, before)
 
     def read(self, positions: np.ndarray) -> tuple[Tensor, np.ndarray]:
         """Return pixels of images, and their positions: fewer where an uncached image turns out to be bad.

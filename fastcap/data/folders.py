@@ -12,12 +12,13 @@ import numpy as np
 from fastcap.data.errors import DataError
 from fastcap.data.image_files import find_images
 from fastcap.data.pixels import decode_image
+from fastcap.types import CaptionRecords
 
 MAX_SKIPPED = 0.05  # share of a split's images that may be left out
 
 
-class ImageFiles:
-    """Image files of one split; satisfies what a pixel cache asks of ``CaptionRecords``.
+class ImageFiles(CaptionRecords):
+    """Image files of one split.
 
     Attributes:
         paths: The files.

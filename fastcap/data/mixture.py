@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 
 from fastcap.data.coco import normalise_caption, read_json
-from fastcap.data.errors import MAX_SKIPPED, DataError
+from fastcap.data.errors import DataError
 from fastcap.types import CaptionRecords
 
 _ID_STRIDE = 10**12
@@ -23,8 +23,8 @@ class CaptionSource(Protocol):
         """Return one split; raises ``DataError`` naming the choices when there is none of that name."""
 
 
-class MixedRecords:
-    """One split of several sets, one after the other; satisfies ``fastcap.types.CaptionRecords``.
+class MixedRecords(CaptionRecords):
+    """One split of several sets, one after the other.
 
     Attributes:
         name: Name of the split.
@@ -49,14 +49,10 @@ class MixedRecords:
         ]
         self.own_ids = {i: i % _ID_STRIDE for i in self.image_ids} if len(parts) == 1 else {}
         self.captions: Sequence[Sequence[str]] = [texts for part in self._parts for texts in part.captions]
-        if all(hasattr(part, "paths") for part in self._parts):
-            self.paths = [path for part in self._parts for path in getattr(part, "paths")]  # noqa: B009 (no part of the protocol)
-        self.num_skipped = sum(getattr(part, "num_skipped", 0) for part in self._parts)
-        self.max_skipped = min(getattr(part, "max_skipped", MAX_SKIPPED) for part in self._parts)
-
-    def __len__(self) -> int:
-        """Number of images."""
-        return len(self.image_ids)
+        if all(part.paths for part in self._parts):
+            self.paths = [path for part in self._parts for path in part.paths]
+        self.num_skipped = sum(part.num_skipped for part in self._parts)
+        self.max_skipped = min(part.max_skipped for part in self._parts)
 
     def load_image(self, index: int, size: int) -> np.ndarray:
         """Decode image ``index`` (position, not id), (size, size, 3); raises ``DataError`` naming the file."""

@@ -30,11 +30,10 @@ NAMES = {
     "cider": "CIDEr-D",
     "rouge_l": "ROUGE-L",
     "meteor": "METEOR",
-    "spice": "SPICE",
     **{f"bleu{order}": f"BLEU-{order}" for order in range(1, 5)},
 }
 _FAULTS = ("distinct", "repetitions")  # which the page counts itself
-_MAIN = ("cider", "bleu4", "rouge_l", "meteor", "spice")
+_MAIN = ("cider", "bleu4", "rouge_l", "meteor")
 
 Picture = Callable[[int], np.ndarray | None]
 

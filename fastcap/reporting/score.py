@@ -10,7 +10,7 @@ import numpy as np
 
 from fastcap.cli import UserError, one_clear_error, print_table
 
-METRICS = ("bleu", "rouge_l", "cider", "meteor", "spice")
+METRICS = ("bleu", "rouge_l", "cider", "meteor")
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -75,20 +75,19 @@ def score(options: argparse.Namespace) -> dict[str, float]:
     from fastcap.metrics import CaptionMetrics
 
     pairs = pair_results(options.results, options.references, options.allow_missing)
-    metric = CaptionMetrics(names, options.tokenizer, sync_on_compute=False)
+    scorer = CaptionMetrics(names, options.tokenizer)
     ids = [pair.image_id for pair in pairs]
     captions, references = [pair.caption for pair in pairs], [pair.references for pair in pairs]
-    metric.update(ids, captions, references)
-    metrics = metric.compute()
+    metrics, scores = scorer.score(ids, captions, references)
     if not metrics:
         raise UserError(f"--metrics {options.metrics}: none of these can be had on this machine")
-    print_table(f"{options.results}: {len(pairs)} images, {metric.tokenizer_name} tokenizer", metrics)
+    print_table(f"{options.results}: {len(pairs)} images, {scorer.tokenizer_name} tokenizer", metrics)
     if options.json:
         content = {
             "results": str(options.results),
             "references": str(options.references),
             "images": len(pairs),
-            "tokenizer": metric.tokenizer_name,
+            "tokenizer": scorer.tokenizer_name,
             "metrics": metrics,
         }
         options.json.write_text(json.dumps(content, indent=1), encoding="utf-8")
@@ -97,7 +96,7 @@ def score(options: argparse.Namespace) -> dict[str, float]:
         from fastcap.reporting.scores import score_captions, write_scores
 
         files = {pair.image_id: pair.file_name for pair in pairs}
-        scored = score_captions(ids, captions, references, metric, list(files.values()))
+        scored = score_captions(ids, captions, references, scores, list(files.values()))
         if options.per_image:
             write_scores(scored, options.per_image)
         if options.html:
@@ -106,7 +105,7 @@ def score(options: argparse.Namespace) -> dict[str, float]:
                 subtitle=f"{len(pairs):,} images against {options.references.name}",
                 metrics=metrics,
                 captions=scored,
-                tokenizer=metric.tokenizer_name,
+                tokenizer=scorer.tokenizer_name,
                 settings={"Captions": options.results, "References": options.references},
             )
             write_page(evaluation, options.html, lambda image_id: photograph(options.images, files[image_id]))

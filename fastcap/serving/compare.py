@@ -107,6 +107,6 @@ def table(rows: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
 def _cider(photos: Sequence[Photo], texts: Sequence[str], options: dict[str, Any]) -> float:
     from fastcap.metrics import CaptionMetrics
 
-    metric = CaptionMetrics(**{**options, "names": ["cider"]}, sync_on_compute=False)
-    metric.update([photo.image_id for photo in photos], texts, [photo.references for photo in photos])
-    return round(float(metric.compute()["cider"]), 3)
+    references = [photo.references for photo in photos]
+    scores = CaptionMetrics(**{**options, "names": ["cider"]}).score([p.image_id for p in photos], texts, references)
+    return round(scores.metrics["cider"], 3)

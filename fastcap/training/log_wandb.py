@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 ID_FILE = "wandb_id.txt"
 STEP = "trainer/global_step"
 # Validation metrics whose best value a run's summary keeps.
-HIGHEST = ("cider", "bleu1", "bleu2", "bleu3", "bleu4", "rouge_l", "meteor", "spice")
+HIGHEST = ("cider", "bleu1", "bleu2", "bleu3", "bleu4", "rouge_l", "meteor")
 LOWEST = ("val/loss", "dlag/mae")
 
 

@@ -17,7 +17,6 @@ from fastcap.reporting.pictures import draw_captions
 from fastcap.reporting.refinement import draw_refinement, write_steps
 from fastcap.training.log_wandb import log_step, read_picture, wandb_loggers
 from fastcap.types import CaptionBatch
-from fastcap.utils.distributed import collective, gather_list
 from fastcap.utils.files import write_json
 
 log = logging.getLogger(__name__)
@@ -75,27 +74,20 @@ class SampleCaptions(FirstImages):
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the captions and the picture; a picture that fails is a warning, not the end of the run."""
         assert isinstance(pl_module, CaptioningModule)
-        try:
-            scores = pl_module.evaluation.image_scores()  # every process takes part
-        except Exception as error:
-            log.warning("scores of single images left out: %s", error)
-            scores = {}
-        with collective():
-            predictions = list({p.image_id: p for p in gather_list(pl_module.evaluation.predictions)}.values())
         if not trainer.is_global_zero:
             return
         rows = [
             {"image_id": p.image_id, "caption": p.caption, "score": round(p.score, 4), "references": p.references}
-            for p in predictions
+            for p in pl_module.evaluation.predictions
         ]
         write_json(Path(trainer.default_root_dir) / "captions.json", rows)
         try:
             if self.batches:
-                self._draw(trainer, pl_module, {image: s.get("cider", float("nan")) for image, s in scores.items()})
+                self._draw(trainer, pl_module)
         except Exception as error:
             log.warning("sample picture left out: %s", error)
 
-    def _draw(self, trainer: L.Trainer, module: CaptioningModule, cider: dict[int, float]) -> None:
+    def _draw(self, trainer: L.Trainer, module: CaptioningModule) -> None:
         images = [image.permute(1, 2, 0).cpu().numpy() for image in self.images()]
         shown: list[Prediction] = module.evaluation.predictions[: len(images)]
         captions = [p.caption for p in shown]
@@ -103,9 +95,9 @@ class SampleCaptions(FirstImages):
         draw_captions(path, images, captions, [p.references for p in shown], self.columns)
         columns = ["epoch", "image_id", "image", "caption", "references", "score", "cider"]
         table = [
-            [trainer.current_epoch, str(p.image_id), image, p.caption, "\n".join(p.references), p.score, own]
+            [trainer.current_epoch, str(p.image_id), image, p.caption, "\n".join(p.references), p.score, own["cider"]]
             for p, image in zip(shown, images, strict=True)
-            for own in [cider.get(p.image_id, float("nan"))]
+            for own in [module.evaluation.image_scores[p.image_id]]
         ]
         for logger in wandb_loggers(trainer):
             logger.log_rows(f"{module.evaluation.name}/captions", columns, table, log_step(trainer))

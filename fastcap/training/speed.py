@@ -101,20 +101,18 @@ def measure(
         steps: Numbers of refinement steps.
     """
     encoded = [model.encode(batch.images) for batch in batches]
-    metric = CaptionMetrics(**{**module.evaluation.metric_options, "names": ["bleu", "cider"]}, sync_on_compute=False)
+    metrics = CaptionMetrics(**{**module.evaluation.metric_options, "names": ["bleu", "cider"]})
+    image_ids = [image_id for batch in batches for image_id in batch.image_ids.tolist()]
+    references = [texts for batch in batches for texts in batch.references]
     points = []
     for count in steps:
-        metric.reset()
-        for batch, images in zip(batches, encoded, strict=True):
-            metric.update(
-                batch.image_ids.tolist(), module.texts(model.decode(images, num_steps=count)), batch.references
-            )
+        captions = [text for images in encoded for text in module.texts(model.decode(images, num_steps=count))]
         seconds = []
         for _ in range(PASSES):
             started = _now(encoded[0].memory)
             model.decode(encoded[0], num_steps=count)
             seconds.append(_now(encoded[0].memory) - started)
-        scores = metric.compute()
+        scores = metrics.score(image_ids, captions, references).metrics
         milliseconds = 1000 * statistics.median(seconds) / len(batches[0])
         points.append(SpeedPoint(count, milliseconds, scores["cider"], scores["bleu4"]))
     return points

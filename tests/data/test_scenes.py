@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastcap.data.scenes import SceneRecords, Scenes
-from fastcap.data.scenes.accuracy import SceneAccuracy
+from fastcap.data.scenes.accuracy import scene_accuracy
 from fastcap.data.scenes.language import COUNT_OF, GROUND_OF, SHAPE_OF, SIZE_OF, parse_caption
 from fastcap.data.scenes.render import PAINT
 from fastcap.data.scenes.world import (
@@ -91,9 +91,7 @@ def test_pictures_agree_with_facts(val):
 
 def test_parser_inverts_the_grammar(val):
     for captions in (*zip(*val.captions, strict=True), val.oracle_captions.values()):
-        metric = SceneAccuracy(val)
-        metric.update(val.image_ids, list(captions))
-        values = metric.compute()
+        values = val.score(dict(zip(val.image_ids, captions, strict=True)))
         assert all(value == 100 for value in values.values()), values
 
 
@@ -117,35 +115,23 @@ def test_parser_survives_word_salad(words):
     claims = parse_caption(" ".join(words))
     assert len(claims.groups) == sum(word in SHAPE_OF for word in words)
     records = SceneRecords("val", 1)
-    metric = SceneAccuracy(records)
-    metric.update(records.image_ids, [" ".join(words)])
-    assert all(0 <= value <= 100 for value in metric.compute().values())
+    assert all(0 <= value <= 100 for value in records.score({records.image_ids[0]: " ".join(words)}).values())
 
 
 def test_wrong_captions_score_low(val):
-    metric = SceneAccuracy(val)
-    metric.update(val.image_ids, [captions[0] for captions in val.captions[1:] + val.captions[:1]])
-    values = metric.compute()
+    shifted = [captions[0] for captions in val.captions[1:] + val.captions[:1]]
+    values = val.score(dict(zip(val.image_ids, shifted, strict=True)))
     assert all(value < 35 for value in values.values()), values
     assert values["colour_accuracy"] < 10 and values["relation_accuracy"] < 10
-
-
-def scene_metric(*groups: Group, layout: str = "row") -> SceneAccuracy:
-    records = SceneRecords("val", 1)
-    records.facts = [Scene("sky", groups, layout)]
-    return SceneAccuracy(records)
 
 
 def test_each_claim_is_checked():
     heart = Group("heart", "red", "small", ((0.25, 0.5),), 0.16)
     ring = Group("ring", "blue", "large", ((0.75, 0.5),), 0.28)
-    metric = scene_metric(heart, ring)
-    [image_id] = SceneRecords("val", 1).image_ids
+    scenes = {7: Scene("sky", (heart, ring), "row")}
 
     def score(caption: str) -> dict[str, float]:
-        metric.reset()
-        metric.update([image_id], [caption])
-        return metric.compute()
+        return scene_accuracy(scenes, {7: caption})
 
     assert score("a small red heart to the left of a large blue ring in the sky")["relation_accuracy"] == 100
     swapped = score("a small blue heart to the right of two large red rings at night")
@@ -158,15 +144,3 @@ def test_each_claim_is_checked():
     assert score("a red heart to the left of")["relation_accuracy"] == 0
     assert score("a red heart on the left")["position_accuracy"] == 100
     assert score("a red heart on the right")["position_accuracy"] == 0
-
-
-def test_metric_states_sum_over_processes(val):
-    captions = [captions[0] for captions in val.captions[1:] + val.captions[:1]]
-    whole, first, second = (SceneAccuracy(val) for _ in range(3))
-    whole.update(val.image_ids, captions)
-    first.update(val.image_ids[::2], captions[::2])
-    second.update(val.image_ids[1::2], captions[1::2])
-    assert all(reduction.__name__ == "dim_zero_sum" for reduction in first._reductions.values())
-    for name in first._defaults:
-        setattr(first, name, getattr(first, name) + getattr(second, name))
-    assert first.compute() == whole.compute()

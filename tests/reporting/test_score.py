@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from fastcap.data.results import pair_results, read_results, write_results
-from fastcap.metrics.java import JavaError, find_java
+from fastcap.metrics.java import JavaError, find_java, ptb_tokenize
 from fastcap.reporting import score as score_command
 
 NUMBER = 12
@@ -49,8 +49,6 @@ def test_scores_equal_pycocoevalcaps_on_files_that_pycocotools_reads(files, tmp_
     from pycocoevalcap.cider.cider import Cider
     from pycocoevalcap.rouge.rouge import Rouge
     from pycocotools.coco import COCO
-
-    from fastcap.metrics.ptb import ptb_tokenize
 
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO(files[1])

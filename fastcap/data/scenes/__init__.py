@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from random import Random
 
 import numpy as np
 import PIL
-from torchmetrics import Metric
 
 from fastcap.data.errors import DataError
 from fastcap.data.scenes import render
-from fastcap.data.scenes.accuracy import SceneAccuracy
+from fastcap.data.scenes.accuracy import scene_accuracy
 from fastcap.data.scenes.language import draw_caption, draw_captions
 from fastcap.data.scenes.world import SPLITS, sample_scene
+from fastcap.types import CaptionRecords
 
 NUM_CAPTIONS = 5
 _ID_STRIDE = 10_000_000
 
 
-class SceneRecords:
-    """One split of the drawn scenes; satisfies ``fastcap.types.CaptionRecords``.
+class SceneRecords(CaptionRecords):
+    """One split of the drawn scenes.
 
     Attributes:
         name: ``train``, ``val`` or ``test``.
@@ -47,10 +47,6 @@ class SceneRecords:
             for index, (image_id, scene) in enumerate(zip(self.image_ids, self.facts, strict=True))
         }
 
-    def __len__(self) -> int:
-        """Number of scenes."""
-        return len(self.facts)
-
     def load_image(self, index: int, size: int) -> np.ndarray:
         """Draw the scene at position ``index``. RGB uint8 (size, size, 3)."""
         return render.draw_scene(self.facts[index], size)
@@ -64,9 +60,9 @@ class SceneRecords:
             digest.update(repr(scene).encode())
         return f"scenes-{self.name}-{len(self)}-{digest.hexdigest()}"
 
-    def build_metrics(self) -> dict[str, Metric]:
-        """Metrics that only this data set can offer, by name."""
-        return {"scenes": SceneAccuracy(self)}
+    def score(self, captions: Mapping[int, str]) -> dict[str, float]:
+        """Measure how much of what captions, by image id, claim is true of their scenes."""
+        return scene_accuracy(dict(zip(self.image_ids, self.facts, strict=True)), captions)
 
 
 class Scenes:

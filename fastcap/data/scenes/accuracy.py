@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
-
-import torch
-from torch import Tensor
-from torchmetrics import Metric
+from collections import Counter
+from collections.abc import Mapping
 
 from fastcap.data.scenes.language import Claims, parse_caption
 from fastcap.data.scenes.world import Group, Scene, between, related
@@ -15,83 +11,34 @@ from fastcap.data.scenes.world import Group, Scene, between, related
 KINDS = ("object", "colour", "count", "size", "relation", "position", "background")
 
 
-class FactRecords(Protocol):
-    """What the metric asks of a split: ids, and the scene at each position."""
-
-    @property
-    def image_ids(self) -> Sequence[int]:
-        """Ids, unique."""
-
-    @property
-    def facts(self) -> Sequence[Scene]:
-        """The scene of each id."""
-
-
-class SceneAccuracy(Metric):
-    """Share of the claims of each kind that are true, and share of the groups that are named.
+def scene_accuracy(scenes: Mapping[int, Scene], captions: Mapping[int, str]) -> dict[str, float]:
+    """Measure the share of the claims of each kind that are true, and the share of the groups that are named.
 
     A claimed group is matched to the scene's group of that shape, each of which can be matched once; whatever is
     claimed of a group without a match is false, so a second "circle" in a scene with one group of circles is false in
     every respect. A caption that names no object counts as one false object. A relation or a position that lacks a
     group is false.
 
-    Captions are counted as they come: evaluate without the repeats that a padding distributed sampler adds.
+    Args:
+        scenes: Scenes by image id.
+        captions: One caption of each image, by image id.
+
+    Returns:
+        ``{kind}_accuracy`` for each of ``KINDS`` and ``object_recall``, all x 100. A kind of which no claim was made
+        scores 0, so that silence earns nothing.
+
+    Raises:
+        KeyError: An id is not among the scenes.
     """
-
-    full_state_update = False
-    higher_is_better = True
-    true_claims: Tensor
-    claims: Tensor
-    found_groups: Tensor
-    groups: Tensor
-
-    def __init__(self, records: FactRecords) -> None:
-        """Remember the scene of every image id of ``records``."""
-        super().__init__()
-        self._scenes = dict(zip(records.image_ids, records.facts, strict=True))
-        zeros = torch.zeros(len(KINDS), dtype=torch.long)
-        self.add_state("true_claims", default=zeros.clone(), dist_reduce_fx="sum")
-        self.add_state("claims", default=zeros.clone(), dist_reduce_fx="sum")
-        self.add_state("found_groups", default=torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
-        self.add_state("groups", default=torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
-
-    def update(self, image_ids: Sequence[int], captions: Sequence[str]) -> None:
-        """Count the claims of one caption an image.
-
-        Args:
-            image_ids: Ids out of the records, ints or a tensor. (B,)
-            captions: One caption an id. (B,)
-
-        Raises:
-            KeyError: An id is not in the records.
-            ValueError: There are not as many ids as captions.
-        """
-        true = torch.zeros(len(KINDS), dtype=torch.long)
-        total = torch.zeros(len(KINDS), dtype=torch.long)
-        found = num_groups = 0
-        for image_id, caption in zip(image_ids, captions, strict=True):
-            if int(image_id) not in self._scenes:
-                raise KeyError(f"image id {int(image_id)} is none of the {len(self._scenes)} scenes of this split")
-            scene = self._scenes[int(image_id)]
-            verdicts = check_claims(scene, parse_caption(caption))
-            for kind, name in enumerate(KINDS):
-                true[kind] += sum(verdicts[name])
-                total[kind] += len(verdicts[name])
-            found += sum(verdicts["object"])
-            num_groups += len(scene.groups)
-        self.true_claims += true.to(self.true_claims.device)
-        self.claims += total.to(self.claims.device)
-        self.found_groups += found
-        self.groups += num_groups
-
-    def compute(self) -> dict[str, float]:
-        """Return ``{kind}_accuracy`` for each of ``KINDS`` and ``object_recall``, all x 100.
-
-        The keys are always the same: a kind of which no claim was made scores 0, so that silence earns nothing.
-        """
-        shares = self.true_claims.double() / self.claims.clamp(min=1)
-        values = {f"{name}_accuracy": 100 * share for name, share in zip(KINDS, shares.tolist(), strict=True)}
-        return values | {"object_recall": 100 * float(self.found_groups) / max(1, int(self.groups))}
+    true: Counter[str] = Counter()
+    total: Counter[str] = Counter()
+    for image_id, caption in captions.items():
+        for kind, verdicts in check_claims(scenes[image_id], parse_caption(caption)).items():
+            true[kind] += sum(verdicts)
+            total[kind] += len(verdicts)
+        total["groups"] += len(scenes[image_id].groups)
+    values = {f"{kind}_accuracy": 100 * true[kind] / max(1, total[kind]) for kind in KINDS}
+    return values | {"object_recall": 100 * true["object"] / max(1, total["groups"])}
 
 
 def check_claims(scene: Scene, claims: Claims) -> dict[str, list[bool]]:
