@@ -30,26 +30,21 @@ from fastcap.metrics import CiderD
 from fastcap.metrics.evaluation import CaptionEvaluation
 from fastcap.model import FastCap
 from fastcap.module import CaptioningModule
-from fastcap.training import (
-    AtomicCheckpointIO,
-    BatchNormSync,
-    CheckpointError,
-    RunInfo,
-    keep_freed_memory,
-    open_checkpoint,
-    quiet,
-    run_precision,
-    unfinished_run,
-    validation_interval,
-)
 from fastcap.training.checkpoints import (
     FORMAT_VERSION,
     RUNS_DIR,
+    AtomicCheckpointIO,
+    CheckpointError,
     find_checkpoint,
     model_state,
+    open_checkpoint,
     read_checkpoint,
     start_from,
 )
+from fastcap.training.loggers import RunInfo
+from fastcap.training.machine import BatchNormSync, keep_freed_memory, run_precision, validation_interval
+from fastcap.training.progress import quiet
+from fastcap.training.resume import unfinished_run
 from fastcap.utils.allowlist import not_allowed
 from fastcap.utils.errors import UserError
 

@@ -30,8 +30,8 @@ from fastcap.metrics import caption_faults, count_lengths
 from fastcap.metrics.evaluation import Prediction
 from fastcap.reporting.evaluation import Evaluation, Speed, write_page
 from fastcap.reporting.scores import ScoredCaption, write_scores
-from fastcap.training import closing_loggers
 from fastcap.training.checkpoints import find_checkpoint
+from fastcap.training.loggers import closing_loggers
 from fastcap.types import CaptionRecords
 from fastcap.utils.files import write_json
 from fastcap.utils.provenance import describe_run

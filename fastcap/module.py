@@ -33,7 +33,44 @@ from fastcap.utils.rng import ImageRandom, RandomSource, step_seed
 Reward = Callable[[Sequence[int], Sequence[Sequence[int]]], list[float]]
 
 
-class CaptioningModule(L.LightningModule):
+class TrainedModule(L.LightningModule):
+    """How captioners and backbones alike are optimised.
+
+    Args:
+        optimizer: Makes the optimiser from parameter groups.
+        schedule: Makes the learning-rate schedule from (optimizer, total_steps).
+        weight_decay: Of matrices; biases, norms and embeddings do not decay.
+        seed: Root of all randomness.
+    """
+
+    lr_scales: Mapping[str, float] = {}
+
+    def __init__(
+        self,
+        optimizer: Callable[..., Optimizer],
+        schedule: Callable[..., LRScheduler],
+        weight_decay: float = 0.05,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.make_optimizer, self.make_schedule = optimizer, schedule
+        self.weight_decay, self.seed = weight_decay, seed
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Build the optimiser over decayed and undecayed parameters, and its schedule in steps."""
+        optimizer = self.make_optimizer(parameter_groups(self, self.weight_decay, self.lr_scales))
+        scale_learning_rates(optimizer)
+        schedule = self.make_schedule(optimizer, total_steps=int(self.trainer.estimated_stepping_batches))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def configure_gradient_clipping(
+        self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        """Clip the gradients' norm."""
+        clip_gradients(optimizer, gradient_clip_val)
+
+
+class CaptioningModule(TrainedModule):
     """Train and evaluate a ``FastCap``; ``forward`` captions images.
 
     All random numbers of a step follow from (seed, epoch, image), those of dropout from (seed, epoch, batch, rank): a
@@ -43,11 +80,7 @@ class CaptioningModule(L.LightningModule):
         model: The model.
         special: Special token ids.
         decode: Token ids to text.
-        optimizer: Makes the optimiser from parameter groups.
-        schedule: Makes the learning-rate schedule from (optimizer, total_steps).
         objective: Loss weights and masking.
-        seed: Root of all randomness.
-        weight_decay: Of matrices; biases, norms and embeddings do not decay.
         backbone_lr_scale: The backbone's learning rate over that of the rest: small for one that brings weights.
         alignment_lr_scale: Likewise of the alignment, which makes the image memory: small where that was trained first.
         evaluation: Collects and scores the captions of validation; its splits are what the validation loaders hold. Of
@@ -55,6 +88,7 @@ class CaptioningModule(L.LightningModule):
         reward: Score of each caption, given as token ids, from the images' ids; asked for where
             ``objective.scst_weight`` is above zero.
         artifacts: Plain data stored in every checkpoint under ``fastcap``.
+        **training: As in ``TrainedModule``.
     """
 
     def __init__(
@@ -62,28 +96,21 @@ class CaptioningModule(L.LightningModule):
         model: FastCap,
         special: SpecialTokens,
         decode: Callable[[list[int]], str],
-        optimizer: Callable[..., Optimizer],
-        schedule: Callable[..., LRScheduler],
         objective: Objective,
         evaluation: CaptionEvaluation,
-        seed: int = 0,
-        weight_decay: float = 0.05,
         backbone_lr_scale: float = 1.0,
         alignment_lr_scale: float = 1.0,
         reward: Reward | None = None,
         artifacts: Mapping[str, Any] | None = None,
+        **training: Any,
     ) -> None:
-        super().__init__()
+        super().__init__(**training)
         freeze_untrained(model, objective)
         self.model = model
         self.special = special
         self.decode_text = decode
-        self.make_optimizer = optimizer
-        self.make_schedule = schedule
         self.objective = objective
-        self.seed = seed
-        self.weight_decay = weight_decay
-        self.lr_scales = {"backbone": backbone_lr_scale, "alignment": alignment_lr_scale}
+        self.lr_scales = {"model.backbone": backbone_lr_scale, "model.alignment": alignment_lr_scale}
         self.evaluation = evaluation
         self.reward = reward
         self.artifacts = dict(artifacts or {})
@@ -200,19 +227,6 @@ class CaptioningModule(L.LightningModule):
         rewards = torch.tensor(scores, device=encoded.memory.device).view(-1, number)
         self.log("train/reward", 100 * rewards.mean(), sync_dist=True)
         return scst_loss(sampled, rewards), sampled.decided.sum()
-
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Build the optimiser over decayed and undecayed parameters, and its schedule in steps."""
-        optimizer = self.make_optimizer(parameter_groups(self.model, self.weight_decay, self.lr_scales))
-        scale_learning_rates(optimizer)
-        schedule = self.make_schedule(optimizer, total_steps=int(self.trainer.estimated_stepping_batches))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-    def configure_gradient_clipping(
-        self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
-    ) -> None:
-        """Clip the gradients' norm."""
-        clip_gradients(optimizer, gradient_clip_val)
 
     # Evaluation
 

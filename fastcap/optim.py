@@ -19,15 +19,16 @@ def parameter_groups(
     Args:
         module: The whole model.
         weight_decay: Of the matrices.
-        lr_scales: Learning rate of some children, by name, over that of the rest; ``scale_learning_rates`` applies it.
+        lr_scales: Learning rate of some parts, by name, over that of the rest; ``scale_learning_rates`` applies it.
     """
     embeddings = {id(m.weight) for m in module.modules() if isinstance(m, nn.Embedding)}
-    scales = dict(lr_scales or {})
+    scales = dict(lr_scales or {}).items()
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
             decays = parameter.ndim >= 2 and id(parameter) not in embeddings
-            groups.setdefault((scales.get(name.partition(".")[0], 1.0), decays), []).append(parameter)
+            scale = next((scale for part, scale in scales if name.startswith(f"{part}.")), 1.0)
+            groups.setdefault((scale, decays), []).append(parameter)
     return [
         {"params": parameters, "weight_decay": weight_decay if decays else 0.0, "lr_scale": scale}
         for (scale, decays), parameters in sorted(groups.items(), key=lambda item: item[0], reverse=True)

@@ -16,16 +16,12 @@ from fastcap.cli import hydra_command, print_table
 from fastcap.jobs.feature_cache import cache_features
 from fastcap.jobs.sweep import run_job, swept_first
 from fastcap.module import CaptioningModule
-from fastcap.training import (
-    check_weights,
-    closing_loggers,
-    exit_if_preempted,
-    only_writer,
-    seed_run,
-    settle_resume,
-    validate_best,
-)
-from fastcap.training.checkpoints import check_resume
+from fastcap.training.checkpoints import read_checkpoint, resume_weights
+from fastcap.training.loggers import closing_loggers
+from fastcap.training.machine import seed_run
+from fastcap.training.preemption import exit_if_preempted
+from fastcap.training.resume import only_writer, settle_resume
+from fastcap.training.saving import validate_best
 from fastcap.utils.files import write_json
 from fastcap.utils.provenance import describe_run
 
@@ -49,10 +45,10 @@ def train(cfg: DictConfig, run_dir: Path, overrides: Sequence[str] = (), job_typ
         datamodule = build_datamodule(cfg)
         datamodule.prepare()
         if cfg.resume:
-            check_resume(cfg.resume, datamodule.tokenizer)
+            read_checkpoint(cfg.resume, datamodule.tokenizer)  # refuses another vocabulary
         module = build_module(cfg, datamodule)
         if cfg.resume:
-            check_weights(cfg.resume, module.state_dict())
+            resume_weights(cfg.resume, module.state_dict())
         cache_features(cfg, datamodule, module.model)
         if cfg.compile.backend:
             module.model.backbone.compile(**OmegaConf.to_container(cfg.compile))  # type: ignore[arg-type]

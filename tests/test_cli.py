@@ -19,8 +19,8 @@ from fastcap.cli import one_clear_error, readable
 from fastcap.data import DataError
 from fastcap.eval import main as eval_command
 from fastcap.train import main as train_command
-from fastcap.training import seed_run
 from fastcap.training.checkpoints import CheckpointError
+from fastcap.training.machine import seed_run
 from fastcap.utils.errors import UserError
 from tests.tiny import tiny_config
 

@@ -17,7 +17,7 @@ from fastcap.cli import UserError
 from fastcap.eval import checkpoint_overrides
 from fastcap.train import main as train_command
 from fastcap.train import train
-from fastcap.training.checkpoints import CheckpointError, newest_checkpoint
+from fastcap.training.checkpoints import CheckpointError, find_checkpoint
 from tests.tiny import TINY, tiny_config
 from tests.tiny_captioner import write_checkpoint
 
@@ -84,7 +84,7 @@ def test_caption_names_the_mistake(arguments, message, tmp_path, monkeypatch, ca
 def test_no_checkpoint_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(CheckpointError, match="train first"):
-        newest_checkpoint()
+        find_checkpoint(None)
 
 
 def _edited(checkpoint, tmp_path, edit):

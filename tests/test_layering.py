@@ -31,13 +31,13 @@ BUDGETS = {
     "data": 4069,
     "decoder": 800,
     "generation": 1080,
-    "jobs": 830,
+    "jobs": 760,
     "metrics": 733,
     "pretrained": 80,
     "reporting": 1220,
     "serving": 1900,
     "tools": 1260,
-    "training": 1720,
+    "training": 1560,
     "utils": 770,
 }
 

@@ -11,15 +11,13 @@ from torch import Tensor, nn
 from fastcap.build import ConfigError
 from fastcap.data.datamodule import CaptionDataModule
 from fastcap.model import FastCap
-from fastcap.training import run_precision
-from fastcap.training.checkpoints import read_checkpoint
+from fastcap.training.machine import run_precision
 
 
 def cache_features(cfg: DictConfig, datamodule: CaptionDataModule, model: FastCap) -> None:
     """Have the frozen backbone encode the training images' augmented views, where ``data.feature_views`` asks.
 
-    They are those that validation sees, in the run's precision, which is part of the cache's key. A run that goes on
-    from a checkpoint (``resume``) has its frozen weights there: they are taken first.
+    They are those that validation sees, in the run's precision, which is part of the cache's key.
 
     Raises:
         ConfigError: If the backbone is being trained: its features would be stale after the first step.
@@ -31,10 +29,6 @@ def cache_features(cfg: DictConfig, datamodule: CaptionDataModule, model: FastCa
             f"data.feature_views = {datamodule.feature_views} needs a frozen backbone (backbone.frozen=true, as "
             "backbone=efficientnet_lite0 has it)"
         )
-    if cfg.resume:
-        state = read_checkpoint(cfg.resume)["state_dict"]
-        prefix = "model.backbone."
-        model.backbone.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
     bf16 = run_precision(cfg.trainer).startswith("bf16")
 
     def encode(images: Tensor) -> Tensor:

@@ -3,20 +3,132 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
+from torch.nn import functional as F
 
+from fastcap.backbone.weights import save_backbone
 from fastcap.build import build_backbone, build_trainer, construct
 from fastcap.cli import hydra_command, print_table
-from fastcap.data.images import ImageDataModule
-from fastcap.jobs.pretraining import BackbonePretraining
-from fastcap.training import check_weights, closing_loggers, seed_run, settle_resume
+from fastcap.data.images import ImageBatch, ImageDataModule
+from fastcap.module import TrainedModule
+from fastcap.training.checkpoints import resume_weights
+from fastcap.training.loggers import closing_loggers
+from fastcap.training.machine import seed_run
+from fastcap.training.preemption import exit_if_preempted
+from fastcap.training.resume import only_writer, settle_resume
+from fastcap.types import IMAGE_MEAN, IMAGE_STD
 from fastcap.utils.files import write_json
+from fastcap.utils.rng import step_seed
+
+WEIGHTS_FILE = "backbone.safetensors"
+
+
+class BackbonePretraining(TrainedModule):
+    """Train a backbone on images; after every validation its weights alone lie in ``backbone.safetensors``.
+
+    Subclasses say what is lost in ``losses`` and may name modules that are not trained in ``helpers``.
+
+    Args:
+        backbone: Normalized images (B, 3, H, W) to features (B, N, D).
+        config: The run's configuration, as plain data; its node ``backbone`` is stored beside the weights.
+        **training: As in ``TrainedModule``.
+    """
+
+    image_mean: Tensor
+    image_std: Tensor
+    helpers: tuple[str, ...] = ()
+
+    def __init__(self, backbone: nn.Module, config: Mapping[str, Any], **training: Any) -> None:
+        super().__init__(**training)
+        self.backbone: Any = backbone
+        self.config = dict(config)
+        self.register_buffer("image_mean", 255 * torch.tensor(IMAGE_MEAN).view(3, 1, 1), persistent=False)
+        self.register_buffer("image_std", 255 * torch.tensor(IMAGE_STD).view(3, 1, 1), persistent=False)
+
+    def normalize(self, images: Tensor, size: int) -> Tensor:
+        """Resize uint8 pixels (B, 3, S, S) to ``size`` and normalize them; (B, 3, size, size)."""
+        if images.shape[-1] != size:
+            images = images.contiguous(memory_format=torch.channels_last)
+            images = F.interpolate(images, (size, size), mode="bilinear", antialias=True)
+        return (images.to(self.image_mean.dtype) - self.image_mean) / self.image_std
+
+    def losses(self, batch: ImageBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return what is minimised, and everything worth logging by name."""
+        raise NotImplementedError
+
+    def training_step(self, batch: ImageBatch, batch_idx: int) -> Tensor:
+        """Compute the loss of a batch."""
+        # Stochastic depth follows from the position in the run, so that a resumed run equals an unbroken one.
+        torch.manual_seed(step_seed(self.seed, self.current_epoch, batch_idx, self.global_rank))
+        loss, values = self.losses(batch)
+        self.log("train/loss", loss.detach(), prog_bar=True)
+        self.log_dict({f"train/{name}": value.detach() for name, value in values.items()})
+        return loss
+
+    def validation_step(self, batch: ImageBatch, batch_idx: int) -> None:
+        """Log the same on unchanged images."""
+        loss, values = self.losses(batch)
+        size = len(batch)
+        self.log("val/loss", loss, prog_bar=True, batch_size=size, sync_dist=True)
+        self.log_dict({f"val/{name}": value for name, value in values.items()}, batch_size=size, sync_dist=True)
+
+    def on_validation_end(self) -> None:
+        """Write the weights, so that a run that is killed leaves recent ones."""
+        if self.trainer.is_global_zero and not self.trainer.sanity_checking:
+            save_backbone(self.weights_path, self.backbone, self.config["backbone"])
+
+    @property
+    def weights_path(self) -> Path:
+        """Where the weights go."""
+        return Path(self.trainer.default_root_dir) / WEIGHTS_FILE
+
+    def trained_state(self) -> dict[str, Tensor]:
+        """Weights and buffers without those of helpers, which never change."""
+        return {k: v for k, v in self.state_dict().items() if k.partition(".")[0] not in self.helpers}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Leave helpers' weights out, and add the configuration."""
+        checkpoint["state_dict"] = self.trained_state()
+        checkpoint["fastcap"] = {"config": self.config}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Put helpers' weights back in."""
+        own = self.state_dict()
+        checkpoint["state_dict"] |= {k: v for k, v in own.items() if k.partition(".")[0] in self.helpers}
+
+
+class ClassificationModule(BackbonePretraining):
+    """Cross-entropy on the classes, through a linear head on pooled features that is thrown away afterwards.
+
+    Args:
+        backbone: As in ``BackbonePretraining``, which also takes the remaining arguments.
+        classes: Names of the classes.
+        image_size: Side of the images that the backbone sees, in pixels.
+        label_smoothing: Of the training loss.
+    """
+
+    def __init__(
+        self, backbone: Any, classes: Sequence[str], image_size: int, label_smoothing: float = 0.1, **training: Any
+    ) -> None:
+        super().__init__(backbone, **training)
+        self.image_size, self.label_smoothing = image_size, label_smoothing
+        self.head = nn.Linear(backbone.feature_dim, len(classes))
+
+    def losses(self, batch: ImageBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the cross-entropy, and the shares of images whose class came first and among the first five."""
+        logits = self.head(self.backbone(self.normalize(batch.images, self.image_size)).mean(1))
+        smoothing = self.label_smoothing if self.training else 0.0
+        ranked = logits.topk(min(5, logits.shape[1])).indices == batch.labels[:, None]
+        accuracy = {"top1": ranked[:, 0].float().mean(), "top5": ranked.any(1).float().mean()}
+        return F.cross_entropy(logits.float(), batch.labels, label_smoothing=smoothing), accuracy
 
 
 def pretrain_backbone(
@@ -52,7 +164,7 @@ def pretrain_backbone(
         **(facts(images) if facts else {}),
     )
     if cfg.resume:
-        check_weights(cfg.resume, module.trained_state())
+        resume_weights(cfg.resume, module.trained_state())
     trainer = build_trainer(cfg, run_dir, overrides)
     with closing_loggers(trainer.loggers):
         trainer.fit(module, datamodule=images, ckpt_path=cfg.resume, weights_only=True)
@@ -73,9 +185,15 @@ def pretrain_backbone(
 @hydra_command("pretrain")
 def main(cfg: DictConfig) -> float | None:
     """Entry point; returns the validation accuracy for sweepers."""
+    return run(cfg, lambda images: {"classes": images.classes}).get("val/top1")
+
+
+def run(cfg: DictConfig, facts: Callable[[ImageDataModule], dict[str, Any]] | None = None) -> dict[str, float]:
+    """Run a job in the folder that Hydra made for it, which nobody else then writes to."""
     job = HydraConfig.get()
     run_dir, overrides = Path(job.runtime.output_dir), list(job.overrides.task)
-    return pretrain_backbone(cfg, run_dir, lambda images: {"classes": images.classes}, overrides).get("val/top1")
+    with exit_if_preempted(), only_writer(run_dir):
+        return pretrain_backbone(cfg, run_dir, facts, overrides)
 
 
 if __name__ == "__main__":

@@ -15,8 +15,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from fastcap.build import ConfigError
-from fastcap.training import CheckpointError, differences, last_good
+from fastcap.training.checkpoints import CheckpointError, last_good
 from fastcap.training.loggers import short_name
+from fastcap.training.resume import differences
 from fastcap.utils.files import write_json
 
 log = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from fastcap.cli import UserError, one_clear_error
-from fastcap.training import default_entity, has_account
+from fastcap.training.log_wandb import default_entity, has_account
 
 if TYPE_CHECKING:
     from wandb_workspaces.reports.v2 import LinePlot

@@ -1,25 +1,129 @@
-"""Find and read the checkpoints of captioners, and start new models from them."""
+"""Checkpoint files: written whole or not at all, on a disk or an object store; found, read and checked.
+
+Lightning writes a checkpoint in place: a process that is killed meanwhile leaves half of the only one.
+"""
 
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import fsspec
+import torch
+from lightning.pytorch.plugins import CheckpointIO
 from torch import Tensor
 
 from fastcap.data.tokenizer import CaptionTokenizer
 from fastcap.model import FastCap
 from fastcap.pretrained import WEIGHTS, read_weights
-from fastcap.training import CheckpointError, last_good, open_checkpoint
-from fastcap.training.files import is_url
+from fastcap.utils.errors import UserError
+from fastcap.utils.files import atomic_write
 from fastcap.utils.models import PRETRAINED, SHIPPED, find_model
 
 log = logging.getLogger(__name__)
 
 FORMAT_VERSION = 3  # raised when configurations or weights of earlier versions no longer load
 RUNS_DIR = Path("runs")
+PREVIOUS = "previous.ckpt"  # what a replaced last.ckpt is kept as
+NEWEST_FIRST = ("last.ckpt", PREVIOUS, "best.ckpt")
+
+
+class CheckpointError(UserError, ValueError):
+    """A checkpoint that cannot be used; the message names the file and what is wrong."""
+
+
+class CheckpointWriteError(UserError):
+    """A checkpoint that could not be written; the message names the file and the reason."""
+
+
+class AtomicCheckpointIO(CheckpointIO):
+    """Write checkpoints whole or not at all.
+
+    On a disk the new file is written beside the old one (``NAME.part``), forced to the disk, and takes its name by a
+    rename: whoever is killed at whatever moment leaves the old file or the new one. The replaced ``last.ckpt`` is kept
+    as ``previous.ckpt``, in case that the disk itself loses the newer one. A URL that fsspec knows (``s3://...``,
+    ``memory://...``) is written under another name and moved.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
+        """Write a checkpoint.
+
+        Raises:
+            CheckpointWriteError: If it cannot be written; the one before it stays as it was.
+        """
+        try:
+            if is_url(path):
+                _save_url(checkpoint, str(path))
+            else:
+                _save_file(checkpoint, Path(path))
+        except (OSError, RuntimeError) as error:
+            raise CheckpointWriteError(
+                f"{path}: the checkpoint cannot be written ({_reason(error)}); the one before it is as it was"
+            ) from error
+
+    def load_checkpoint(self, path: str | Path, *options: Any, **more: Any) -> dict[str, Any]:
+        """Read a checkpoint onto the CPU, whatever Lightning's options are."""
+        return open_checkpoint(path)
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        """Remove a checkpoint if it is there."""
+        files, name = fsspec.core.url_to_fs(str(path))
+        if files.exists(name):
+            files.rm(name)
+
+
+def is_url(path: str | Path) -> bool:
+    """Whether a path is for fsspec, not for the disk."""
+    return "://" in str(path)
+
+
+def join(folder: str | Path, name: str) -> str:
+    """Name a file in a folder or below a URL."""
+    return f"{str(folder).rstrip('/')}/{name}" if is_url(folder) else str(Path(folder) / name)
+
+
+def open_checkpoint(path: Path | str) -> dict[str, Any]:
+    """Read any checkpoint of Lightning's, or the best of a run's folder, without unpickling code.
+
+    Raises:
+        CheckpointError: If the file is missing or unreadable.
+    """
+    path = path if is_url(path) else find_model(path)
+    if not _exists(path):
+        raise CheckpointError(f"{path}: no such checkpoint")
+    try:
+        with fsspec.open(str(path), "rb") as file:
+            checkpoint: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(f"{path}: cannot be read as a checkpoint ({reason})") from error
+    return checkpoint
+
+
+def last_good(folder: Path | str) -> str | None:
+    """Find the newest readable checkpoint of a folder (or URL), saying what was passed over.
+
+    Returns:
+        Its path; None if there is no checkpoint at all.
+
+    Raises:
+        CheckpointError: If there are some, and none can be read.
+    """
+    paths = [path for name in NEWEST_FIRST if _exists(path := join(folder, name))]
+    error: CheckpointError | None = None
+    for path in paths:
+        try:
+            open_checkpoint(path)
+            return path
+        except CheckpointError as bad:
+            error = bad
+            log.warning("%s: looking for an older one", bad)
+    if error:
+        raise CheckpointError(f"{folder}: none of its {len(paths)} checkpoints can be read; the last tried: {error}")
+    return None
 
 
 def find_checkpoint(name: str | Path | None, runs: Path = RUNS_DIR) -> Path | str:
@@ -33,35 +137,26 @@ def find_checkpoint(name: str | Path | None, runs: Path = RUNS_DIR) -> Path | st
     Raises:
         CheckpointError: If there is none.
     """
-    if name is None:
-        return newest_checkpoint(runs)
-    if str(name) == PRETRAINED:
-        return SHIPPED / WEIGHTS
-    if str(name) != "last":
+    if name is not None and str(name) != "last":
+        if str(name) == PRETRAINED:
+            return SHIPPED / WEIGHTS
         return name if is_url(name) else find_model(name)
-    for folder in sorted(runs.glob("**/checkpoints"), key=lambda path: path.stat().st_mtime, reverse=True):
-        if found := last_good(folder):
+    pattern = "**/checkpoints" if name else "**/checkpoints/best.ckpt"
+    for path in sorted(runs.glob(pattern), key=lambda path: path.stat().st_mtime, reverse=True):
+        if found := last_good(path) if name else path:
             return Path(found)
     raise CheckpointError(f"no checkpoint under {runs}/: train first (make train) or name one")
 
 
-def newest_checkpoint(runs: Path = RUNS_DIR) -> Path:
-    """Find the best checkpoint of the newest run.
+def read_checkpoint(path: Path | str, tokenizer: CaptionTokenizer | None = None) -> dict[str, Any]:
+    """Read a captioner's checkpoint without unpickling code.
+
+    Args:
+        path: As in ``find_checkpoint``.
+        tokenizer: The vocabulary that it must have; None for any.
 
     Raises:
-        CheckpointError: If there is none.
-    """
-    found = sorted(runs.glob("**/checkpoints/best.ckpt"), key=lambda path: path.stat().st_mtime)
-    if not found:
-        raise CheckpointError(f"no checkpoint under {runs}/: train first (make train) or name one")
-    return found[-1]
-
-
-def read_checkpoint(path: Path | str) -> dict[str, Any]:
-    """Read a captioner's checkpoint without unpickling code. path: as in ``find_checkpoint``.
-
-    Raises:
-        CheckpointError: If the file is missing, unreadable, or not FastCap's.
+        CheckpointError: If the file is missing, unreadable, not FastCap's, or of another vocabulary.
         PretrainedError: If the weights that FastCap brings along are not those of their card.
     """
     path = find_checkpoint(path)
@@ -74,22 +169,19 @@ def read_checkpoint(path: Path | str) -> dict[str, Any]:
             f"{path}: field `fastcap.format_version` is {artifacts['format_version']}, this version reads "
             f"{FORMAT_VERSION}"
         )
+    if tokenizer:
+        theirs = CaptionTokenizer.from_json(artifacts["tokenizer"])
+        if theirs.fingerprint != tokenizer.fingerprint:
+            raise CheckpointError(
+                f"{path}: field `fastcap.tokenizer` is another vocabulary ({theirs.vocab_size} words, this run "
+                f"{tokenizer.vocab_size}): go on with the data and tokenizer it was trained with"
+            )
     return checkpoint
 
 
-def check_resume(path: Path | str, tokenizer: CaptionTokenizer) -> None:
-    """Make sure a checkpoint can be trained on with this vocabulary.
-
-    Raises:
-        CheckpointError: If it is unreadable or of another vocabulary.
-    """
-    checkpoint = read_checkpoint(path)
-    theirs = CaptionTokenizer.from_json(checkpoint["fastcap"]["tokenizer"])
-    if theirs.fingerprint != tokenizer.fingerprint:
-        raise CheckpointError(
-            f"{path}: field `fastcap.tokenizer` is another vocabulary ({theirs.vocab_size} words, this run "
-            f"{tokenizer.vocab_size}): resume with the data and tokenizer it was trained with"
-        )
+def model_state(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Take the captioner's own tensors out of what ``read_checkpoint`` read, by their names in the model."""
+    return {k.removeprefix("model."): v for k, v in checkpoint["state_dict"].items() if k.startswith("model.")}
 
 
 def start_from(model: FastCap, path: Path | str, tokenizer: CaptionTokenizer) -> None:
@@ -101,18 +193,73 @@ def start_from(model: FastCap, path: Path | str, tokenizer: CaptionTokenizer) ->
     Raises:
         CheckpointError: If the checkpoint is unusable or of another vocabulary.
     """
-    checkpoint = read_checkpoint(path)
-    if CaptionTokenizer.from_json(checkpoint["fastcap"]["tokenizer"]).fingerprint != tokenizer.fingerprint:
-        raise CheckpointError(
-            f"init.captioner: {path}: field `fastcap.tokenizer` is another vocabulary than this run's"
-        )
-    own = model.state_dict()
-    fitting = {k: v for k, v in model_state(checkpoint).items() if k in own and own[k].shape == v.shape}
+    given, own = model_state(read_checkpoint(path, tokenizer)), model.state_dict()
+    fitting = {k: v for k, v in given.items() if k in own and own[k].shape == v.shape}
     model.load_state_dict(fitting, strict=False)
     others = ", ".join(sorted(own.keys() - fitting.keys())) or "none"
     log.info("started from %s: %d of %d tensors; new: %s", path, len(fitting), len(own), others)
 
 
-def model_state(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Take the captioner's own tensors out of what ``read_checkpoint`` read, by their names in the model."""
-    return {k.removeprefix("model."): v for k, v in checkpoint["state_dict"].items() if k.startswith("model.")}
+def resume_weights(path: Path | str, state: Mapping[str, Tensor]) -> None:
+    """Fill a module's tensors, as ``state_dict`` returns them, with those of the checkpoint that it goes on from.
+
+    Raises:
+        CheckpointError: Naming the file and the first field that differs.
+    """
+    theirs = open_checkpoint(path).get("state_dict", {})
+    for name, value in state.items():
+        if getattr(theirs.get(name), "shape", None) != value.shape:
+            raise CheckpointError(
+                f"{path}: field `state_dict.{name}` does not fit: a checkpoint of another model or job"
+            )
+        value.copy_(theirs[name])
+
+
+def _exists(path: Path | str) -> bool:
+    if not is_url(path):
+        return Path(path).is_file()
+    files, name = fsspec.core.url_to_fs(str(path))
+    return bool(files.exists(name))
+
+
+def _save_file(checkpoint: dict[str, Any], path: Path) -> None:
+    with atomic_write(path) as part:
+        with part.open("wb") as file:
+            torch.save(checkpoint, file)
+        if path.name == "last.ckpt" and path.exists():
+            _keep(path, path.with_name(PREVIOUS))
+
+
+def _keep(path: Path, name: Path) -> None:
+    """Give a file a second name, which it keeps when its own goes to another; no bytes are copied."""
+    link = name.with_name(name.name + ".part")
+    link.unlink(missing_ok=True)
+    try:
+        os.link(path, link)
+    except OSError:  # a file system without links: last.ckpt alone, as safe by the rename
+        return
+    os.replace(link, name)
+
+
+def _save_url(checkpoint: dict[str, Any], url: str) -> None:
+    files, name = fsspec.core.url_to_fs(url)
+    part = name + ".part"
+    files.makedirs(files._parent(name), exist_ok=True)
+    try:
+        with files.open(part, "wb") as file:
+            torch.save(checkpoint, file)
+        files.mv(part, name)
+    except BaseException:
+        if files.exists(part):
+            files.rm(part)
+        raise
+
+
+def _reason(error: BaseException) -> str:
+    """The disk's own words, which torch wraps in others."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.strerror:
+            return cause.strerror
+        cause = cause.__cause__ or cause.__context__
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

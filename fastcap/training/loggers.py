@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import csv
+import io
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
-from lightning.pytorch.loggers.logger import rank_zero_experiment
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
 
-from fastcap.training.rows import RowWriter
+from fastcap.utils.files import write_text
 
 _LONGEST_NAME = 100
 _NOT_IN_NAMES = ("callbacks", "logger", "name", "resume")
@@ -59,33 +61,61 @@ def short_name(overrides: Sequence[str]) -> str:
     return name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 1] + "…"
 
 
-class RunCSVLogger(CSVLogger):
-    """Lightning's CSV logger, in a run's own folder; a run resumed in place keeps its earlier rows.
+class RunCSVLogger(Logger):
+    """Log scalars to ``metrics.csv`` in the run's folder, each row on the disk as soon as it is logged.
+
+    Lightning's own empties the file of a run that is resumed in place. Here earlier rows stay, but for those of steps
+    that are done again. The file is replaced as a whole when its header grows: a process killed at any moment leaves at
+    most one half row, at the end, which is left out when the file is read again.
 
     Args:
-        run: The run. Rows from ``resumed_step`` on are dropped: those steps are done again.
+        run: The run.
     """
 
+    name = version = None
+
     def __init__(self, run: RunInfo) -> None:
-        super().__init__(str(run.folder), name=None, version="", flush_logs_every_n_steps=1)
-        self._path = run.folder / "metrics.csv"
-        self._resumed_step = run.resumed_step if run.resume else None
-        self._writer: RowWriter | None = None
-        if run.resume:
-            _ = self.experiment  # drops the rows of steps that are done again, even if the run breaks off here
+        super().__init__()
+        self.path, self.columns = run.folder / "metrics.csv", list[str]()
+        if getattr(rank_zero_only, "rank", 0) == 0:
+            rows = [row for row in read_rows(self.path) if int(row["step"]) < run.resumed_step] if run.resume else []
+            self._replace(rows) if rows else self.path.unlink(missing_ok=True)
 
-    @property
-    @rank_zero_experiment
-    def experiment(self) -> Any:
-        """The writer, which starts with the earlier rows."""
-        if self._writer is None:
-            self._writer = self._experiment = RowWriter(self._path, self._resumed_step)  # type: ignore[assignment]
-        return self._writer
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        """Write a row."""
+        row = {name: getattr(value, "item", lambda v=value: v)() for name, value in metrics.items()} | {"step": step}
+        if row.keys() <= set(self.columns):
+            with self.path.open("a", newline="", encoding="utf-8") as file:
+                file.write(_lines(self.columns, [row]))
+        else:
+            self._replace([*read_rows(self.path), row])
+
+    def log_hyperparams(self, *params: Any, **more: Any) -> None:
+        """Do nothing: Hydra writes the configuration."""
+
+    def _replace(self, rows: list[dict[str, Any]]) -> None:
+        self.columns = sorted(set(self.columns).union(*rows))
+        write_text(self.path, _lines(self.columns, [dict(zip(self.columns, self.columns, strict=True)), *rows]))
 
 
-def csv_logger(run: RunInfo) -> Logger:
-    """Log scalars to ``metrics.csv`` in the run's folder."""
-    return RunCSVLogger(run)
+csv_logger = RunCSVLogger  # its name in configurations
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Read a CSV file's whole rows, without empty cells; none if there is no file."""
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        text = file.read()
+    whole = text[: text.rfind("\n") + 1]
+    return [{k: v for k, v in row.items() if v not in ("", None)} for row in csv.DictReader(io.StringIO(whole))]
+
+
+def _lines(columns: list[str], rows: Iterable[Mapping[str, Any]]) -> str:
+    text = io.StringIO()
+    csv.DictWriter(text, columns).writerows(rows)
+    return text.getvalue()
 
 
 def tensorboard_logger(run: RunInfo) -> Logger:

@@ -9,71 +9,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import fsspec
-import torch
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
-from torch import Tensor
 
-from fastcap.training.files import AtomicCheckpointIO, is_url, join
+from fastcap.training.checkpoints import CheckpointError, join, last_good, open_checkpoint
 from fastcap.utils.errors import UserError
-from fastcap.utils.models import find_model
 
 log = logging.getLogger(__name__)
 
 # Groups that weights and the optimiser's state were made by; all others (trainer, data, objective, ...) may change.
 FIXED = ("alignment", "backbone", "concepts", "decoder", "init", "length", "optim", "tokenizer")
-NEWEST_FIRST = ("last.ckpt", AtomicCheckpointIO.PREVIOUS, "best.ckpt")
 LOCK_FILE = ".running"
-
-
-class CheckpointError(UserError, ValueError):
-    """A checkpoint that cannot be used; the message names the file and what is wrong."""
 
 
 class FolderInUseError(UserError):
     """A run folder that another process writes to."""
-
-
-def open_checkpoint(path: Path | str) -> dict[str, Any]:
-    """Read any checkpoint of Lightning's, or the best of a run's folder, without unpickling code.
-
-    Raises:
-        CheckpointError: If the file is missing or unreadable.
-    """
-    path = path if is_url(path) else find_model(path)
-    if not _exists(path):
-        raise CheckpointError(f"{path}: no such checkpoint")
-    try:
-        with fsspec.open(str(path), "rb") as file:
-            checkpoint: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"{path}: cannot be read as a checkpoint ({reason})") from error
-    return checkpoint
-
-
-def last_good(folder: Path | str) -> str | None:
-    """Find the newest readable checkpoint of a folder (or URL), saying what was passed over.
-
-    Returns:
-        Its path; None if there is no checkpoint at all.
-
-    Raises:
-        CheckpointError: If there are some, and none can be read.
-    """
-    paths = [path for name in NEWEST_FIRST if _exists(path := join(folder, name))]
-    error: CheckpointError | None = None
-    for path in paths:
-        try:
-            open_checkpoint(path)
-            return path
-        except CheckpointError as bad:
-            error = bad
-            log.warning("%s: looking for an older one", bad)
-    if error:
-        raise CheckpointError(f"{folder}: none of its {len(paths)} checkpoints can be read; the last tried: {error}")
-    return None
 
 
 def settle_resume(cfg: DictConfig, run_dir: Path) -> DictConfig:
@@ -123,20 +73,6 @@ def check_settings(path: Path | str, old: Mapping[str, Any], new: Mapping[str, A
         )
 
 
-def check_weights(path: Path | str, state: Mapping[str, Tensor]) -> None:
-    """Make sure that a checkpoint's tensors are those of a module.
-
-    Raises:
-        CheckpointError: Naming the file and the first field that differs.
-    """
-    theirs = open_checkpoint(path).get("state_dict", {})
-    for name, value in state.items():
-        if getattr(theirs.get(name), "shape", None) != value.shape:
-            raise CheckpointError(
-                f"{path}: field `state_dict.{name}` does not fit: a checkpoint of another model or job"
-            )
-
-
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
     """Values that two configurations do not share: ``key: OLD, now NEW``."""
     found = []
@@ -180,10 +116,3 @@ def only_writer(folder: Path) -> Iterator[None]:
         except OSError as error:  # a file system without locks
             log.debug("%s: not guarded (%s)", folder, error)
         yield
-
-
-def _exists(path: Path | str) -> bool:
-    if not is_url(path):
-        return Path(path).is_file()
-    files, name = fsspec.core.url_to_fs(str(path))
-    return bool(files.exists(name))

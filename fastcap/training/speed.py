@@ -16,13 +16,14 @@ import lightning as L
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
 
+from fastcap.generation.icmr import ICMRDecoder
 from fastcap.metrics import CaptionMetrics
 from fastcap.model import FastCap
 from fastcap.module import CaptioningModule
 from fastcap.reporting.pictures import SpeedPoint, draw_curve
+from fastcap.training.checkpoints import model_state, open_checkpoint
 from fastcap.training.log_wandb import log_step, read_picture, wandb_loggers
 from fastcap.training.pictures import FirstImages
-from fastcap.training.resume import open_checkpoint
 from fastcap.types import CaptionBatch
 
 log = logging.getLogger(__name__)
@@ -56,16 +57,15 @@ class SpeedQuality(FirstImages):
         """Measure, write and log; what fails is a warning."""
         assert isinstance(pl_module, CaptioningModule)
         batches, self.batches = self.batches, []
-        if not batches or not self.steps or pl_module.model.decoder.causal:
+        if not batches or not self.steps or not isinstance(pl_module.model.refinement, ICMRDecoder):
             return
         try:
             model = copy.deepcopy(pl_module.model).eval().to(pl_module.device)
             if best := getattr(trainer.checkpoint_callback, "best_model_path", ""):
-                state = open_checkpoint(best)["state_dict"]
-                model.load_state_dict({k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")})
+                model.load_state_dict(model_state(open_checkpoint(best)))
             with torch.no_grad(), trainer.precision_plugin.forward_context():
                 points = measure(model, pl_module, batches, self.steps)
-            self._show(trainer, points, getattr(model.refinement, "num_steps"), batches)  # noqa: B009 (ICMR alone is measured)
+            self._show(trainer, points, pl_module.model.refinement.num_steps, batches)
         except Exception as error:
             log.warning("speed/quality curve left out: %s", error)
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from fastcap.build import CONFIG_DIR, ConfigError, build_backbone, build_model, build_trainer
 from fastcap.data.tokenizer import train_word_tokenizer
-from fastcap.jobs.distillation import ChannelNormalizer, DistillationWeights, Teacher, to_grid
+from fastcap.jobs.distill import ChannelNormalizer, DistillationWeights, Teacher, to_grid
 from fastcap.jobs.pretrain import pretrain_backbone
 from fastcap.training.checkpoints import CheckpointError
 from fastcap.types import IMAGE_MEAN, IMAGE_STD
@@ -185,7 +185,6 @@ def test_channels_are_standardised_by_what_was_seen():
     x = torch.randn(64, 4, 4, 3) * scale + shift
     y = standard.eval()(x)
     assert y.mean((0, 1, 2)).abs().max() < 0.1 and (y.std((0, 1, 2)) - 1).abs().max() < 0.1
-    torch.testing.assert_close(standard.undo(y), x, rtol=1e-4, atol=1e-4)
 
 
 def test_grids_meet_at_the_teachers():

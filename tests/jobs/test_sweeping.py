@@ -16,7 +16,7 @@ from fastcap.jobs.summary import SweepSummary, summarise
 from fastcap.jobs.sweep import job_folder, run_job, swept_first, value_name
 from fastcap.reporting.runs import read_run
 from fastcap.train import train
-from fastcap.training import differences
+from fastcap.training.resume import differences
 from tests.tiny import TINY, tiny_config
 
 ROOT = Path(__file__).parents[2]

@@ -4,9 +4,8 @@ import csv
 
 import pytest
 
-from fastcap.training import RunInfo, csv_logger
 from fastcap.training.log_wandb import ID_FILE
-from fastcap.training.loggers import short_name
+from fastcap.training.loggers import RunInfo, csv_logger, short_name
 
 
 def _rows(folder):

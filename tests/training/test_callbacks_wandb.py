@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from fastcap.training import RunInfo, wandb_logger
-from fastcap.training.log_wandb import ID_FILE, read_picture
+from fastcap.training.log_wandb import ID_FILE, read_picture, wandb_logger
+from fastcap.training.loggers import RunInfo
 from tests.wandb_file import read_runs
 
 PROMISED = (

@@ -8,19 +8,17 @@ import pytest
 import torch
 
 from fastcap.build import run_folder
-from fastcap.training import (
+from fastcap.training import checkpoints
+from fastcap.training.checkpoints import (
     AtomicCheckpointIO,
+    CheckpointError,
     CheckpointWriteError,
-    FolderInUseError,
-    files,
+    find_checkpoint,
     last_good,
-    only_writer,
     open_checkpoint,
-    settle_resume,
-    unfinished_run,
 )
-from fastcap.training.checkpoints import CheckpointError, find_checkpoint
-from fastcap.training.rows import RowWriter, read_rows
+from fastcap.training.loggers import RunInfo, csv_logger, read_rows
+from fastcap.training.resume import FolderInUseError, only_writer, settle_resume, unfinished_run
 from tests.tiny import tiny_config
 
 WRITER = AtomicCheckpointIO()
@@ -38,7 +36,7 @@ def test_a_failed_write_leaves_what_was_there(tmp_path, monkeypatch):
         file.write(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(files.torch, "save", half)
+    monkeypatch.setattr(checkpoints.torch, "save", half)
     with pytest.raises(CheckpointWriteError, match=r"last\.ckpt: .*\(No space left on device\)"):
         save(path, 2)
     monkeypatch.undo()
@@ -99,7 +97,7 @@ def test_last_is_found_by_itself(tmp_path, monkeypatch):
 
 def test_rows_are_written_at_once_and_carried_on(tmp_path):
     path = tmp_path / "metrics.csv"
-    writer = RowWriter(path)
+    writer = csv_logger(RunInfo(tmp_path))
     writer.log_metrics({"a": 1.5, "epoch": 0}, 0)
     writer.log_metrics({"a": torch.tensor(2.5), "epoch": 0}, 2)
     writer.log_metrics({"b": 3.5, "epoch": 0}, 2)
@@ -111,9 +109,9 @@ def test_rows_are_written_at_once_and_carried_on(tmp_path):
     with path.open("a") as file:
         file.write("7.5,,0,1")  # killed here: the step may be 1 or 11
     assert len(read_rows(path)) == 3
-    again = RowWriter(path, resumed_step=2)
+    again = csv_logger(RunInfo(tmp_path, resume=tmp_path / "last.ckpt", resumed_step=2))
     again.log_metrics({"a": 4.5}, 2)
     with path.open() as file:
         assert [(row["a"], row["step"]) for row in csv.DictReader(file)] == [("1.5", "0"), ("4.5", "2")]
-    RowWriter(path)
+    csv_logger(RunInfo(tmp_path))
     assert not path.exists() and os.listdir(tmp_path) == []

@@ -6,7 +6,7 @@ import pytest
 
 FAULTS = """
 import resource, torch
-from fastcap.training import keep_freed_memory
+from fastcap.training.machine import keep_freed_memory
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(5):

@@ -5,7 +5,8 @@ import torch
 
 from fastcap.build import build_trainer
 from fastcap.optim import clip_gradients
-from fastcap.training import machine, run_precision
+from fastcap.training import machine
+from fastcap.training.machine import run_precision
 from tests.tiny import tiny_config
 
 

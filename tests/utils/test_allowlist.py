@@ -32,7 +32,7 @@ def test_whatever_conf_names_is_allowed(target):
         "fastcap.data.datamodule.Path",
         "lightning.pytorch.callbacks.model_checkpoint.os.remove",
         "fastcap.data.coco.Missing",
-        "fastcap.training.files.AtomicCheckpointIO.remove_checkpoint",
+        "fastcap.training.checkpoints.AtomicCheckpointIO.remove_checkpoint",
         "fastcapsule.evil",
         7,
     ],

@@ -8,9 +8,8 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.trainer.states import TrainerFn
 
-from fastcap.training.files import join
+from fastcap.training.checkpoints import join, open_checkpoint
 from fastcap.training.preemption import Preempted, StopSignal
-from fastcap.training.resume import open_checkpoint
 from fastcap.types import CaptionBatch
 
 
