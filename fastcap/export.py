@@ -62,10 +62,10 @@ def main(arguments: list[str] | None = None) -> None:
         if value is not None and value < 1:
             raise UserError(f"--{name.replace('_', '-')} {value} must be at least 1")
 
+    from fastcap.pretrained import SHIPPED
     from fastcap.serving.compare import COLUMNS, table
     from fastcap.serving.export import ExportOptions, export
     from fastcap.training.checkpoints import find_checkpoint
-    from fastcap.utils.models import SHIPPED
 
     ckpt = Path(find_checkpoint(chosen.ckpt and chosen.ckpt.removeprefix("ckpt=")))
     if ckpt.parent == SHIPPED and not chosen.out:

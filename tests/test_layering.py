@@ -25,7 +25,7 @@ MAX_LINES = 400
 # Lines of Python at most, docstrings counted; "*.py" are the top-level modules. Growth is a decision: raise a number in
 # the commit that needs it, and say why there.
 BUDGETS = {
-    "*.py": 2300,
+    "*.py": 2_297,
     "alignment": 330,
     "backbone": 1400,
     "data": 4069,
@@ -33,12 +33,12 @@ BUDGETS = {
     "generation": 1080,
     "jobs": 760,
     "metrics": 733,
-    "pretrained": 80,
+    "pretrained": 93,
     "reporting": 1220,
-    "serving": 1900,
+    "serving": 1871,
     "tools": 1260,
     "training": 1560,
-    "utils": 770,
+    "utils": 714,
 }
 
 
@@ -205,10 +205,10 @@ def test_whole_keeps_its_budget() -> None:
     folders = {path.name for path in PACKAGE.iterdir() if path.is_dir() and any(path.glob("*.py"))}
     assert folders <= BUDGETS.keys()
     sizes = {
-        "files of fastcap": (len(list(PACKAGE.rglob("*.py"))), 144),
-        "lines of fastcap": (lines_of(PACKAGE), 18_950),
+        "files of fastcap": (len(list(PACKAGE.rglob("*.py"))), 130),
+        "lines of fastcap": (lines_of(PACKAGE), 18_040),
         "entries of fastcap": (len([path for path in PACKAGE.iterdir() if path.name != "__pycache__"]), 25),
-        "lines of tests": (lines_of(ROOT / "tests"), 11_400),
+        "lines of tests": (lines_of(ROOT / "tests"), 11_003),
         "files of conf": (len(list((ROOT / "conf").rglob("*.yaml"))), 50),
     }
     assert not {name: size for name, size in sizes.items() if size[0] > size[1]}

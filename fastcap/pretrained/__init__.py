@@ -1,21 +1,50 @@
-"""The model that FastCap brings along: an ONNX file to caption with, weights to go on from, and the card of both."""
+"""The model that FastCap brings along (an ONNX file, weights to go on from, the card of both); where models lie."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
 
 from fastcap.utils.errors import UserError
-from fastcap.utils.models import SHIPPED
 
+PRETRAINED = "pretrained"
+SHIPPED = Path(__file__).parent
 WEIGHTS, CONFIG, CARD = "weights.safetensors", "config.json", "MODEL_CARD.md"
+EXPORT_INDEX = "export.json"  # in an export's folder: what it holds
 
 
 class PretrainedError(UserError):
     """The model that FastCap brings along is not as its card says."""
+
+
+def find_model(name: str | os.PathLike[str] | None = None) -> Path:
+    """Find the file that a path means.
+
+    Args:
+        name: A checkpoint or an ``.onnx`` file; a run's folder, which stands for its best checkpoint; an export's
+            folder, which stands for the file that its index prefers; None or ``pretrained`` for the model that
+            FastCap brings along.
+
+    Returns:
+        The file, or the path itself where it is nothing of this: whoever opens it says so.
+    """
+    if name is None or str(name) == PRETRAINED:
+        return SHIPPED / "fastcap.onnx"
+    path = Path(name)
+    if (best := path / "checkpoints" / "best.ckpt").is_file():
+        return best
+    if path.is_dir():
+        try:
+            return path / Path(json.loads((path / EXPORT_INDEX).read_text(encoding="utf-8"))["default"]).name
+        except (OSError, ValueError, KeyError, TypeError):
+            found = sorted(path.glob("*.onnx")) or sorted(path.glob("*.ckpt"))
+            if len(found) == 1:
+                return found[0]
+    return path
 
 
 def verified(name: str, folder: Path = SHIPPED) -> Path:

@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from fastcap.data.pixels import decode_image, square_pixels
-from fastcap.pretrained import verified
+from fastcap.pretrained import SHIPPED, find_model, verified
 from fastcap.types import Refinement, RefinementStep
-from fastcap.utils.models import SHIPPED, find_model
 
 if TYPE_CHECKING:
     from PIL.Image import Image

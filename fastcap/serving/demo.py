@@ -13,8 +13,6 @@ from ipaddress import ip_address
 
 from fastcap.cli import UserError, one_clear_error
 
-PACKAGES = ("fastapi", "uvicorn", "python_multipart")  # of the extra `demo`
-
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
@@ -88,17 +86,11 @@ def main(arguments: list[str] | None = None) -> None:
         raise UserError(f"--max-megabytes {options.max_megabytes} must be more than 0")
     if options.threads is not None and options.threads < 1:
         raise UserError(f"--threads {options.threads} must be at least 1")
-    try:
-        import uvicorn
-
-        from fastcap.serving.web import Limits, create_app
-    except ModuleNotFoundError as error:
-        if error.name not in PACKAGES:
-            raise
-        raise UserError(f"demo: the package {error.name} is missing: pip install 'fastcap[demo]'") from error
+    import uvicorn
     from PIL import Image
 
     from fastcap.serving.captioner import Captioner
+    from fastcap.serving.web import Limits, create_app
 
     limits = Limits(max_bytes=int(options.max_megabytes * 1e6))
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limits say it better

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import io
 import json
 import logging
@@ -27,16 +26,15 @@ from fastcap.cli import UserError
 from fastcap.data.folders import FolderImages
 from fastcap.data.tokenizer import CaptionTokenizer
 from fastcap.model import FastCap
+from fastcap.pretrained import EXPORT_INDEX
 from fastcap.serving.captioner import Captioner
 from fastcap.serving.compare import REFERENCE, Photo, compare, preferred
 from fastcap.serving.eager import EagerNetwork
 from fastcap.serving.onnx_model import CAPTION_OUTPUTS, FORMAT_VERSION, INPUT, PREFIX, STEP_OUTPUTS, open_onnx
 from fastcap.serving.quantize_onnx import drop_outputs, quantize_onnx
 from fastcap.types import Encoded, MaskedDecoder
-from fastcap.utils.models import EXPORT_INDEX
 
 PRECISIONS = ("fp32", "int8")
-PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 LICENCE = "Apache-2.0; weights: see the model card"
 PROBES = ("length_logits", "concept_logits", "word_logits")  # outputs that quantisation measures its errors on
 PREPROCESSING = "RGB, uint8; EXIF rotation applied, transparency on white; squashed to a square of image_size (bicubic)"
@@ -83,7 +81,7 @@ def export(ckpt: Path, out: Path, options: ExportOptions, say: Callable[[str], N
         What ``export.json`` holds.
 
     Raises:
-        UserError: If a package is missing, the target cannot be written, or the model is of a kind that is not
+        UserError: If the target cannot be written, or the model is of a kind that is not
             exported.
         CheckpointError: If the checkpoint is unusable.
         DataError: If images are missing.
@@ -256,9 +254,6 @@ def vocabulary(tokenizer: CaptionTokenizer) -> dict[str, Any]:
 
 def _targets(out: Path, options: ExportOptions) -> dict[str, Path]:
     """Name the file of each precision, after checking what can be checked before the work."""
-    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
-    if missing:
-        raise UserError(f"exporting needs {', '.join(missing)}: pip install 'fastcap[train]'")
     if out.suffix == ".onnx" and not out.is_dir():
         if len(options.precisions) != 1:
             raise UserError(f"{out}: a file holds one precision: add --precisions fp32 or int8, or name a folder")

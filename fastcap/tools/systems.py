@@ -112,7 +112,7 @@ def our_specs(paths: Sequence[str], steps: Sequence[int]) -> list[Spec]:
     Raises:
         UserError: If there is no such file.
     """
-    from fastcap.utils.models import find_model
+    from fastcap.pretrained import find_model
 
     specs = []
     for given in paths:

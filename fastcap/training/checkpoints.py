@@ -18,10 +18,9 @@ from torch import Tensor
 
 from fastcap.data.tokenizer import CaptionTokenizer
 from fastcap.model import FastCap
-from fastcap.pretrained import WEIGHTS, read_weights
+from fastcap.pretrained import PRETRAINED, SHIPPED, WEIGHTS, find_model, read_weights
 from fastcap.utils.errors import UserError
 from fastcap.utils.files import atomic_write
-from fastcap.utils.models import PRETRAINED, SHIPPED, find_model
 
 log = logging.getLogger(__name__)
 

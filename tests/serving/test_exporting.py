@@ -1,6 +1,5 @@
 """Exports beside their checkpoint, and the mistakes that are named."""
 
-import importlib.util
 import json
 import os
 import shutil
@@ -123,13 +122,6 @@ def test_what_cannot_be_written_is_said_before_the_work(tiny_checkpoint, tmp_pat
     assert (tmp_path / "fastcap-fp32.onnx").read_text() == "mine"
     with pytest.raises(UserError, match="a file holds one precision"):
         export(tiny_checkpoint, tmp_path / "two.onnx", small(precisions=("fp32", "int8")), print)
-
-
-def test_a_missing_package_is_named(tiny_checkpoint, tmp_path, monkeypatch):
-    found = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxscript" else found(name))
-    with pytest.raises(UserError, match="needs onnxscript: pip install"):
-        export(tiny_checkpoint, tmp_path / "out", small(), print)
 
 
 def test_an_autoregressive_checkpoint_is_captioned_and_not_exported(tmp_path):

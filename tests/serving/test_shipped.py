@@ -10,8 +10,7 @@ import pytest
 
 from fastcap import Captioner
 from fastcap.build import load_checkpoint
-from fastcap.pretrained import CARD, CONFIG, WEIGHTS, card_hashes, verified
-from fastcap.utils.models import SHIPPED
+from fastcap.pretrained import CARD, CONFIG, SHIPPED, WEIGHTS, card_hashes, verified
 
 ASSETS = Path(__file__).parents[1] / "assets"
 CAPTIONS = {
