@@ -142,10 +142,10 @@ def build_backbone(cfg: DictConfig, fresh: bool = True) -> nn.Module:
 
 
 def _without_pretrained(node: DictConfig) -> DictConfig:
-    """Copy a backbone's node, no weights named: neither in its own key ``pretrained`` nor in those of its encoders."""
+    """Copy a backbone's node, no weights named: neither in its own key ``pretrained`` nor in those of its parts."""
     bare = copy.deepcopy(node)
-    for part in (bare, *bare.get("encoders", ())):
-        if "pretrained" in part:
+    for part in (bare, bare.get("stem"), *bare.get("encoders", ())):
+        if part and "pretrained" in part:
             part.pretrained = None
     return bare
 
@@ -325,10 +325,11 @@ def load_checkpoint(path: Path | str, overrides: Mapping[str, Any] | None = None
     tokenizer = CaptionTokenizer.from_json(checkpoint["fastcap"]["tokenizer"])
     model = build_model(config, tokenizer, fresh=False)
     state = model_state(checkpoint)
-    if hasattr(model.backbone, "net") and not any(name.startswith("backbone.net.") for name in state):
+    left_out = model.state_dict().keys() - state.keys()
+    if left_out and all(name.startswith("backbone.") and ".net." in name for name in left_out):
         # The shipped weights leave out the frozen encoder, which its own package brings.
         given = build_backbone(config).state_dict()
-        state = {f"backbone.{n}": value for n, value in given.items() if n.startswith("net.")} | state
+        state |= {name: given[name.removeprefix("backbone.")] for name in left_out}
     embedding = state.get("decoder.word.weight")
     if embedding is not None and embedding.shape[0] != tokenizer.vocab_size:
         raise CheckpointError(

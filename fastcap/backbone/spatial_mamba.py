@@ -1,4 +1,4 @@
-"""SpatialMamba: a hierarchical vision state-space backbone that needs nothing but torch.
+"""SpatialMamba: a hierarchical vision state-space backbone, alone or behind a pretrained convolutional encoder.
 
 Each block mixes tokens with a selective scan in four directions (VMamba, arXiv 2401.10166) whose recurrence runs as
 matrix products (SSD, arXiv 2405.21060), then mixes channels with an FFN. Cost is linear in the number of pixels.
@@ -9,13 +9,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.ops import StochasticDepth
+from torchvision.ops import Permute, StochasticDepth
 
 from fastcap.backbone.scan import NUM_DIRECTIONS, grid_scan
+
+if TYPE_CHECKING:
+    from fastcap.backbone.timm_encoder import TimmEncoder
 
 
 class GridPosition(nn.Module):
@@ -116,23 +120,82 @@ class SpatialMambaBlock(nn.Module):
         return x + self.drop_path(self.ffn(self.ffn_norm(x)))
 
 
-def _convolution(in_dim: int, out_dim: int, stride: int) -> nn.Sequential:
+def _convolution(in_dim: int, out_dim: int, stride: int = 2) -> nn.Sequential:
     """Convolution 3x3, BatchNorm, ReLU; stride 2 halves the grid (rounding up)."""
     convolution = nn.Conv2d(in_dim, out_dim, 3, stride=stride, padding=1, bias=False)
     return nn.Sequential(convolution, nn.BatchNorm2d(out_dim), nn.ReLU(inplace=True))
 
 
-def _stem(dims: Sequence[int], depths: Sequence[int]) -> nn.Sequential:
+def _merging(in_dim: int, out_dim: int) -> nn.Sequential:
+    """Lay 2 x 2 neighbours side by side and project them (patch merging of Swin, arXiv 2103.14030)."""
+    norm, project = nn.LayerNorm(4 * in_dim), nn.Linear(4 * in_dim, out_dim)
+    return nn.Sequential(nn.PixelUnshuffle(2), Permute([0, 2, 3, 1]), norm, project, Permute([0, 3, 1, 2]))
+
+
+def _patch_embedding(dims: Sequence[int], depths: Sequence[int]) -> nn.Sequential:
     """Convolutional patch embedding: at each level one halving and depth - 1 further convolutions."""
     layers: list[nn.Module] = []
     for before, dim, depth in zip([3, *dims[:-1]], dims, depths, strict=True):
-        layers.append(_convolution(before, dim, stride=2))
+        layers.append(_convolution(before, dim))
         layers += [_convolution(dim, dim, stride=1) for _ in range(depth - 1)]
     return nn.Sequential(*layers)
 
 
+class StemLevels(nn.Module):
+    """Read a pretrained stem's features for each stage: the last one all of them, each before it one level.
+
+    Args:
+        stem: With ``levels`` at twice, four times, ... the resolution of its last layer, one for each stage but the
+            last.
+        dims: Width of each stage.
+        dropout: Share of the channels that an image loses in training, everywhere at once (spatial dropout, Tompson
+            et al. 2015, arXiv 1411.4280).
+
+    Raises:
+        ValueError: If there is no level for a stage.
+    """
+
+    def __init__(self, stem: TimmEncoder, dims: Sequence[int], dropout: float) -> None:
+        super().__init__()
+        if stem.norm is not None or stem.position is not None:
+            raise ValueError("backbone.stem: norm and position must be left out, the stages bring their own")
+        # Channels of the stem's map: the last layer's, then those of each level, r x r neighbours side by side.
+        parts, info, end = {1: (0, stem.feature_dim)}, stem.net.feature_info, stem.net.num_features
+        for level in stem.levels:
+            ratio = info[-1]["reduction"] // info[level]["reduction"]
+            begin, end = end, end + ratio**2 * info[level]["num_chs"]
+            parts.setdefault(ratio, (begin, end))
+        self.ratios = [2**i for i in reversed(range(len(dims)))]
+        if missing := [ratio for ratio in self.ratios if ratio not in parts]:
+            raise ValueError(
+                f"backbone.stem.levels = {stem.levels}: none is {missing[0]} times finer than the last layer"
+            )
+        self.parts = [parts[ratio] for ratio in self.ratios]
+        self.norm = nn.BatchNorm2d(stem.feature_dim)
+        self.dropout = nn.Dropout2d(dropout)
+        widths = [(end - begin) // ratio**2 for ratio, (begin, end) in zip(self.ratios, self.parts, strict=True)]
+        self.projections = nn.ModuleList(map(nn.Linear, widths, dims))
+        self.positions = nn.ModuleList(map(GridPosition, dims))
+
+    def forward(self, features: Tensor) -> list[Tensor]:
+        """Project and place each stage's input. (B, h, w, C) -> (B, r h, r w, D) of every stage, finest first."""
+        x = self.dropout(self.norm(features.permute(0, 3, 1, 2)))
+        inputs = []
+        for ratio, (begin, end), project, place in zip(
+            self.ratios, self.parts, self.projections, self.positions, strict=True
+        ):
+            grid = x if ratio == 1 else F.pixel_shuffle(x[:, begin:end], ratio)
+            inputs.append(place(project(grid.permute(0, 2, 3, 1))))
+        return inputs
+
+
 class SpatialMambaBackbone(nn.Module):
-    """Convolutional patch embedding, then stages of cross-scan blocks, the grid halved between stages.
+    """Stages of cross-scan blocks, the grid halved between stages, behind a stem.
+
+    The stem is a convolutional patch embedding; or a pretrained encoder, whose levels each stage reads beside what the
+    stage before it found. Convolutions where resolution is high and token mixing where it is low: early convolutions
+    (Xiao et al. 2021, arXiv 2106.14881), MambaVision (arXiv 2407.08083). A frozen stem's ``feature_map`` can be
+    computed once for each image; only what ``from_map`` does is then trained.
 
     Args:
         dims: Width of each stage; the last is ``feature_dim``.
@@ -147,9 +210,14 @@ class SpatialMambaBackbone(nn.Module):
         ffn_ratio: Hidden width of the FFN over the stage's width.
         drop_path: Stochastic depth of the last block; earlier blocks rise to it linearly.
         chunk_size: Tokens a chunk of the scan.
+        stem: A pretrained encoder, frozen or tuned, in the place of the patch embedding, without norm and position of
+            its own. The last stage stands on its grid and reads all its features; each stage before it needs one of
+            its ``levels`` at twice the resolution of the next.
+        stem_dropout: Share of its channels that an image loses in training.
 
     Raises:
-        ValueError: If dims and depths differ in number, or stem_depths does not number one more than stem_dims.
+        ValueError: If dims and depths differ in number, stem_depths does not number one more than stem_dims, or the
+            stem has no level for a stage.
     """
 
     def __init__(
@@ -165,6 +233,8 @@ class SpatialMambaBackbone(nn.Module):
         ffn_ratio: float = 3.0,
         drop_path: float = 0.0,
         chunk_size: int = 32,
+        stem: TimmEncoder | None = None,
+        stem_dropout: float = 0.0,
     ) -> None:
         super().__init__()
         if len(dims) != len(depths):
@@ -175,11 +245,15 @@ class SpatialMambaBackbone(nn.Module):
                 "(the last level is dims[0] wide), each at least 1"
             )
         self.feature_dim = dims[-1]
-        self.stride = 2 ** (len(stem_depths) + len(dims) - 1)
-        self.patch_embed = _stem([*stem_dims, dims[0]], stem_depths)
-        self.position = GridPosition(dims[0])
+        self.stem = stem
+        if stem is None:
+            self.patch_embed = _patch_embedding([*stem_dims, dims[0]], stem_depths)
+            self.position = GridPosition(dims[0])
+        else:
+            self.levels = StemLevels(stem, dims, stem_dropout)
         rates = torch.linspace(0, drop_path, sum(depths)).tolist()
-        self.downsamples = nn.ModuleList(_convolution(a, b, stride=2) for a, b in pairwise(dims))
+        halve = _convolution if stem is None else _merging
+        self.downsamples = nn.ModuleList(halve(a, b) for a, b in pairwise(dims))
         self.stages = nn.ModuleList()
         for dim, depth in zip(dims, depths, strict=True):
             blocks = []
@@ -191,6 +265,11 @@ class SpatialMambaBackbone(nn.Module):
         self.feature_position = GridPosition(self.feature_dim)
 
     @property
+    def frozen(self) -> bool:
+        """Whether the stem is one that keeps its weights as they are."""
+        return self.stem is not None and self.stem.frozen
+
+    @property
     def blocks(self) -> list[nn.Module]:
         """The blocks of all stages, in the order in which they run."""
         return [block for stage in self.stages for block in stage.children()]
@@ -199,15 +278,24 @@ class SpatialMambaBackbone(nn.Module):
         """Turn images into patch features.
 
         Args:
-            images: Normalized RGB. (B, 3, H, W), any H and W of at least ``stride``.
+            images: Normalized RGB. (B, 3, H, W), any H and W of at least a patch.
 
         Returns:
-            Features in raster order. (B, N, D), N = ceil(H / stride) * ceil(W / stride), D = ``feature_dim``
+            Features in raster order. (B, N, D), N = ceil(H / patch) * ceil(W / patch), D = ``feature_dim``
         """
-        x = self.patch_embed(images).permute(0, 2, 3, 1)
-        x = self.position(x)
+        return self.from_map(self.feature_map(images))
+
+    def feature_map(self, images: Tensor) -> Tensor:
+        """Run the stem. (B, 3, H, W) -> (B, h, w, C)."""
+        return self.patch_embed(images).permute(0, 2, 3, 1) if self.stem is None else self.stem.feature_map(images)
+
+    def from_map(self, features: Tensor) -> Tensor:
+        """Run the stages on what ``feature_map`` gives. (B, h, w, C) -> (B, N, D)."""
+        inputs = [self.position(features)] if self.stem is None else self.levels(features)
+        x = inputs[0]
         for i, stage in enumerate(self.stages):
             if i > 0:
                 x = self.downsamples[i - 1](x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+                x = x if self.stem is None else x + inputs[i]
             x = stage(x)
         return self.feature_position(self.norm(x)).flatten(1, 2)

@@ -35,7 +35,8 @@ def cache_features(cfg: DictConfig, datamodule: CaptionDataModule, model: FastCa
         with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
             return model.backbone.feature_map(model.normalize(images))
 
-    datamodule.cache_features(encode, cache_key(model.backbone.net, bf16))
+    encoder = getattr(model.backbone, "stem", model.backbone).net
+    datamodule.cache_features(encode, cache_key(encoder, bf16))
 
 
 def cache_key(encoder: nn.Module, bf16: bool) -> str:
