@@ -5,7 +5,7 @@ decays summed from the start of a token's chunk, H the state that enters the chu
 
     y_i = sum_{j <= i} (c_i . b_j) exp(l_i - l_j) x_j  +  exp(l_i) c_i . H          inside the chunk, and before it
     A   = sum_j exp(l_Q - l_j) b_j x_j^T                                           (S, P)
-    H_z = sum_{k < z} exp(m_z - m_{k+1}) A_k  +  exp(m_z) H_0                      m_z: decays summed before chunk z
+    H_z = sum_{k < z} exp(m_z - m_{k+1}) A_k                                       m_z: decays summed before chunk z
 
 No exponent is ever positive, so nothing overflows. Only the last line couples chunks, as one small product over them.
 
@@ -24,19 +24,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-class Gradients(NamedTuple):
-    """Gradients of ``scan_chunks``'s inputs, each of its input's shape; of the start None where there was none."""
-
-    x: Tensor
-    log_decay: Tensor
-    b: Tensor
-    c: Tensor
-    start: Tensor | None
-
-
-def scan_chunks(
-    x: Tensor, log_decay: Tensor, b: Tensor, c: Tensor, start: Tensor | None, with_end: bool
-) -> tuple[Tensor, Tensor | None]:
+def scan_chunks(x: Tensor, log_decay: Tensor, b: Tensor, c: Tensor) -> Tensor:
     """Scan sequences that are cut in chunks. Writes nothing into its inputs; autograd cannot follow it.
 
     Args:
@@ -44,44 +32,23 @@ def scan_chunks(
         log_decay: Logarithm of the decay of each step, fp32 or fp64. (B, G, h, K, Q)
         b: Input projections. (B, G, K, Q, S)
         c: Output projections. (B, G, K, Q, S)
-        start: State before the first token. (B, G, h, S, P)
-        with_end: Also return the state after the last token.
 
     Returns:
-        Outputs like x, and the last state (B, G, h, S, P) in the decays' dtype, or None.
+        Outputs like x.
     """
     total, decay, affinity = _weights(log_decay, b, c)
     weights = decay.mul_(affinity)
-    if not _carries(x, start, with_end):
-        return _product(weights, x).view_as(x), None
-    carry = _Carry.of(total, b, c, with_end)
-    states = carry.states(x, start)
-    y = _product(carry.reads, _entering(states, x))
-    y = _add_product(y, weights, x)
-    return y.view_as(x), states[..., -1, :, :] if with_end else None
+    if x.shape[3] == 1:  # nothing enters the only chunk
+        return _product(weights, x).view_as(x)
+    carry = _Carry.of(total, b, c)
+    y = _product(carry.reads, carry.states(x).to(x.dtype))
+    return _add_product(y, weights, x).view_as(x)
 
 
 def scan_chunks_backward(
-    grad_y: Tensor,
-    grad_end: Tensor | None,
-    x: Tensor,
-    log_decay: Tensor,
-    b: Tensor,
-    c: Tensor,
-    start: Tensor | None,
-) -> Gradients:
-    """Return the gradients of ``scan_chunks``'s inputs.
-
-    Args:
-        grad_y: Gradient of the outputs, of x's shape and dtype. (B, G, h, K, Q, P)
-        grad_end: Gradient of the last state, where that was asked for. (B, G, h, S, P)
-        x: This and the others as in ``scan_chunks``. (B, G, h, K, Q, P)
-        log_decay: (B, G, h, K, Q)
-        b: (B, G, K, Q, S)
-        c: (B, G, K, Q, S)
-        start: (B, G, h, S, P)
-    """
-    with_end = grad_end is not None
+    grad_y: Tensor, x: Tensor, log_decay: Tensor, b: Tensor, c: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the gradients of ``scan_chunks``'s inputs, which follow the gradient of its outputs."""
     total, decay, affinity = _weights(log_decay, b, c)
     weights = decay * affinity
     grad_x = _product(weights.mT, grad_y)
@@ -91,28 +58,24 @@ def scan_chunks_backward(
     crossing.mul_(affinity)
     grad_sum = crossing.sum(-1, dtype=log_decay.dtype) - crossing.sum(-2, dtype=log_decay.dtype)
     grad_b, grad_c = grad_affinity.mT @ c, grad_affinity @ b
-    grad_start, later = None, x.new_zeros(1)
-    if _carries(x, start, with_end):
-        carry = _Carry.of(total, b, c, with_end)
-        states = carry.states(x, start)
-        grad_states = _product(carry.reads.mT, grad_y).view(*x.shape[:4], -1, x.shape[-1]).to(states.dtype)
-        if grad_end is not None:
-            grad_states = torch.cat([grad_states, grad_end.unsqueeze(3)], dim=3)
-        if start is not None:
-            grad_start = (carry.first.exp()[..., None, None] * grad_states).sum(3)
-        grad_added = _product(carry.between.mT, grad_states.flatten(4)).view(*x.shape[:4], -1, x.shape[-1])
-        grad_reads = _product(grad_y, _entering(states, x).mT).view_as(carry.reads)
+    later = None
+    if x.shape[3] > 1:
+        carry = _Carry.of(total, b, c)
+        states = carry.states(x)
+        grad_states = _product(carry.reads.mT, grad_y).view_as(states).to(states.dtype)
+        grad_added = _product(carry.between.mT, grad_states.flatten(4)).view_as(states)
+        grad_reads = _product(grad_y, states.to(x.dtype).mT).view_as(carry.reads)
         grad_writes = _product(x, grad_added.to(x.dtype).mT).view_as(carry.writes)
         grad_x = _add_product(grad_x, carry.writes, grad_added.to(x.dtype))
         grad_sum += (grad_reads * carry.reads).sum(-1, dtype=grad_sum.dtype)
         grad_sum -= (grad_writes * carry.writes).sum(-1, dtype=grad_sum.dtype)
         grad_c += grad_reads.mul_(carry.decay_in).sum(2)
         grad_b += grad_writes.mul_(carry.decay_out).sum(2)
-        last = states.shape[3] - 1
-        later = (grad_added[..., :last, :, :] * states[..., 1:, :, :]).sum((-2, -1))
-        later = F.pad(later, (0, x.shape[3] - last)).unsqueeze(-1)
-    grad_decay = grad_sum.flip(-1).cumsum(-1).flip(-1) + later
-    return Gradients(grad_x.view_as(x), grad_decay, grad_b, grad_c, grad_start)
+        later = (grad_added[..., :-1, :, :] * states[..., 1:, :, :]).sum((-2, -1))
+    grad_decay = grad_sum.flip(-1).cumsum(-1).flip(-1)
+    if later is not None:
+        grad_decay += F.pad(later, (0, 1)).unsqueeze(-1)
+    return grad_x.view_as(x), grad_decay, grad_b, grad_c
 
 
 def _weights(log_decay: Tensor, b: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -134,24 +97,22 @@ class _Carry(NamedTuple):
     decay_out: Tensor  # from each token to the chunk's end (B, G, h, K, Q, 1)
     reads: Tensor  # c, decayed from the chunk's start (B, G, h, K, Q, S)
     writes: Tensor  # b, decayed to the chunk's end (B, G, h, K, Q, S)
-    between: Tensor  # decay of what a chunk adds until another one, or the end, begins (B, G, h, K or K + 1, K)
-    first: Tensor  # log decay from the start until each chunk, or the end, begins (B, G, h, K or K + 1)
+    between: Tensor  # decay of what a chunk adds until another one begins (B, G, h, K, K)
 
     @classmethod
-    def of(cls, total: Tensor, b: Tensor, c: Tensor, with_end: bool) -> _Carry:
+    def of(cls, total: Tensor, b: Tensor, c: Tensor) -> _Carry:
         whole = total[..., -1:]
         decay_in = total.exp().to(b.dtype).unsqueeze(-1)
         decay_out = (whole - total).exp_().to(b.dtype).unsqueeze(-1)
         met = whole.squeeze(-1).cumsum(-1)
-        first = F.pad(met if with_end else met[..., :-1], (1, 0))
+        first = F.pad(met[..., :-1], (1, 0))
         between = _exp(first.unsqueeze(-1) - met.unsqueeze(-2)).tril_(-1)
-        return cls(decay_in, decay_out, c.unsqueeze(2) * decay_in, b.unsqueeze(2) * decay_out, between, first)
+        return cls(decay_in, decay_out, c.unsqueeze(2) * decay_in, b.unsqueeze(2) * decay_out, between)
 
-    def states(self, x: Tensor, start: Tensor | None) -> Tensor:
-        """States that enter the chunks, and, with the end, the one after the last. (B, G, h, K or K + 1, S, P)."""
-        added = _product(self.writes.mT, x).view(*x.shape[:4], -1).to(self.between.dtype)
-        states = _product(self.between, added).view(*self.first.shape, -1, x.shape[-1])
-        return states if start is None else states + self.first.exp()[..., None, None] * start.unsqueeze(3)
+    def states(self, x: Tensor) -> Tensor:
+        """States that enter the chunks, in the decays' dtype. (B, G, h, K, S, P)."""
+        added = _product(self.writes.mT, x).view(*x.shape[:4], -1, x.shape[-1]).to(self.between.dtype)
+        return _product(self.between, added.flatten(4)).view_as(added)
 
 
 def _exp(difference: Tensor) -> Tensor:
@@ -169,13 +130,3 @@ def _add_product(total: Tensor, a: Tensor, b: Tensor) -> Tensor:
     # Not `baddbmm_`, which FlopCounterMode passes over; and torch.export takes no `out`.
     out = None if torch.compiler.is_compiling() else total
     return torch.baddbmm(total, a.flatten(0, -3), b.flatten(0, -3), out=out)
-
-
-def _carries(x: Tensor, start: Tensor | None, with_end: bool) -> bool:
-    """Whether a state is needed: with a single chunk that starts from nothing it is not."""
-    return x.shape[3] > 1 or start is not None or with_end
-
-
-def _entering(states: Tensor, x: Tensor) -> Tensor:
-    """The states that enter the chunks, in x's dtype. (B, G, h, K, S, P)."""
-    return states[..., : x.shape[3], :, :].to(x.dtype)

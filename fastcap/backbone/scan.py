@@ -1,4 +1,4 @@
-"""Selective state-space scans in plain torch: of sequences, and of a patch grid in four directions.
+"""Selective state-space scan of a patch grid in four directions, in plain torch.
 
 The recurrence, per head with a scalar decay (Mamba-2 / SSD, Dao and Gu 2024, arXiv 2405.21060):
 
@@ -6,30 +6,32 @@ The recurrence, per head with a scalar decay (Mamba-2 / SSD, Dao and Gu 2024, ar
     y_t = h_t c_t
 
 ``x`` is already multiplied by the step size dt, and ``log_decay`` is dt * a with a < 0. ``scan_reference`` is the
-recurrence itself, token by token, to compare against and never to train with; ``ssd_scan`` is the same function as
-matrix products over chunks of tokens, with a gradient of its own.
+recurrence itself, token by token, to compare against and never to train with.
 
-``grid_scan`` is the cross-scan (VMamba, arXiv 2401.10166). It walks the grid row by row and column by column, forwards
+``grid_scan`` is the cross-scan (VMamba, arXiv 2401.10166), computed as matrix products over chunks of tokens
+(``fastcap.backbone.chunks``), with a gradient of its own. It walks the grid row by row and column by column, forwards
 and backwards, so that causal scans let every patch see all others. Heads are shared out over the directions: right,
 left, down, up.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import nullcontext
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-from fastcap.backbone.routes import Routes, make_routes, scan_routes
+from fastcap.backbone.chunks import scan_chunks, scan_chunks_backward
 
 NUM_DIRECTIONS = 4
+_SLICE = 1 << 18  # numbers of x that are worked on at a time
 
 
-def scan_reference(
-    x: Tensor, log_decay: Tensor, b: Tensor, c: Tensor, initial_state: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+def scan_reference(x: Tensor, log_decay: Tensor, b: Tensor, c: Tensor) -> Tensor:
     """Run the recurrence one token at a time.
 
     Args:
@@ -37,54 +39,20 @@ def scan_reference(
         log_decay: Logarithm of the decay of each step, never positive. (B, L, heads)
         b: Input projections; each group serves heads / groups consecutive heads. (B, L, groups, S)
         c: Output projections. (B, L, groups, S)
-        initial_state: State before the first token, zeros if absent. (B, heads, P, S)
 
     Returns:
-        Outputs (B, L, heads, P) and the state after the last token (B, heads, P, S).
+        (B, L, heads, P)
     """
     batch, _, heads, channels = x.shape
     b, c = (t.repeat_interleave(heads // t.shape[2], dim=2) for t in (b, c))
-    state = x.new_zeros(batch, heads, channels, b.shape[3]) if initial_state is None else initial_state
+    state = x.new_zeros(batch, heads, channels, b.shape[3])
     # Unbound once: the gradient of an index into the whole would fill a table of zeros every step.
     steps = (x.unsqueeze(-1), log_decay.exp()[..., None, None], b.unsqueeze(-2), c.unsqueeze(-1))
     outputs = []
     for x_t, decay_t, b_t, c_t in zip(*(t.unbind(1) for t in steps), strict=True):
         state = decay_t * state + x_t * b_t
         outputs.append((state @ c_t).squeeze(-1))
-    return torch.stack(outputs, dim=1), state
-
-
-def ssd_scan(
-    x: Tensor,
-    log_decay: Tensor,
-    b: Tensor,
-    c: Tensor,
-    initial_state: Tensor | None = None,
-    chunk_size: int = 32,
-) -> tuple[Tensor, Tensor]:
-    """Compute the same as ``scan_reference`` with matrix products (SSD, arXiv 2405.21060, section 6).
-
-    Decays are summed and the state is kept in fp32 whatever the inputs' precision. The gradient cannot be
-    differentiated again.
-
-    Args:
-        x: Inputs times the step size. (B, L, heads, P)
-        log_decay: Logarithm of the decay of each step, never positive. (B, L, heads)
-        b: Input projections. (B, L, groups, S)
-        c: Output projections. (B, L, groups, S)
-        initial_state: State before the first token. (B, heads, P, S)
-        chunk_size: Tokens a chunk, at most; a sequence of less than four chunks is one chunk.
-
-    Returns:
-        Outputs (B, L, heads, P) in x's dtype and the final state (B, heads, P, S) in fp32 (fp64 for fp64 inputs).
-    """
-    (batch, length, heads, channels), groups = x.shape, b.shape[2]
-    routes = _routes((length,), heads, groups, chunk_size, x.device)
-    start = None if initial_state is None else initial_state.unflatten(1, (groups, -1)).mT
-    x, log_decay, b, c = x.flatten(1, 2), log_decay.flatten(1), b.flatten(1, 2), c.flatten(1, 2)
-    y, end = scan_routes(x, log_decay, b, c, routes, start, with_end=True)
-    assert end is not None
-    return y.view(batch, length, heads, channels), end.mT.flatten(1, 2)
+    return torch.stack(outputs, dim=1)
 
 
 def direction_visits(height: int, width: int, device: torch.device | None = None) -> Tensor:
@@ -92,25 +60,6 @@ def direction_visits(height: int, width: int, device: torch.device | None = None
     raster = torch.arange(height * width, device=device)
     columns = raster.view(height, width).t().reshape(-1)
     return torch.stack([raster, raster.flip(0), columns, columns.flip(0)])
-
-
-def grid_scan(x: Tensor, log_decay: Tensor, b: Tensor, c: Tensor, chunk_size: int = 32) -> Tensor:
-    """Scan a grid in four directions, the first quarter of the heads to the right, the others left, down and up.
-
-    Args:
-        x: Inputs times the step size. (B, H, W, heads, P)
-        log_decay: Logarithm of the decay of each step, never positive. (B, H, W, heads)
-        b: Input projections, the same from whatever direction a patch is reached. (B, H, W, S)
-        c: Output projections. (B, H, W, S)
-        chunk_size: Tokens a chunk, as in ``ssd_scan``.
-
-    Returns:
-        (B, H, W, heads, P)
-    """
-    _, height, width, heads, _ = x.shape
-    routes = _routes((height, width), heads, 1, chunk_size, x.device)
-    y, _ = scan_routes(x.flatten(1, 3), log_decay.flatten(1), b.flatten(1, 2), c.flatten(1, 2), routes)
-    return y.view(x.shape)
 
 
 def grid_scan_reference(x: Tensor, log_decay: Tensor, b: Tensor, c: Tensor) -> Tensor:
@@ -126,29 +75,160 @@ def grid_scan_reference(x: Tensor, log_decay: Tensor, b: Tensor, c: Tensor) -> T
         return torch.stack([t[:, way, i] for i, way in enumerate(visits)], dim=2).flatten(2, 3)
 
     b, c = (t.flatten(1, 2)[:, visits.t()] for t in (b, c))
-    y, _ = scan_reference(walked(x), walked(log_decay), b, c)
-    y = y.unflatten(2, (NUM_DIRECTIONS, -1))
+    y = scan_reference(walked(x), walked(log_decay), b, c).unflatten(2, (NUM_DIRECTIONS, -1))
     y = torch.stack([y[:, way.argsort(), i] for i, way in enumerate(visits)], dim=2)
     return y.reshape(batch, height, width, heads, -1)
 
 
-def _routes(shape: tuple[int, ...], heads: int, groups: int, chunk_size: int, device: torch.device) -> Routes:
-    """Make the routes of a sequence (L,) or a grid (H, W), once for each shape."""
+def grid_scan(x: Tensor, log_decay: Tensor, b: Tensor, c: Tensor, chunk_size: int = 32) -> Tensor:
+    """Scan a grid in four directions, the first quarter of the heads to the right, the others left, down and up.
+
+    Decays are summed and states are kept in fp32 whatever the inputs' precision. The gradient cannot be differentiated
+    again.
+
+    Args:
+        x: Inputs times the step size. (B, H, W, heads, P)
+        log_decay: Logarithm of the decay of each step, never positive. (B, H, W, heads)
+        b: Input projections, the same from whatever direction a patch is reached. (B, H, W, S)
+        c: Output projections. (B, H, W, S)
+        chunk_size: Tokens a chunk, at most; a grid of less than four chunks is one chunk.
+
+    Returns:
+        (B, H, W, heads, P)
+    """
+    shape, device = x.shape, x.device
     # A traced tensor must not outlive its trace.
-    make = _make if torch.compiler.is_compiling() else _cached
-    return make(shape, heads, groups, chunk_size, device)
+    routes = (_routes if torch.compiler.is_compiling() else _cached)(*shape[1:4], chunk_size, device)
+    decays = log_decay.flatten(1).to(torch.promote_types(x.dtype, torch.float32))
+    tables = x.flatten(1, 3), decays, b.flatten(1, 2).to(x.dtype), c.flatten(1, 2).to(x.dtype)
+    with torch.autocast(device.type, enabled=False) if torch.is_autocast_enabled(device.type) else nullcontext():
+        if torch.is_grad_enabled() and any(t.requires_grad for t in tables):
+            return _Scan.apply(*tables, *routes).view(shape)
+        return _scan(*tables, routes).view(shape)
 
 
-def _make(shape: tuple[int, ...], heads: int, groups: int, chunk_size: int, device: torch.device) -> Routes:
-    if len(shape) == 1:
-        visits = torch.arange(shape[0], device=device).expand(groups, -1)
-    else:
-        height, width = shape
-        visits = direction_visits(height, width, device)
-    return make_routes(visits, heads, groups, chunk_size)
+class Routes(NamedTuple):
+    """How sequences of h heads each visit the rows of tables, one sequence a direction: N tokens in K chunks of Q.
+
+    The table of tokens and heads has a row for each token and head of any direction, (N * 4 * h); that of projections
+    a row for each token, which all directions read.
+    """
+
+    visited: Tensor  # rows of the table of tokens and heads in the sequences' order (4 * h * K * Q)
+    placed: Tensor  # where in the sequences each row of that table is (N * 4 * h)
+    read: Tensor  # rows of the table of projections in the sequences' order (4 * K * Q)
+    read_by: Tensor  # where in each sequence each row of the projections is (4, N)
+    shape: tuple[int, int, int, int]  # 4, h, K, Q; the last chunk is padded
+
+
+def _routes(height: int, width: int, heads: int, chunk_size: int, device: torch.device) -> Routes:
+    """Lay out the way of the four directions through a grid; less than four chunks are one."""
+    length = height * width
+    chunks = 1 if length < 4 * chunk_size else -(-length // chunk_size)
+    size = -(-length // chunks)
+    padded = chunks * size
+    visits = direction_visits(height, width, device)
+    place = torch.arange(padded, device=device).clamp_(max=length - 1)
+    when = torch.empty_like(visits).scatter_(1, visits, place[:length].expand(NUM_DIRECTIONS, -1))
+    where = when + padded * torch.arange(NUM_DIRECTIONS, device=device).unsqueeze(1)
+    head = torch.arange(heads, device=device).view(NUM_DIRECTIONS, -1)
+    padded_visits = visits.index_select(1, place)
+    return Routes(
+        visited=(padded_visits.unsqueeze(1) * heads + head.unsqueeze(2)).flatten(),
+        placed=(when.t().unsqueeze(2) + padded * head).flatten(),
+        read=padded_visits.flatten(),
+        read_by=where,
+        shape=(NUM_DIRECTIONS, heads // NUM_DIRECTIONS, chunks, size),
+    )
 
 
 @lru_cache(maxsize=32)
 def _cached(*args: Any) -> Routes:
     with torch.inference_mode(False):  # what inference made could not be trained with
-        return _make(*args)
+        return _routes(*args)
+
+
+class _Scan(torch.autograd.Function):
+    @staticmethod
+    def forward(x: Tensor, log_decay: Tensor, b: Tensor, c: Tensor, *routes: Any) -> Tensor:
+        return _scan(x, log_decay, b, c, Routes(*routes))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        *tensors, ctx.shape = inputs
+        ctx.save_for_backward(*tensors)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
+        tables, routes = ctx.saved_tensors[:4], Routes(*ctx.saved_tensors[4:], ctx.shape)
+        return (*_scan_backward(grad_y, tables, routes), *[None] * 5)
+
+
+def _scan(x: Tensor, log_decay: Tensor, b: Tensor, c: Tensor, routes: Routes) -> Tensor:
+    """Scan the sequences, each along its own way through the same tables.
+
+    Args:
+        x: Inputs times the step size. (B, N * 4 * h, P)
+        log_decay: Logarithm of the decay of each step. (B, N * 4 * h)
+        b: Input projections. (B, N, S)
+        c: Output projections. (B, N, S)
+        routes: The ways.
+
+    Returns:
+        Outputs like x.
+    """
+    parts = list(_slices(x))
+    if len(parts) == 1:
+        return _put_back(scan_chunks(*_laid_out((x, log_decay, b, c), routes)), routes)
+    outputs = torch.empty_like(x, memory_format=torch.contiguous_format)
+    for part in parts:
+        laid = _laid_out((x[part], log_decay[part], b[part], c[part]), routes)
+        _put_back(scan_chunks(*laid), routes, outputs[part])
+    return outputs
+
+
+def _scan_backward(grad_y: Tensor, tables: tuple[Tensor, ...], routes: Routes) -> list[Tensor]:
+    """Return the gradients of the four tables."""
+    grads = [torch.empty_like(table, memory_format=torch.contiguous_format) for table in tables]
+    for part in _slices(grad_y):
+        laid = _laid_out([table[part] for table in tables], routes)
+        grad_x, grad_decay, *projections = scan_chunks_backward(_visited(grad_y[part], routes), *laid)
+        _put_back(grad_x, routes, grads[0][part])
+        grads[1][part] = grad_decay.flatten(1).index_select(1, routes.placed)
+        for whole, grad in zip(grads[2:], projections, strict=True):
+            found = grad.flatten(1, 3).index_select(1, routes.read_by.flatten())
+            whole[part] = found.unflatten(1, routes.read_by.shape).sum(1)  # over the directions, which all read a row
+    return grads
+
+
+def _slices(x: Tensor) -> Iterator[slice]:
+    """Say which images are worked on together: a few, so that what comes in between stays in the processor's cache."""
+    if torch.compiler.is_compiling() or x.is_cuda or x.numel() <= _SLICE:
+        yield slice(None)
+        return
+    size = max(1, _SLICE // (x.shape[1] * x.shape[2]))
+    yield from (slice(first, first + size) for first in range(0, x.shape[0], size))
+
+
+def _laid_out(tables: Any, routes: Routes) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Lay tables out in the sequences' order, as ``scan_chunks`` takes them."""
+    x, log_decay, b, c = tables
+    count, _, chunks, size = routes.shape
+    b, c = (t.index_select(1, routes.read).view(-1, count, chunks, size, t.shape[2]) for t in (b, c))
+    return _visited(x, routes), _visited(log_decay, routes), b, c
+
+
+def _visited(table: Tensor, routes: Routes) -> Tensor:
+    """Take rows in the sequences' order, zeros for their padding. (B, N * 4 * h, ...) -> (B, 4, h, K, Q, ...)."""
+    found = table.index_select(1, routes.visited)
+    count, heads, chunks, size = routes.shape
+    length = routes.read_by.shape[1]
+    if chunks * size > length:
+        found.view(-1, count, heads, chunks * size, *table.shape[2:])[:, :, :, length:].zero_()
+    return found.view(-1, *routes.shape, *table.shape[2:])
+
+
+def _put_back(found: Tensor, routes: Routes, out: Tensor | None = None) -> Tensor:
+    """Put sequences back in the table's order. (B, 4, h, K, Q, P) -> (B, N * 4 * h, P)."""
+    return torch.index_select(found.flatten(1, -2), 1, routes.placed, out=out)

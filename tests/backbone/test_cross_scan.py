@@ -3,8 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastcap.backbone.routes import make_routes
-from fastcap.backbone.scan import direction_visits, grid_scan, grid_scan_reference, scan_reference
+from fastcap.backbone.scan import _routes, direction_visits, grid_scan, grid_scan_reference, scan_reference
 
 DIRECTIONS = ["right", "left", "down", "up"]
 CHUNKED, WHOLE = {"chunk_size": 5}, {"chunk_size": 10_000}
@@ -21,7 +20,7 @@ def test_directions_come_to_every_patch_in_their_order():
 @settings(max_examples=30, deadline=None)
 def test_placing_undoes_visiting(height, width, per_direction, chunk_size):
     heads, length = 4 * per_direction, height * width
-    routes = make_routes(direction_visits(height, width), heads, 1, chunk_size)
+    routes = _routes(height, width, heads, chunk_size, None)
     tracer = torch.arange(length * heads)
     assert torch.equal(tracer[routes.visited][routes.placed], tracer)
     tracer = torch.arange(length)
@@ -43,7 +42,7 @@ def _reference(x, log_decay, b, c):
     for index, direction in enumerate(DIRECTIONS):
         visits, share = _visits(direction, height, width), slice(index * heads // 4, (index + 1) * heads // 4)
         walked = (x[:, visits, share], log_decay[:, visits, share], b[:, visits, None], c[:, visits, None])
-        y, _ = scan_reference(*walked)
+        y = scan_reference(*walked)
         outputs.append(y[:, visits.argsort()])
     return torch.cat(outputs, dim=2).view(batch, height, width, heads, channels)
 

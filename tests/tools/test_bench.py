@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fastcap.backbone import scan, spatial_mamba
-from fastcap.backbone.scan import ssd_scan
+from fastcap.backbone.scan import grid_scan
 from fastcap.tools import bench
 from fastcap.tools.backbones import SEQUENTIAL, build, peak_memory_mb
 from fastcap.tools.measure import count_gflop, in_fresh_process
@@ -50,16 +50,15 @@ def test_the_sequential_version_is_the_same_network():
 
 class Scan(torch.nn.Module):
     def forward(self, x):
-        decay = torch.zeros(2, 64, 4)
-        projection = torch.zeros(2, 64, 1, 16)
-        return ssd_scan(torch.zeros(2, 64, 4, 32), decay, projection, projection, chunk_size=64)[0]
+        projection = torch.zeros(2, 8, 8, 16)
+        return grid_scan(torch.zeros(2, 8, 8, 4, 32), torch.zeros(2, 8, 8, 4), projection, projection, chunk_size=16)
 
 
 def test_gflop_counts_the_scans_matrix_products_and_attention():
-    # One chunk of Q = 64: C B^T once a group; Q x Q x P, what is written to the state and read from it for each of 4
-    # heads; and what the start (none, but room for it) and the chunk mean to the end.
-    products, state = 2 * (64 * 64 * 16) + 2 * 4 * (64 * 64 * 32), 2 * 4 * (32 * 64 * 16)
-    assert count_gflop(Scan(), torch.zeros(1)) * 1e9 == 2 * (products + 2 * state + 2 * 4 * (2 * 16 * 32))
+    # Two images, four directions of one head, four chunks of Q = 16: C B^T, Q x Q x P, what is written to the state and
+    # read from it; and what the chunks mean to each other.
+    chunks, between = 4 * (16 * 16 * 16 + 3 * 16 * 16 * 32), 4 * 4 * (16 * 32)
+    assert count_gflop(Scan(), torch.zeros(1)) * 1e9 == 2 * 2 * 4 * (chunks + between)
     tokens = (64 // 16) ** 2 + 1
     linear = 12 * 12 * 384**2 * tokens + 16 * 16 * 3 * 384 * (tokens - 1)
     attention = 12 * 2 * tokens**2 * 384
