@@ -183,11 +183,8 @@ def build_model(
     length = construct(cfg.length, dim=decoder.dim, max_length=max_length)
     refinement = construct(cfg.refinement, special=special)
     if refinement.causal != decoder.causal:
-        fitting = "greedy" if decoder.causal else "icmr"
-        raise ConfigError(
-            f"decoder {type(decoder).__name__} is not driven by {type(refinement).__name__}: "
-            f"choose refinement={fitting}"
-        )
+        names = f"decoder {type(decoder).__name__} is not driven by {type(refinement).__name__}"
+        raise ConfigError(f"{names}: choose refinement={'greedy' if decoder.causal else 'icmr'}")
     model = FastCap(backbone, alignment, decoder, length, refinement)
     if fresh and start:
         start_from(model, start, tokenizer)
