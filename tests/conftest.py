@@ -8,8 +8,6 @@ import ipaddress
 import os
 import pickle
 import socket
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -28,8 +26,6 @@ for name in ("ARGS", "PHOTO", "RESULTS", "REFERENCES", "RUNS", "MAKEFLAGS", "MFL
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
-
-REPO_ROOT = Path(__file__).resolve().parents[1]
 
 _network_attempts: list[str] = []
 _network_patch = pytest.MonkeyPatch()
@@ -85,6 +81,26 @@ def pytest_configure(config: pytest.Config) -> None:
     _block_network(_network_patch)
 
 
+# The files that take longest: xdist hands files out in order, and a long one at the end would leave a worker idle.
+LONGEST = [
+    "test_training.py",
+    "test_captioner.py",
+    "test_two_processes.py",
+    "test_kills.py",
+    "test_disk_and_signals.py",
+    "test_distill.py",
+    "test_features.py",
+    "test_configs.py",
+    "test_entry_points.py",
+    "test_callbacks_wandb.py",
+]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest files first."""
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
+
 def pytest_unconfigure(config: pytest.Config) -> None:
     _network_patch.undo()
 
@@ -99,16 +115,6 @@ def network_attempts() -> Iterator[list[str]]:
     yield _network_attempts
     if _network_attempts:
         pytest.fail(f"the test tried to reach the network: {', '.join(_network_attempts)}")
-
-
-@pytest.fixture(scope="session")
-def flickr8k() -> Path:
-    """Folder of the Flickr8k data: $FASTCAP_FLICKR8K, else ../shared/data/flickr8k beside the checkout."""
-    named = os.environ.get("FASTCAP_FLICKR8K")
-    path = Path(named) if named else REPO_ROOT.parent / "shared" / "data" / "flickr8k"
-    if not path.is_dir():
-        pytest.skip(f"no Flickr8k data at {path}; set FASTCAP_FLICKR8K to its folder")
-    return path
 
 
 def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], Any]) -> Any:
@@ -138,23 +144,15 @@ def multirun(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Path], str]
 
 def _multirun(folder: Path) -> tuple[list[Path], str]:
     from tests.tiny import TINY
+    from tests.training.command import run
 
     loggers = "[csv,wandb,tensorboard]" if importlib.util.find_spec("tensorboard") else "[csv,wandb]"
     settings = [s for s in TINY if not s.startswith(("logger=", "callbacks.", "~callbacks.progress"))]
     settings += [f"logger={loggers}", "trainer.max_epochs=1", "trainer.log_every_n_steps=2", "refinement.num_steps=3"]
     settings += ["callbacks.speed_quality.steps=[1,3]", "optim.optimizer.lr=1e-3,2e-3", "hydra.sweep.dir=sweep"]
-    environment = {**os.environ, "PYTHONPATH": str(REPO_ROOT), "COLUMNS": "200", "WANDB_DATA_DIR": str(folder)}
-    done = subprocess.run(
-        [sys.executable, "-m", "fastcap.train", "-m", *settings],
-        capture_output=True,
-        text=True,
-        cwd=folder,
-        timeout=280,
-        check=False,
-        env=environment,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return [folder / "sweep" / job for job in ("0", "1")], done.stdout + done.stderr
+    status, output = run(folder, "train", "-m", *settings, COLUMNS="200", WANDB_DATA_DIR=str(folder))
+    assert status == 0, output[-3000:]
+    return [folder / "sweep" / job for job in ("0", "1")], output
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 from hydra import compose, initialize_config_dir
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import OmegaConf
@@ -16,7 +15,6 @@ from omegaconf import OmegaConf
 import fastcap
 from fastcap.build import CONFIG_DIR, ConfigError, build_trainer
 from fastcap.cli import one_clear_error, readable
-from fastcap.data import DataError
 from fastcap.eval import main as eval_command
 from fastcap.train import main as train_command
 from fastcap.training.checkpoints import CheckpointError
@@ -114,16 +112,3 @@ def test_hydras_refusals_are_one_line(argument, message, tmp_path, monkeypatch, 
     error = capsys.readouterr().err
     assert stop.value.code == 2
     assert error.startswith("fastcap: error: ") and message in error and error.count("\n") == 1
-
-
-def test_an_error_of_a_worker_is_said_without_the_workers_traceback(capsys):
-    class Broken(torch.utils.data.Dataset):
-        def __len__(self):
-            return 1
-
-        def __getitem__(self, index):
-            raise DataError("a.jpg: cannot be decoded")
-
-    with pytest.raises(SystemExit):
-        one_clear_error(lambda: list(torch.utils.data.DataLoader(Broken(), num_workers=1)))()
-    assert capsys.readouterr().err == "fastcap: error: a.jpg: cannot be decoded\n"

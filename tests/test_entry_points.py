@@ -1,8 +1,6 @@
 """The commands as a user meets them: what they print, and one clear error for each mistake."""
 
 import json
-import os
-import subprocess
 import sys
 from itertools import groupby
 from pathlib import Path
@@ -18,8 +16,9 @@ from fastcap.eval import checkpoint_overrides
 from fastcap.train import main as train_command
 from fastcap.train import train
 from fastcap.training.checkpoints import CheckpointError, find_checkpoint
-from tests.tiny import TINY, tiny_config
+from tests.tiny import QUICK, tiny_config
 from tests.tiny_captioner import write_checkpoint
+from tests.training.command import run
 
 
 @pytest.fixture(scope="module")
@@ -53,17 +52,6 @@ def test_caption_prints_captions_and_passes_over_broken_images(checkpoint, photo
         assert " ".join(shown) == row["caption"]
 
 
-def test_caption_in_batches_equals_one_by_one(checkpoint, photos, capsys):
-    (photos / "c.jpg").unlink()
-    outputs = []
-    for size in ("1", "16"):
-        caption_command.main(
-            [str(photos / "a.jpg"), str(photos / "b.png"), "--ckpt", str(checkpoint), "--batch-size", size]
-        )
-        outputs.append(capsys.readouterr().out)
-    assert outputs[0] == outputs[1] and outputs[0].count("\n") == 2
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -87,13 +75,6 @@ def test_no_checkpoint_says_what_to_do(tmp_path, monkeypatch):
         find_checkpoint(None)
 
 
-def _edited(checkpoint, tmp_path, edit):
-    content = torch.load(checkpoint, weights_only=True)
-    edit(content)
-    torch.save(content, tmp_path / "edited.ckpt")
-    return tmp_path / "edited.ckpt"
-
-
 def test_wrong_checkpoints_are_named(checkpoint, tmp_path):
     with pytest.raises(CheckpointError, match=r"nowhere\.ckpt: no such checkpoint"):
         load_checkpoint(tmp_path / "nowhere.ckpt")
@@ -105,15 +86,6 @@ def test_wrong_checkpoints_are_named(checkpoint, tmp_path):
     torch.save({"state_dict": {}}, foreign)
     with pytest.raises(CheckpointError, match="field `fastcap`"):
         load_checkpoint(foreign)
-
-
-def test_a_checkpoint_of_another_vocabulary_is_named(checkpoint, tmp_path):
-    from fastcap.data.tokenizer import train_word_tokenizer
-
-    other = train_word_tokenizer(["only three words"], min_frequency=1).to_json()
-    path = _edited(checkpoint, tmp_path, lambda c: c["fastcap"].update(tokenizer=other))
-    with pytest.raises(CheckpointError, match=r"edited\.ckpt.*vocabulary"):
-        load_checkpoint(path)
 
 
 def test_a_checkpoint_that_would_run_code_is_refused(tmp_path):
@@ -155,34 +127,12 @@ def test_an_unknown_eval_key_is_named(checkpoint):
         load_checkpoint(checkpoint, {"refinement.num_stepz": 3})
 
 
-def test_a_refused_setting_names_the_part():
-    from fastcap.build import build_model
-    from fastcap.data.tokenizer import train_word_tokenizer
-
-    with pytest.raises(ConfigError, match=r"MoEDecoder: .*top_k = 9"):
-        build_model(tiny_config("decoder.top_k=9"), train_word_tokenizer(["a b"], min_frequency=1))
-
-
-def _run(folder, *arguments):
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "COLUMNS": "200"}
-    return subprocess.run(
-        [sys.executable, "-m", *arguments],
-        capture_output=True,
-        text=True,
-        cwd=folder,
-        timeout=280,
-        check=False,
-        env=environment,
-    )
-
-
 def test_train_then_eval_as_processes(tmp_path):
     """The whole path through Hydra, from another working folder; then a multirun of eval over steps."""
-    done = _run(tmp_path, "fastcap.cli", "train", *TINY, "trainer.max_epochs=1")
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert "Next" in done.stdout
-    done = _run(tmp_path, "fastcap.cli", "eval", "-m", "refinement.num_steps=1,2")
-    assert done.returncode == 0, done.stderr[-2000:]
+    status, output = run(tmp_path, "train", *QUICK, "trainer.max_epochs=1")
+    assert status == 0 and "Next" in output, output[-2000:]
+    status, output = run(tmp_path, "eval", "-m", "refinement.num_steps=1,2")
+    assert status == 0, output[-2000:]
     assert len(list(tmp_path.glob("runs/eval-sweep/*/*/results.json"))) == 2
 
 

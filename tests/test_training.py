@@ -14,7 +14,7 @@ from fastcap.eval import evaluate
 from fastcap.generation.ngrams import NGrams
 from fastcap.train import train
 from fastcap.training.checkpoints import CheckpointError
-from tests.tiny import tiny_config
+from tests.tiny import TINY, tiny_config
 
 GOLDEN = Path(__file__).parent / "assets/golden_losses.json"
 
@@ -27,7 +27,7 @@ def _weights(path):
 def run(tmp_path_factory):
     """One finished run: (configuration, folder, metrics)."""
     folder = tmp_path_factory.mktemp("run")
-    cfg = tiny_config("trainer.max_epochs=4")
+    cfg = tiny_config("metrics.tokenizer=simple", "trainer.log_every_n_steps=2", base=TINY)
     return cfg, folder, train(cfg, folder)
 
 
@@ -42,7 +42,7 @@ def test_a_run_leaves_what_it_promises(run):
     assert {"train/loss", "train/loss_token", "train/loss_length", "train/loss_alignment", "val/cider"} <= set(header)
     assert {"moe/load_e0", "moe/load_e1", "dlag/mae", "time/images_per_s"} <= set(header)
     rows = list(csv.DictReader((folder / "metrics.csv").read_text().splitlines()))
-    assert [row["epoch"] for row in rows if row["val/cider"]] == list("0123"), "one row for each validation of training"
+    assert [row["epoch"] for row in rows if row["val/cider"]] == list("01"), "one row for each validation of training"
     rows = json.loads((folder / "captions.json").read_text())
     assert len(rows) == 16 and all(len(row["references"]) == 5 for row in rows)
 
@@ -95,10 +95,10 @@ def test_a_resumed_run_equals_an_unbroken_one(run, tmp_path):
 
     class Interrupt(L.Callback):
         def on_train_epoch_start(self, trainer, pl_module):
-            if trainer.current_epoch == 2:
+            if trainer.current_epoch == 1:
                 raise KeyboardInterrupt
 
-    cfg = tiny_config("trainer.max_epochs=4")
+    cfg = tiny_config()
     L.seed_everything(cfg.seed)
     datamodule = build_datamodule(cfg)
     datamodule.prepare()
@@ -107,7 +107,7 @@ def test_a_resumed_run_equals_an_unbroken_one(run, tmp_path):
     trainer.callbacks.append(Interrupt())
     with pytest.raises((KeyboardInterrupt, SystemExit)):
         trainer.fit(module, datamodule=datamodule)
-    cfg = tiny_config("trainer.max_epochs=4", f"resume={tmp_path}/broken/checkpoints/last.ckpt")
+    cfg = tiny_config(f"resume={tmp_path}/broken/checkpoints/last.ckpt")
     resumed = train(cfg, tmp_path / "broken")
     whole, mended = (_weights(p / "checkpoints/last.ckpt") for p in (folder, tmp_path / "broken"))
     assert not {
@@ -153,6 +153,7 @@ def test_one_batch_is_learnt_by_heart(overrides):
     assert captions == [module.decode_text(ids[:length]) for ids, length in rows]
 
 
+@pytest.mark.slow
 def test_bf16_trains_with_the_default_optimiser(tmp_path):
     metrics = train(tiny_config("trainer.precision=bf16-mixed", "trainer.max_epochs=1"), tmp_path)
     assert metrics["val/loss"] > 0
@@ -167,7 +168,6 @@ def test_the_autoregressive_baseline_trains_and_evaluates(tmp_path):
     }
     beams = evaluate(tmp_path / "checkpoints/best.ckpt", "val", {"refinement.num_beams": 3}, tmp_path / "beam")
     assert beams["val/loss"] == again["val/loss"]
-    assert not (tmp_path / "speed_quality.csv").exists()
 
 
 def test_golden_losses():

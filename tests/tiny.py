@@ -29,11 +29,19 @@ TINY = [
     "trainer.max_epochs=2",
     "trainer.precision=32-true",  # whatever the machine computes
 ]
+# Pictures, the speed/quality curve and Java take longer than the training itself.
+QUICK = [
+    *TINY,
+    "callbacks.samples=null",
+    "callbacks.refinement=null",
+    "callbacks.speed_quality=null",
+    "metrics.tokenizer=simple",
+]
 
 
-def tiny_config(*overrides):
+def tiny_config(*overrides, base=QUICK):
     """Compose the training configuration at test size; another kind of backbone keeps the size it has."""
     other = any(o.startswith("backbone=") and "spatial_mamba" not in o for o in overrides)
-    size = [setting for setting in TINY if not (other and setting.startswith("backbone."))]
+    size = [setting for setting in base if not (other and setting.startswith("backbone."))]
     with initialize_config_dir(CONFIG_DIR, version_base="1.3"):
         return compose("train", overrides=[*size, *overrides])

@@ -16,11 +16,8 @@ class OfflineRun:
 
     folder: Path
     run: object = None
-    config: dict = field(default_factory=dict)
     history: list = field(default_factory=list)
-    metrics: list = field(default_factory=list)
     artifacts: list = field(default_factory=list)
-    summary: dict = field(default_factory=dict)
     exit_code: int | None = None
 
     @property
@@ -44,15 +41,16 @@ def _payloads(data):
             parts = b""
 
 
-def _fill(target, items):
-    """Set items in a dictionary; a nested key is a path into it."""
+def _row(items):
+    """Items as a dictionary; a nested key is a path into it."""
+    row = {}
     for item in items:
         *path, leaf = item.nested_key or [item.key]
-        node = target
+        node = row
         for key in path:
             node = node.setdefault(key, {})
         node[leaf] = json.loads(item.value_json)
-    return target
+    return row
 
 
 def read_run(folder, patience=20.0):
@@ -74,17 +72,10 @@ def _parse(folder):
         kind = record.WhichOneof("record_type")
         if kind == "run":
             result.run = record.run
-            _fill(result.config, record.run.config.update)
-        elif kind == "config":
-            _fill(result.config, record.config.update)
         elif kind == "history":
-            result.history.append(_fill({}, record.history.item))
-        elif kind == "metric":
-            result.metrics.append(record.metric)
+            result.history.append(_row(record.history.item))
         elif kind == "artifact":
             result.artifacts.append(record.artifact)
-        elif kind == "summary":
-            _fill(result.summary, record.summary.update)
         elif kind == "exit":
             result.exit_code = record.exit.exit_code
     return result

@@ -11,16 +11,6 @@ def _alignment(words=(-1, 0, 1, 1, 2)):
     return CrossModalFeatureAlignment(12, 16, ConceptTable(words), embed_dim=8)
 
 
-def test_projection_sees_the_image_alone():
-    alignment = _alignment()
-    features = torch.randn(3, 6, 12)
-    together = alignment.project(features)
-    assert together.memory.shape == (3, 6, 16)
-    torch.testing.assert_close(together.memory[1:2], alignment.project(features[1:2]).memory)
-    pooled = torch.cat([together.memory.mean(1), together.memory.amax(1)], 1)
-    torch.testing.assert_close(together.concept_features, pooled)
-
-
 def test_feature_dropout_takes_whole_channels_from_an_image_in_training_alone():
     torch.manual_seed(0)
     alignment = CrossModalFeatureAlignment(12, 12, ConceptTable((-1, 0)), embed_dim=8, feature_dropout=0.5)

@@ -79,14 +79,3 @@ def test_the_branch_is_apart_from_the_memory():
         assert [g is not None for g in gradients] == used
     with pytest.raises(ValueError, match=r"concepts\.branch_dim = -1"):
         ConceptHead(12, 16, ConceptTable((-1, 0)), branch_dim=-1)
-
-
-def test_a_frozen_branch_is_left_out_in_training():
-    alignment = CrossModalFeatureAlignment(12, 16, ConceptTable(WORDS), branch_dim=5)
-    alignment.concepts.branch.requires_grad_(False)
-    features = torch.rand(4, 6, 12)
-    encoded = alignment.train().project(features)
-    torch.testing.assert_close(encoded.memory, alignment.eval().project(features).memory)
-    with pytest.raises(ValueError, match="encoded in training"):
-        alignment.guidance(encoded).word_probability()
-    assert list(alignment.concepts.training_logits(*encoded)) == [""]

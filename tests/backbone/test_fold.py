@@ -83,12 +83,3 @@ class _PeeksAtConvolution(nn.Module):
 def test_what_cannot_be_prepared_stays_as_it_is():
     net = _PeeksAtConvolution().eval()
     assert prepare_for_inference(net, 16) is net
-
-
-def test_training_mode_is_refused():
-    for prepare in (
-        lambda net: fold_batch_norms(net, torch.zeros(1, 3, 32, 32)),
-        lambda net: prepare_for_inference(net, 32),
-    ):
-        with pytest.raises(ValueError, match="eval"):
-            prepare(_backbone())

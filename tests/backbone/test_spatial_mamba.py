@@ -47,19 +47,6 @@ def test_bf16_autocast_stays_close(backbone):
     assert ((rough.float() - exact).norm() / exact.norm()) < 0.05
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"dims": (32,), "depths": (1, 2)}, "backbone.depths"),
-        ({"stem_depths": (1, 1)}, "stem_depths"),
-        ({"dims": (24,), "depths": (1,), "expand": 1.0}, "head_dim"),
-    ],
-)
-def test_wrong_settings_are_named(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        SpatialMambaBackbone(**arguments)
-
-
 def test_turning_the_picture_round_turns_the_features():
     """All directions are treated alike: with step sizes and decays alike, a half turn of the grid commutes."""
     torch.manual_seed(0)

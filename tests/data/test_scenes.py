@@ -2,8 +2,6 @@
 
 import hashlib
 import itertools
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -16,40 +14,31 @@ from fastcap.data.scenes.language import COUNT_OF, GROUND_OF, SHAPE_OF, SIZE_OF,
 from fastcap.data.scenes.render import PAINT
 from fastcap.data.scenes.world import (
     COLOURS,
-    RELATIONS,
     Group,
     Scene,
-    related,
 )
 
 SALAD = [*SHAPE_OF, *SIZE_OF, *COUNT_OF, *COLOURS, *GROUND_OF, *"left of top corner each between inside and".split()]
+# Of drawn scenes and their captions, the same on every machine.
 GOLDEN = "04801630903ed545"
 
 
 @pytest.fixture(scope="module")
-def val() -> SceneRecords:
-    return Scenes(num_val=1000).split("val")
+def val():
+    return Scenes(num_val=300).split("val")
 
 
-def digest(records: SceneRecords) -> str:
+def digest(records):
     text = repr((records.facts, records.captions, records.oracle_captions))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def paint_mask(pixels: np.ndarray, colour: str) -> np.ndarray:
+def paint_mask(pixels, colour):
     return np.abs(pixels.astype(int) - PAINT[colour]).max(axis=-1) <= 24
 
 
 def test_same_everywhere():
     assert digest(Scenes(num_val=50).split("val")) == GOLDEN
-    script = (
-        "from fastcap.data.scenes import Scenes\n"
-        "r = Scenes(num_val=5).split('val')\n"
-        "print(r.fingerprint(), r.load_image(3, 64).sum(), r.captions[4])"
-    )
-    records = Scenes(num_val=5).split("val")
-    printed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
-    assert printed.strip() == f"{records.fingerprint()} {records.load_image(3, 64).sum()} {records.captions[4]}"
 
 
 def test_splits_share_no_facts_and_no_ids():
@@ -59,21 +48,9 @@ def test_splits_share_no_facts_and_no_ids():
         assert not set(first.image_ids) & set(second.image_ids)
 
 
-def test_named_place_is_true_and_objects_stay_apart_and_inside(val):
-    for scene in val.facts:
-        for group in scene.groups:
-            assert group.place is None or group.place in group.positions
-            assert min(group.box) > 0 and max(group.box) < 1
-            for first, second in itertools.combinations(group.centres, 2):
-                assert max(abs(first[0] - second[0]), abs(first[1] - second[1])) > group.diameter + 0.02
-        for first_group, second_group in itertools.combinations(scene.groups, 2):
-            true = [relation for relation in RELATIONS if related(first_group, relation, second_group)]
-            assert len(true) == 1, "one relation and no other holds between two groups"
-
-
 def test_pictures_agree_with_facts(val):
     """Paint of each colour is at every object of its group and next to nowhere else."""
-    for index, scene in enumerate(val.facts[:300]):
+    for index, scene in enumerate(val.facts):
         pixels = val.load_image(index, 64)
         assert pixels.shape == (64, 64, 3) and pixels.dtype == np.uint8
         for group in scene.groups:
@@ -109,7 +86,7 @@ def test_parser_reads_every_claim():
     assert parse_caption("a ring between a square and a heart").relations[0].objects == (1, 2)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.lists(st.sampled_from(SALAD)))
 def test_parser_survives_word_salad(words):
     claims = parse_caption(" ".join(words))
@@ -130,7 +107,7 @@ def test_each_claim_is_checked():
     ring = Group("ring", "blue", "large", ((0.75, 0.5),), 0.28)
     scenes = {7: Scene("sky", (heart, ring), "row")}
 
-    def score(caption: str) -> dict[str, float]:
+    def score(caption):
         return scene_accuracy(scenes, {7: caption})
 
     assert score("a small red heart to the left of a large blue ring in the sky")["relation_accuracy"] == 100

@@ -1,8 +1,4 @@
-from __future__ import annotations
-
 import pickle
-import subprocess
-import sys
 
 import pytest
 from hypothesis import given, settings
@@ -25,7 +21,7 @@ TEXTS = st.one_of(
 )
 
 
-def test_words_are_kept_whole_and_punctuation_is_dropped() -> None:
+def test_words_are_kept_whole_and_punctuation_is_dropped():
     for text in ("a man's t-shirt", "a man's dog 3 years old", "two dogs don't run", "the o'clock dog"):
         assert WORD.decode(WORD.encode(text)) == text
     assert WORD.encode("A MAN 's\tT-shirt !!") == WORD.encode("a man's t-shirt")
@@ -33,53 +29,40 @@ def test_words_are_kept_whole_and_punctuation_is_dropped() -> None:
     assert WORD.decode(WORD.encode("a zebra")) == "a"
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(TEXTS)
-def test_word_round_trip_is_stable(text: str) -> None:
+def test_word_round_trip_is_stable(text):
     ids = WORD.encode(text)
     known = [index for index in ids if index != WORD.special.unk]
     assert not set(known) & set(WORD.special.ids)
     assert WORD.encode(WORD.decode(ids)) == known
 
 
-def test_batch_equals_one_by_one() -> None:
+def test_batch_equals_one_by_one():
     texts = [*CAPTIONS, "", " ", "\r", "\U0001f600", "[MASK] [PAD]"]
     assert WORD.encode_batch(texts) == [WORD.encode(text) for text in texts]
     assert WORD.encode_batch([]) == []
     assert WORD.encode("") == WORD.encode(" \r\n") == []
 
 
-def test_special_tokens() -> None:
-    assert WORD.special.ids == (0, 1, 2, 3, 4)
-    dog = WORD.encode("two dogs")
-    assert WORD.decode([3, *dog, 1, 4, 0, 0]) == "two dogs"
-    assert max(max(ids) for ids in WORD.encode_batch(CAPTIONS)) < WORD.vocab_size
-
-
-def test_json_and_pickle_give_it_back() -> None:
+def test_json_and_pickle_give_it_back():
     for copy in (CaptionTokenizer.from_json(WORD.to_json()), pickle.loads(pickle.dumps(WORD))):
         assert copy.fingerprint == WORD.fingerprint and copy.vocab_size == WORD.vocab_size
         assert copy.encode_batch([*CAPTIONS, "[MASK]"]) == WORD.encode_batch([*CAPTIONS, "[MASK]"])
 
 
 @pytest.mark.parametrize("text", ["", "{}", "null", "{", WORD.to_json().replace("[MASK]", "[HIDE]")])
-def test_garbage_is_a_data_error(text: str) -> None:
+def test_garbage_is_a_data_error(text):
     with pytest.raises(DataError, match="tokenizer"):
         CaptionTokenizer.from_json(text)
 
 
-def test_training_depends_on_the_captions_only() -> None:
+def test_training_depends_on_the_captions_only():
     ties = [f"w{i} x{i}" for i in range(50)]
     assert train_word_tokenizer(ties, 1).to_json() == train_word_tokenizer(ties[::-1], 1).to_json()
-    code = (
-        "from fastcap.data.tokenizer import *; t = [f'w{i} x{i}' for i in range(50)]; "
-        "print(train_word_tokenizer(t, 1).fingerprint)"
-    )
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-    assert found == [train_word_tokenizer(ties, 1).fingerprint]
 
 
-def test_vocabulary_limits() -> None:
+def test_vocabulary_limits():
     assert train_word_tokenizer(["a a b b c"], min_frequency=2).vocab_size == 5 + 2
     assert train_word_tokenizer(["a a a b b c"], min_frequency=1, max_vocab=7).vocab_size == 7
     for captions in ([], ["", " "], ["once only"]):

@@ -3,7 +3,6 @@ import torch
 from torch.nn import functional as F
 
 from fastcap.decoder.attention import (
-    JoinedMemory,
     RankAugmentedCrossAttention,
     RankAugmentedSelfAttention,
     SoftmaxCrossAttention,
@@ -100,16 +99,3 @@ def test_captions_of_an_image_share_its_values(kind):
     together = layer(captions.flatten(1, 2), layer.prepare(memory)).view(2, 3, 5, 32)
     for k in range(3):
         torch.testing.assert_close(together[:, k], layer(captions[:, k], layer.prepare(memory)))
-
-
-def test_rala_buffer_does_not_grow_with_the_image():
-    layer = RankAugmentedCrossAttention(32, num_heads=4)
-    shapes = {layer.prepare(torch.randn(1, n, 32))[0].shape for n in (4, 49, 784)}
-    assert shapes == {(1, 4, 8, 9)}
-
-
-def test_joined_memories_are_those_prepared_alone():
-    layers = [RankAugmentedCrossAttention(32, num_heads=4).double() for _ in range(3)]
-    joined, memory = JoinedMemory(layers), torch.randn(2, 7, 32, dtype=torch.float64)
-    for layer, (found,) in zip(layers, joined(memory), strict=True):
-        torch.testing.assert_close(found, *layer.prepare(memory), rtol=1e-10, atol=1e-10)

@@ -27,17 +27,6 @@ KINDS = [
 ]
 
 
-@pytest.mark.parametrize("settings", KINDS)
-def test_forward_returns_what_it_promises(settings):
-    decoder = _decoder(**settings)
-    tokens, pad = _captions()
-    output = decoder(tokens, torch.randn(3, 7, 16), pad)
-    assert output.logits.shape == (6, 9, 30)
-    assert output.expert_weights.shape == (3, decoder.num_experts)
-    assert output.aux_loss.shape == ()
-    torch.testing.assert_close(output.expert_weights.sum(-1), torch.ones(3))
-
-
 def test_one_expert_is_the_dense_decoder():
     decoder = _decoder(num_experts=1).double()
     tokens, pad = _captions()

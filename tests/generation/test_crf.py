@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from fastcap.generation.crf import CRF, IMPOSSIBLE, Draft, Lattice, Transitions, argmax, sample_path, viterbi
+from fastcap.generation.crf import CRF, Draft, Transitions
 from fastcap.generation.ngrams import NGrams, NGramWeights
 
 V, LONGEST, PAD, MASK = 6, 4, 0, 1
@@ -70,8 +70,8 @@ def ways(logits, draft, links, row, k=V):
     return found
 
 
-@pytest.mark.parametrize("k", [2, 3, V, 9])
-@pytest.mark.parametrize(("weight", "second"), [(0.0, 0.0), (0.5, 0.0), (5.0, 0.0), (0.0, 1.0), (0.5, 0.6), (2.0, 5.0)])
+@pytest.mark.parametrize("k", [2, V, 9])
+@pytest.mark.parametrize(("weight", "second"), [(0.0, 0.0), (0.5, 0.0), (0.0, 1.0), (2.0, 5.0)])
 def test_the_best_way_is_the_best_of_all(weight, second, k):
     (logits, draft), links = drafts(), linked(weight, second)
     words, value, decision, together = CRF(links, k)(logits, draft)
@@ -97,13 +97,6 @@ def test_counted_tables_count_from_the_start_to_the_end_and_no_padding():
         found = ngrams.find(whole[:-1], whole[1:])
         bigrams, trigrams = ngrams.bigram(whole[:-1], found).sum(), ngrams.trigram(found[:-1], whole[2:]).sum()
         assert float(together[row]) == pytest.approx(float(0.5 * bigrams + 0.7 * trigrams), abs=1e-4)
-
-
-def test_without_weight_words_are_those_chosen_alone():
-    logits, draft = drafts()
-    together, alone = CRF(linked(0.0), 3)(logits, draft), argmax(logits, draft)
-    for one, other in zip(together[:3], alone[:3], strict=True):
-        torch.testing.assert_close(one[draft.hidden], other[draft.hidden])
 
 
 @pytest.mark.parametrize("second", [0.0, 0.6])
@@ -144,20 +137,3 @@ def test_the_gradient_of_a_ways_log_probability_is_true():
     log_probability(leaf).backward()
     change = log_probability(logits + step) - log_probability(logits - step)
     assert float(change) == pytest.approx(2 * float((leaf.grad * step).sum()), rel=1e-4)
-
-
-def test_ways_of_one_position_and_of_equal_gains():
-    for order in (1, 2):
-        gains = torch.zeros(2, 2, *[3] * order, 3)
-        gains[:, 1, ..., 1:] = IMPOSSIBLE  # the end is the only choice behind a caption
-        way, total = viterbi(gains)
-        assert way.shape == (2, 1) and total.tolist() == [0, 0]
-        way, decision = sample_path(gains)
-        assert way.shape == (2, 1) and decision.exp().tolist() == [[pytest.approx(1 / 3)]] * 2
-
-
-def test_special_tokens_are_no_choice_while_enough_words_are():
-    logits, draft = drafts()
-    logits[..., :2] = IMPOSSIBLE
-    chosen = Lattice.of(logits, draft, linked(1.0), 4).words[:, :-1][draft.hidden]
-    assert (chosen >= 2).all()

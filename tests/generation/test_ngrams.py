@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fastcap.generation import ngrams as module
-from fastcap.generation.ngrams import BIGRAM_PRIOR, TRIGRAM_PRIOR, NGrams, NGramWeights
+from fastcap.generation.ngrams import BIGRAM_PRIOR, TRIGRAM_PRIOR, NGrams
 from fastcap.utils.search import find
 
 V = 8
@@ -78,22 +78,6 @@ def test_captions_with_unseen_bigrams():
     assert found.tolist() == [False, True, False, False, False]
 
 
-def test_counting_again_replaces_what_was_counted():
-    ngrams = counted()
-    ngrams.count([[7, 7, 7]])
-    for name, value in counted([[7, 7, 7]]).state_dict().items():
-        assert torch.equal(ngrams.state_dict()[name], value)
-
-
-def test_a_model_takes_over_tables_of_any_size():
-    theirs, ours = counted(), counted([[5]])
-    ours.load_state_dict(theirs.state_dict())
-    words = torch.arange(V + 1)
-    every = words[:, None, None], words[:, None], words
-    assert torch.equal(trigram(ours, *every), trigram(theirs, *every))
-    assert not list(ours.parameters())
-
-
 def test_the_rarest_trigrams_are_dropped_where_there_are_too_many(monkeypatch):
     whole = counted()
     monkeypatch.setattr(module, "MAX_TRIGRAMS", 3)
@@ -111,9 +95,3 @@ def test_the_search_that_is_exported_finds_the_same(size, monkeypatch):
     exported = find(table, wanted)
     assert torch.equal(exported[1], known) and known.sum() == size
     assert torch.equal(exported[0][known], place[known])
-
-
-@pytest.mark.parametrize("value", [-0.1, float("nan"), True, "1"])
-def test_bad_weights_are_named(value):
-    with pytest.raises(ValueError, match=r"refinement\.ngram_weights\.trigram = "):
-        NGramWeights(trigram=value)

@@ -52,11 +52,6 @@ def test_a_heavy_score_decides_and_scores_stay_those_of_the_words(caption):
     assert not torch.isin(tokens, torch.tensor([SPECIAL.mask, SPECIAL.bos, SPECIAL.eos])).any()
 
 
-def test_concepts_that_are_asked_for_must_be_there(caption):
-    with pytest.raises(ValueError, match=r"rerank_weight = 0\.1 needs the image's concepts"):
-        caption(0.1, None)
-
-
 def test_names_count_and_words_cost():
     log_probability, tokens = torch.tensor([[-1.0, -1.2, -1.1]]), torch.full((1, 3, 4), 7)
     lengths, named = torch.tensor([[2, 4, 4]]), torch.tensor([[0.5, 1.5, 1.2]])

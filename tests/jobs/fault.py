@@ -10,7 +10,7 @@ import lightning as L
 class Fault(L.Callback):
     """Kill the process, or raise, in the jobs whose folders are named; ``log`` also remembers what was done."""
 
-    def __init__(self, log: str, kill: str = "", fail: str = "") -> None:
+    def __init__(self, log, kill="", fail=""):
         self.path, self.kill, self.fail = Path(log), kill, fail
 
     def _once(self, what):

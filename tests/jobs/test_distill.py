@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from fastcap.build import CONFIG_DIR, ConfigError, build_backbone, build_model, build_trainer
 from fastcap.data.tokenizer import train_word_tokenizer
-from fastcap.jobs.distill import ChannelNormalizer, DistillationWeights, Teacher, to_grid
+from fastcap.jobs.distill import ChannelNormalizer, Teacher
 from fastcap.jobs.pretrain import pretrain_backbone
 from fastcap.training.checkpoints import CheckpointError
 from fastcap.types import IMAGE_MEAN, IMAGE_STD
@@ -140,11 +140,6 @@ def test_wrong_weights_are_named(distilled, tmp_path):
         start(tmp_path / "nowhere.safetensors")
     with pytest.raises(ConfigError, match=r"backbone\.safetensors: field '.*' is \(.*this backbone's"):
         start(path, "backbone.ffn_ratio=2")
-    with pytest.raises(ConfigError, match=r"field 'stages\.1\.1\..* is missing"):
-        start(path, "backbone.depths=[1,2]")
-    (tmp_path / "text.safetensors").write_text("no weights at all")
-    with pytest.raises(ConfigError, match=r"text\.safetensors: cannot be read"):
-        start(tmp_path / "text.safetensors")
     save_file(load_file(path), tmp_path / "bare.safetensors")
     with pytest.raises(ConfigError, match=r"bare\.safetensors: not a FastCap backbone file .*`format`"):
         start(tmp_path / "bare.safetensors")
@@ -160,6 +155,7 @@ def test_resuming_another_job_is_refused(distilled, folder, tmp_path):
         pretrain_backbone(cfg, tmp_path, lambda images: {"classes": images.classes})
 
 
+@pytest.mark.slow
 def test_class_folders_are_learnt(folder, tmp_path):
     overrides = [f"data_dir={folder}", "images.cache=false", "images.crop_scale=0.5", "trainer.max_epochs=6"]
     cfg = _config("pretrain", *overrides)
@@ -185,19 +181,3 @@ def test_channels_are_standardised_by_what_was_seen():
     x = torch.randn(64, 4, 4, 3) * scale + shift
     y = standard.eval()(x)
     assert y.mean((0, 1, 2)).abs().max() < 0.1 and (y.std((0, 1, 2)) - 1).abs().max() < 0.1
-
-
-def test_grids_meet_at_the_teachers():
-    grid = torch.arange(16.0).view(1, 16, 1)
-    assert to_grid(grid, (2, 2)).flatten().tolist() == [2.5, 4.5, 10.5, 12.5]
-    assert to_grid(grid, (4, 4)).flatten().tolist() == grid.flatten().tolist()
-    finer = to_grid(grid, (8, 8))[0, ..., 0]
-    assert finer.shape == (8, 8) and finer[0, 0] == 0 and finer[-1, -1] == 15
-    with pytest.raises(ValueError, match="no square"):
-        to_grid(torch.zeros(1, 6, 1), (2, 2))
-
-
-def test_wrong_weights_of_the_loss_are_named():
-    for wrong in ({"cosine": -1}, {"temperature": 0}, {"cosine": 0, "smooth_l1": 0, "pooled": 0, "logits": 0}):
-        with pytest.raises(ValueError, match=r"module\.weights"):
-            DistillationWeights(**wrong)

@@ -2,11 +2,7 @@
 
 import csv
 import json
-import os
 import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
@@ -16,10 +12,8 @@ from fastcap.jobs.summary import SweepSummary, summarise
 from fastcap.jobs.sweep import job_folder, run_job, swept_first, value_name
 from fastcap.reporting.runs import read_run
 from fastcap.train import train
-from fastcap.training.resume import differences
-from tests.tiny import TINY, tiny_config
-
-ROOT = Path(__file__).parents[2]
+from tests.tiny import QUICK, tiny_config
+from tests.training.command import run
 
 
 def _sweep(folder, tasks, **sweeper):
@@ -46,11 +40,6 @@ def test_names_hold_no_letter_that_needs_quotes_and_never_meet():
     names = [value_name([f"a.b={value}"]) for value in ("x/y", "x,y", "xy", "[x,y]", "x" * 300, "x" * 301)]
     assert len(set(names)) == len(names)
     assert all(set("/,=[]{} ").isdisjoint(name) and len(name) < 120 for name in names)
-
-
-def test_differences_are_named():
-    old, new = {"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"b": 1, "c": 4}, "e": 5}
-    assert differences(old, new) == ["a.c: 2, now 4", "d: 3, now None", "e: None, now 5"]
 
 
 @pytest.fixture(scope="module")
@@ -148,40 +137,31 @@ def test_the_summary_is_a_table_a_plot_a_page_and_a_status(tmp_path, capsys):
     ]
 
 
-def _run(folder, *arguments):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200"}
-    command = [sys.executable, "-m", "fastcap.train", "-m", *TINY, *arguments]
-    return subprocess.run(
-        command, capture_output=True, text=True, cwd=folder, timeout=280, check=False, env=environment
-    )
-
-
 @pytest.mark.slow
 def test_twelve_jobs_one_killed_one_raising_finish_by_the_same_command(tmp_path):
-    command = ["sweep_name=twelve", "optim.optimizer.lr=1e-3,2e-3,3e-3,4e-3", "refinement.num_steps=1,2,3"]
+    command = ["train", "-m", *QUICK, "sweep_name=twelve", "data.source.num_val=8"]
+    command += ["optim.optimizer.lr=1e-3,2e-3,3e-3,4e-3", "refinement.num_steps=1,2,3"]
     command += ["+callbacks.fault._target_=tests.jobs.fault.Fault", f"+callbacks.fault.log={tmp_path}/steps.txt"]
     command += ["+callbacks.fault.kill=lr-0.002_num_steps-2", "+callbacks.fault.fail=lr-0.003_num_steps-3"]
-    command += ["data.source.num_val=8", "callbacks.speed_quality=null"]
     sweep = tmp_path / "runs/scenes-sweep/twelve"
 
     def results():
         return {path.parent.name: path.stat().st_mtime_ns for path in sweep.glob("*/results.json")}
 
-    done = _run(tmp_path, *command)
-    assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
+    status, output = run(tmp_path, *command)
+    assert status == -signal.SIGKILL, output[-2000:]
     first = results()
     assert len(first) == 4
 
-    done = _run(tmp_path, *command)
-    assert done.returncode == 1, done.stderr[-2000:]
-    assert "1 failed: lr-0.003_num_steps-3" in done.stderr and "a disk of stone" in done.stderr
-    assert done.stderr.count("Traceback") == 0
+    status, output = run(tmp_path, *command)
+    assert status == 1, output[-2000:]
+    assert "1 failed: lr-0.003_num_steps-3" in output and "a disk of stone" in output and "Traceback" not in output
     second = results()
     assert len(second) == 11 and first.items() <= second.items()
     assert read_run(sweep / "lr-0.003_num_steps-3").status == "failed"
 
-    done = _run(tmp_path, *command)
-    assert done.returncode == 0, done.stderr[-2000:]
+    status, output = run(tmp_path, *command)
+    assert status == 0, output[-2000:]
     third = results()
     assert len(third) == 12 and second.items() <= third.items()
     assert not list(sweep.glob("*/failed.json"))

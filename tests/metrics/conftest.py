@@ -2,10 +2,7 @@
 
 import contextlib
 import io
-import json
 import os
-import random
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,28 +11,6 @@ import pytest
 from fastcap.metrics import java as java_module
 from fastcap.metrics import tokens
 from fastcap.metrics.java import JavaError, find_java
-
-Scores = tuple[dict[str, float], list[dict[str, float]]]
-
-
-CONFUSING = [
-    "(",
-    "[sic]",
-    "{}",
-    '"',
-    "'s",
-    "\N{DOG FACE}",
-    "...",
-    "--",
-    "t-shirt",
-    "don't",
-    "3.5",
-    "½",
-    "é",
-    "/",
-    "&",
-    "#1",
-]
 
 
 class Captions(NamedTuple):
@@ -78,18 +53,18 @@ NASTY = Captions(
 
 
 @pytest.fixture(autouse=True)
-def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
+def fresh(monkeypatch):
     monkeypatch.setattr(java_module, "_said", set())
     tokens._cache.clear()
 
 
 @pytest.fixture
-def nasty() -> Captions:
+def nasty():
     return NASTY
 
 
 @pytest.fixture(scope="session")
-def java() -> str:
+def java():
     try:
         return find_java()
     except JavaError:
@@ -97,14 +72,14 @@ def java() -> str:
 
 
 @pytest.fixture(scope="session")
-def pycocoevalcap_scores(java: str) -> Iterator[Callable[[Captions], Scores]]:
+def pycocoevalcap_scores(java):
     """pycocoevalcap's pipeline as its own example runs it, with the Java found here put on the PATH."""
     from pycocoevalcap.bleu.bleu import Bleu
     from pycocoevalcap.cider.cider import Cider
     from pycocoevalcap.rouge.rouge import Rouge
     from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
-    def run(captions: Captions) -> Scores:
+    def run(captions):
         with contextlib.redirect_stdout(io.StringIO()):
             tokenizer = PTBTokenizer()
             references = tokenizer.tokenize(
@@ -130,33 +105,3 @@ def pycocoevalcap_scores(java: str) -> Iterator[Callable[[Captions], Scores]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PATH", f"{Path(java).parent}{os.pathsep}{os.environ.get('PATH', '')}")
         yield run
-
-
-@pytest.fixture(scope="session")
-def flickr8k() -> Captions:
-    """1,000 validation images; one of the five captions plays the candidate, the others are the references.
-
-    A third of the candidates is made up: words dropped, doubled or shuffled, and what confuses tokenizers put between.
-    """
-    root = Path(__file__).resolve().parents[2]
-    folder = Path(os.environ.get("FASTCAP_FLICKR8K", root.parent / "shared" / "data" / "flickr8k"))
-    path = folder / "annotations" / "captions_val.json"
-    if not path.is_file():
-        pytest.skip(f"no Flickr8k captions at {path} (set FASTCAP_FLICKR8K)")
-    by_image: dict[int, list[str]] = {}
-    for annotation in json.loads(path.read_text(encoding="utf-8"))["annotations"]:
-        by_image.setdefault(annotation["image_id"], []).append(annotation["caption"])
-    ids = sorted(by_image)[:1000]
-    draw = random.Random(0)
-    held_out = [draw.randrange(len(by_image[i])) for i in ids]
-    candidates = [by_image[i][k] for i, k in zip(ids, held_out, strict=True)]
-    for index in range(0, len(ids), 3):
-        words = [word for word in candidates[index].split() for _ in range(draw.choice((0, 1, 1, 1, 2)))]
-        draw.shuffle(words)
-        words.insert(draw.randrange(len(words) + 1), draw.choice(CONFUSING))
-        candidates[index] = " ".join(words[: draw.randrange(len(words) + 1)])
-    return Captions(
-        ids,
-        candidates,
-        [by_image[i][:k] + by_image[i][k + 1 :] for i, k in zip(ids, held_out, strict=True)],
-    )

@@ -5,6 +5,7 @@ import random
 import pytest
 
 from fastcap.metrics import CaptionMetrics
+from fastcap.metrics.java import ptb_tokenize
 from fastcap.metrics.ngrams import CiderD, bleu, rouge_l
 
 # pycocoevalcap 1.2's own output for the first three nasty captions, times 100
@@ -22,14 +23,12 @@ def score(captions, **options):
     return CaptionMetrics(**options).score(*captions)
 
 
-@pytest.mark.parametrize("which", ["nasty", "flickr8k"])
-def test_equals_pycocoevalcap(which, request, pycocoevalcap_scores):
-    captions = request.getfixturevalue(which)
-    whole, each = pycocoevalcap_scores(captions)
-    metrics, images = score(captions, tokenizer="ptb")
+def test_equals_pycocoevalcap(nasty, pycocoevalcap_scores):
+    whole, each = pycocoevalcap_scores(nasty)
+    metrics, images = score(nasty, tokenizer="ptb")
     assert metrics == pytest.approx(whole, abs=1e-6)
-    assert list(images) == sorted(captions.ids)
-    for image_id, expected in zip(captions.ids, each, strict=True):
+    assert list(images) == sorted(nasty.ids)
+    for image_id, expected in zip(nasty.ids, each, strict=True):
         assert images[image_id] == pytest.approx(expected, abs=1e-6)
 
 
@@ -41,14 +40,10 @@ def test_committed_scores(nasty):
     assert result == pytest.approx(COMMITTED, abs=1e-6)
 
 
-@pytest.mark.parametrize("separator", ["\r", "\x0b", "\x0c", "\u2028", "\u2029", "\x85", "\n", "\r\n", "\x1c", "\t"])
-def test_white_space_shifts_nothing(separator, nasty, pycocoevalcap_scores):
-    clean = nasty._replace(candidates=["a dog runs", *nasty.candidates[1:9], "x", *nasty.candidates[10:]])
-    dirty = clean._replace(
-        candidates=[f"a{separator}dog{separator}runs{separator}", *clean.candidates[1:]],
-        references=[[text.replace(" ", separator) for text in clean.references[0]], *clean.references[1:]],
-    )
-    assert score(dirty, tokenizer="ptb") == score(clean, tokenizer="ptb")
+def test_white_space_shifts_nothing(java):
+    separators = ["\r", "\x0b", "\x0c", "\u2028", "\u2029", "\x85", "\n", "\r\n", "\x1c", "\t"]
+    lines = [text.replace(" ", separator) for separator in separators for text in ("a dog runs ", "x", "two cats ")]
+    assert ptb_tokenize(lines) == [*ptb_tokenize(["a dog runs", "x", "two cats"])] * len(separators)
 
 
 def test_empty_captions_score_zero(java):
@@ -62,7 +57,7 @@ def test_scorers_equal_pycocoevalcap_on_random_captions():
     their_cider = pytest.importorskip("pycocoevalcap.cider.cider").Cider()
     their_rouge = pytest.importorskip("pycocoevalcap.rouge.rouge").Rouge()
     draw = random.Random(0)
-    for _ in range(150):
+    for _ in range(60):
         words = ["a", "b", "c", "d", "one\u00a0two", "e"][: draw.randint(1, 6)]
 
         def caption(words=words):
@@ -81,17 +76,3 @@ def test_scorers_equal_pycocoevalcap_on_random_captions():
         assert cider == pytest.approx(their_cider.compute_score(gts, res)[1], abs=1e-9)
         scores = [rouge_l(candidate, texts) for candidate, texts in zip(candidates, references, strict=True)]
         assert scores == pytest.approx(their_rouge.compute_score(gts, res)[1], abs=1e-9)
-
-
-def test_references_without_words():
-    references, captions = [[[]], [[], []]], [[], ["a", "b"]]
-    assert bleu(captions, references)[0] == pytest.approx([0.0] * 4, abs=1e-9)
-    assert CiderD(dict(enumerate(references)))([0, 1], captions) == [0.0, 0.0]
-
-
-def test_rouge_of_long_captions():
-    common = 4 / 7, 4 / 6  # precision and recall of the longest common subsequence "bcba"
-    assert rouge_l("a b c b d a b", ["b d c a b a"]) == pytest.approx(
-        2.44 * common[0] * common[1] / (common[1] + 1.44 * common[0])
-    )
-    assert rouge_l(" ".join("abc" * 60), [" ".join("acb" * 60)]) > 64 / 180

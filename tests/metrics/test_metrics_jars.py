@@ -14,12 +14,13 @@ REFERENCES = [["a dog runs", "a brown dog is running"], ["a cat", ""], ["naïve 
 METEOR = 0.34158325270601464  # pycocoevalcap 1.2's own
 
 
+@pytest.mark.slow
 def test_meteor_of_committed_captions(java, monkeypatch):
     monkeypatch.setenv("JAVA_TOOL_OPTIONS", "-Duser.language=de")  # pinned: a decimal comma must not matter
     assert meteor(CANDIDATES, REFERENCES) == pytest.approx(METEOR, abs=1e-9)
 
 
-@pytest.mark.parametrize("body", ["sleep 60", "exit 1", "echo Error: bad; sleep 60", "echo nonsense"])
+@pytest.mark.parametrize("body", ["sleep 60", "exit 1", "echo nonsense"])
 def test_meteor_never_hangs(body, tmp_path, monkeypatch):
     script = tmp_path / "java"
     script.write_text(f"#!/bin/sh\n{body}\n")

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fastcap.metrics import CaptionMetrics, caption_faults
+from fastcap.metrics import CaptionMetrics
 
 SIMPLE = CaptionMetrics(tokenizer="simple")
 
@@ -30,10 +30,3 @@ def test_order_and_repeats_do_not_matter(nasty):
 def test_wrong_input(arguments, message):
     with pytest.raises(ValueError, match=message):
         SIMPLE.score(*arguments)
-
-
-def test_caption_faults():
-    faults = caption_faults(["a dog", "A dog", "a a dog runs", ""])
-    assert faults == {"distinct": 75.0, "repetitions": 25.0, "length_mean": 2.0}
-    with pytest.raises(ValueError, match="at least one"):
-        caption_faults([])

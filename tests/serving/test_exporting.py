@@ -66,18 +66,6 @@ def small(**options):
     return ExportOptions(**{"precisions": ("fp32",), "num_compared": 2, "num_threads": 1, **options})
 
 
-@pytest.mark.slow
-def test_steps_and_lengths_are_fixed_when_exporting(tiny_checkpoint, tmp_path):
-    export(tiny_checkpoint, tmp_path / "one.onnx", small(num_steps=1, length_beam=2), lambda line: None)
-    assert [path.name for path in tmp_path.iterdir()] == ["one.onnx"]
-    exported = Captioner.load(tmp_path / "one.onnx", length_beam=2)
-    eager = Captioner.load(tiny_checkpoint, num_steps=1, length_beam=2)
-    assert exported.num_steps == 1
-    for seed in range(12):
-        one, other = (captioner.caption(painted(seed), record_steps=True) for captioner in (exported, eager))
-        assert one.text == other.text and len(one.steps) == len(other.steps) == 1
-
-
 def test_an_export_is_written_where_only_the_folder_itself_may_be(tiny_checkpoint, tiny_export, tmp_path, monkeypatch):
     """As onto a mounted volume: nothing is made beside it, a link is followed, an older export goes last."""
     volume = tmp_path / "volume"

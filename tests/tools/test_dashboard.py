@@ -3,10 +3,8 @@
 import re
 
 import pytest
-from omegaconf import OmegaConf
 
 from fastcap.tools import dashboard
-from tests.tiny import tiny_config
 from tests.wandb_file import read_runs
 
 
@@ -30,15 +28,6 @@ def _strings(node):
     return [node] if isinstance(node, str) else []
 
 
-def test_the_sections_are_there(definition):
-    names = [section["name"] for section in definition["spec"]["section"]["panelBankConfig"]["sections"]]
-    assert {"Quality", "Runs and sweeps compared", "Losses", "Experts", "Time"} <= set(names)
-    views = {panel["viewType"] for panel in _panels(definition)}
-    assert {"Run History Line Plot", "Parallel Coordinates Plot", "Run Comparer", "Media Browser"} <= views
-    metrics = {key for panel in _panels(definition) for key in panel["config"].get("metrics", [])}
-    assert {"val/cider", "val/bleu4", "dlag/mae", "train/loss", "time/images_per_s"} <= metrics
-
-
 def test_every_plotted_key_is_logged(definition, multirun):
     logged = read_runs(multirun[0][0])[0].keys
     named = {text for panel in _panels(definition) for text in _strings(panel["config"]) if "/" in text}
@@ -50,20 +39,6 @@ def test_every_plotted_key_is_logged(definition, multirun):
     assert all(any(re.fullmatch(pattern, key) for key in logged) for pattern in patterns)
     axes = {panel["config"]["xAxis"] for panel in _panels(definition) if panel["viewType"] == "Run History Line Plot"}
     assert axes <= logged
-
-
-def test_summaries_that_are_plotted_are_kept(definition, multirun):
-    kept = {m.name: m.summary for m in read_runs(multirun[0][0])[0].metrics if m.name}
-    named = {text for panel in _panels(definition) for text in _strings(panel["config"])}
-    asked = [re.fullmatch(r"(?:summary:)?(.+/.+)\.(max|min|mean)", text) for text in named]
-    asked = [found.groups() for found in asked if found]
-    assert ("val/cider", "max") in asked
-    assert all(getattr(kept[name], how) for name, how in asked)
-
-
-def test_every_swept_key_is_in_the_configuration():
-    cfg = tiny_config()
-    assert all(OmegaConf.select(cfg, key) is not None for key in dashboard.SWEPT)
 
 
 def test_without_an_account_one_line_says_what_to_do(tmp_path, monkeypatch, capsys):
@@ -86,11 +61,3 @@ def test_with_an_account_it_is_saved_and_its_address_printed(monkeypatch, capsys
     dashboard.main(["--project", "mine"])
     assert capsys.readouterr().out.split() == ["Dashboard", "https://wandb.ai/somebody/mine?nw=1"]
     assert (saved[0].entity, saved[0].project) == ("somebody", "mine")
-
-    def refuse(self):
-        raise RuntimeError("permission denied\nmore")
-
-    monkeypatch.setattr(Workspace, "save", refuse)
-    with pytest.raises(SystemExit):
-        dashboard.main(["--project", "mine"])
-    assert "W&B did not take the dashboard: permission denied\n" in capsys.readouterr().err

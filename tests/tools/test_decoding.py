@@ -2,6 +2,7 @@
 
 import csv
 
+import pytest
 import torch
 
 from fastcap.tools import bench
@@ -10,6 +11,7 @@ from fastcap.tools.random_weights import write_random
 from tests.tools.test_captioners import AUTOREGRESSIVE, SIZES
 
 
+@pytest.mark.slow
 def test_both_kinds_of_decoder_are_timed_side_by_side(tmp_path, capsys):
     checkpoint = write_random(tmp_path / "random.ckpt", SIZES, num_words=60)
     other = write_random(tmp_path / "autoregressive.ckpt", AUTOREGRESSIVE, num_words=60)

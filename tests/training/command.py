@@ -1,4 +1,4 @@
-"""`fastcap train` as a process of its own, forked from one that has imported everything: no ten seconds a time."""
+"""`fastcap` as a process of its own, forked from one that has imported everything: no ten seconds a time."""
 
 import multiprocessing
 import os
@@ -6,15 +6,11 @@ import runpy
 import sys
 from pathlib import Path
 
-from tests.tiny import TINY
+from tests import tiny
 
 ROOT = Path(__file__).parents[2]
 QUICK = [
-    *TINY,
-    "callbacks.samples=null",
-    "callbacks.refinement=null",
-    "callbacks.speed_quality=null",
-    "metrics.tokenizer=simple",
+    *tiny.QUICK,
     "trainer.log_every_n_steps=2",
     "callbacks.checkpoint.every_n_steps=2",
     "hydra.run.dir=run",
@@ -40,12 +36,12 @@ def _run(folder, arguments, environment, output):
     os.dup2(file.fileno(), 1)
     os.dup2(file.fileno(), 2)
     sys.stdout = sys.stderr = file
-    sys.argv = ["fastcap train", *arguments]
-    runpy.run_module("fastcap.train", run_name="__main__", alter_sys=True)
+    sys.argv = ["fastcap", *arguments]
+    runpy.run_module("fastcap.cli", run_name="__main__", alter_sys=True)
 
 
 def start(folder, *arguments, name="output.txt", **environment):
-    """Start a training command in ``folder``; its output goes to the file ``name`` there."""
+    """Start a command in ``folder``; its output goes to the file ``name`` there."""
     process = context().Process(target=_run, args=(folder, list(arguments), environment, folder / name))
     process.start()
     process.output = folder / name
@@ -62,6 +58,11 @@ def end(process, seconds=1200):
     return process.exitcode, process.output.read_text()
 
 
-def train(folder, *arguments, **environment):
-    """Run a training command to its end; returns its status and output."""
+def run(folder, *arguments, **environment):
+    """Run a command to its end; returns its status and output."""
     return end(start(folder, *arguments, **environment))
+
+
+def train(folder, *arguments, **environment):
+    """Run ``fastcap train`` to its end; returns its status and output."""
+    return run(folder, "train", *arguments, **environment)

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from fastcap import caption as caption_command
-from fastcap.caption import free_path
 from fastcap.training.log_wandb import read_picture
 
 
@@ -67,17 +66,3 @@ def test_caption_draws_the_same_picture(folder, tmp_path, capsys):
     assert [row["picture"] for row in rows] == [str(pictures / "photo.png"), str(pictures / "photo_2.png")]
     assert "steps" not in rows[0]
     assert all(np.std(read_picture(pictures / name)) > 5 for name in ("photo.png", "photo_2.png"))
-
-
-def test_picture_must_be_a_folder(tmp_path, capsys):
-    file = tmp_path / "file"
-    file.write_text("")
-    with pytest.raises(SystemExit):
-        caption_command.main(["a.jpg", "--picture", str(file)])
-    assert "--picture" in capsys.readouterr().err
-
-
-def test_pictures_of_one_name_do_not_overwrite_one_another(tmp_path):
-    taken = set()
-    names = [free_path(tmp_path, f"{place}/x.jpg", taken).name for place in "abc"]
-    assert names == ["x.png", "x_2.png", "x_3.png"]

@@ -62,7 +62,8 @@ def test_a_checkpoint_that_cannot_be_written(tmp_path, whole, moment, reason):
         assert_same_run(whole, run)
 
 
-@pytest.mark.parametrize("name", [pytest.param("SIGTERM", marks=pytest.mark.slow), "SIGUSR1"])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
 def test_a_signal_saves_and_stops_between_steps(tmp_path, whole, name):
     (tmp_path / "bin").mkdir()
     scontrol = tmp_path / "bin/scontrol"

@@ -65,7 +65,7 @@ def test_two_processes_equal_one(tmp_path):
     settings += [*DDP, "data.batch_size=4", "data.eval_batch_size=4"]
     port = str(29500 + os.getpid() % 2000)
     world = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "NODE_RANK": "0"}
-    ranks = [start(two, *settings, name=f"{rank}.txt", LOCAL_RANK=str(rank), **world) for rank in (1, 0)]
+    ranks = [start(two, "train", *settings, name=f"{rank}.txt", LOCAL_RANK=str(rank), **world) for rank in (1, 0)]
     for process in ranks:
         status, output = end(process)
         assert status == 0, output[-2000:]
@@ -137,7 +137,7 @@ def test_gathered_losses_and_batch_norm_equal_those_of_one_process(tmp_path):
     torch.testing.assert_close(torch.cat([rank["pixels"] for rank in ranks]), pixels.grad, atol=1e-4, rtol=1e-4)
 
 
-def test_chance_follows_the_image_and_not_the_batch():
+def test_random_numbers_follow_the_image_and_not_the_batch():
     ids = torch.tensor([7, 1 << 40, 0, 3])
     whole = ImageRandom(1, 2, ids)
     first, second = whole.rand(8, 5), whole.rand(8, 5)

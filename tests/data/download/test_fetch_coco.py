@@ -122,11 +122,6 @@ def test_a_piece_already_there_is_used(site, tmp_path):
     assert len(list(archives.iterdir())) == 4
 
 
-def test_captions_alone(site, tmp_path):
-    _run(site, tmp_path, "--no-images")
-    assert not (tmp_path / "images").exists() and len(list((tmp_path / "annotations").glob("captions_*.json"))) == 5
-
-
 def _fails(site, root, capsys, *more):
     with pytest.raises(SystemExit) as stop:
         _run(site, root, *more)
@@ -151,23 +146,3 @@ def test_missing_images_and_captions_are_counted(site, tmp_path, capsys, monkeyp
     (tmp_path / "annotations/captions_val2014.json").unlink()
     assert "(3, 3) images and captions, must be (3, 15)" in _fails(site, tmp_path, capsys)
     assert not (tmp_path / "annotations/captions_val2014.json").exists()
-
-
-def test_other_splits_than_karpathys_are_refused(site, tmp_path, capsys, monkeypatch):
-    monkeypatch.setitem(coco.COUNTS, "coco", {"train": 5, "val": 1, "test": 1})
-    assert "dataset_coco.unchecked.json" in _fails(site, tmp_path, capsys)
-    assert not list((tmp_path / "annotations").glob("captions_karpathy*"))
-
-
-def test_space_is_checked_before_anything_is_fetched(site, tmp_path, capsys, monkeypatch):
-    usage = type("Usage", (), {"free": 1000})
-    monkeypatch.setattr("fastcap.data.download.transfer.shutil.disk_usage", lambda _: usage)
-    assert "GB needed, 0.0 GB free" in _fails(site, tmp_path, capsys)
-    assert not site.gets
-
-
-def test_a_broken_archive_is_named(site, tmp_path, capsys):
-    archive = tmp_path / "archives/caption_datasets.zip"  # it has no published digest
-    archive.parent.mkdir()
-    archive.write_bytes(site.files["/caption_datasets.zip"][:-30])
-    assert "caption_datasets.zip: is no whole archive" in _fails(site, tmp_path, capsys)

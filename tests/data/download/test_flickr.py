@@ -103,17 +103,6 @@ def test_every_kind_of_archive_gives_the_same_set(tmp_path, capsys, kind):
     assert ("extra        1 images" in said) == (kind != "kaggle with Karpathy's")
 
 
-def test_a_test_list_may_be_unknown(tmp_path, capsys):
-    lists = {name: text for name, text in LISTS.items() if "test" not in name}
-    root = lay_out(tmp_path, [kaggle(tmp_path), write_zip(tmp_path / "lists.zip", lists)])
-    assert "There is no test list among the archives: 2 photographs" in capsys.readouterr().out
-    assert sorted(path.stem for path in (root / "annotations").iterdir()) == [
-        "captions_extra",
-        "captions_train",
-        "captions_val",
-    ]
-
-
 @pytest.mark.parametrize(
     ("archives", "message"),
     [
