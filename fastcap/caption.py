@@ -90,7 +90,7 @@ def caption_files(
     from fastcap.data.errors import DataError
 
     if arguments.picture:
-        from fastcap.reporting.refinement import draw_refinement
+        from fastcap.reporting.pictures import draw_refinement
 
     waiting = iter(files)
     taken: set[Path] = set()

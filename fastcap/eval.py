@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import sys
 import time
@@ -28,8 +27,7 @@ from fastcap.data.pixels import decode_thumbnail
 from fastcap.data.results import write_results
 from fastcap.metrics import caption_faults, count_lengths
 from fastcap.metrics.evaluation import Prediction
-from fastcap.reporting.evaluation import Evaluation, Speed, write_page
-from fastcap.reporting.scores import ScoredCaption, write_scores
+from fastcap.reporting.evaluation import Evaluation, ScoredCaption, write_page, write_scores
 from fastcap.training.checkpoints import find_checkpoint
 from fastcap.training.loggers import closing_loggers
 from fastcap.types import CaptionRecords
@@ -72,12 +70,13 @@ def evaluate(ckpt: Path | str, split: str, overrides: dict[str, Any], run_dir: P
     if trainer.is_global_zero:
         records = datamodule.records(split)
         captions = _scored(module.evaluation.predictions, module.evaluation.image_scores, records)
-        speed = Speed(
-            metrics["time/eval_images_per_s"],
-            datamodule.eval_batch_size,
-            torch.get_num_threads(),
-            str(trainer.strategy.root_device) + (f", each of {n} processes" if (n := trainer.world_size) > 1 else ""),
-        )
+        processes = f", each of {n} processes" if (n := trainer.world_size) > 1 else ""
+        speed = {
+            "images_per_s": metrics["time/eval_images_per_s"],
+            "batch_size": datamodule.eval_batch_size,
+            "threads": torch.get_num_threads(),
+            "device": f"{trainer.strategy.root_device}{processes}",
+        }
         results = {
             **describe_run(cfg, named, split, len(captions)),
             "ckpt": str(ckpt),
@@ -87,7 +86,7 @@ def evaluate(ckpt: Path | str, split: str, overrides: dict[str, Any], run_dir: P
             "minutes": (time.perf_counter() - started) / 60,
             "parameters": sum(p.numel() for p in module.parameters()),
             "tokenizer": module.evaluation.metrics.tokenizer_name,
-            "speed": dataclasses.asdict(speed),
+            "speed": speed,
             "faults": caption_faults([row.caption for row in captions]),
             "lengths": {
                 "captions": count_lengths([row.caption for row in captions]),
@@ -100,7 +99,7 @@ def evaluate(ckpt: Path | str, split: str, overrides: dict[str, Any], run_dir: P
         write_scores(captions, run_dir / "scores.csv")
         print_table(f"{ckpt}, {split}", {k: v for k, v in sorted(metrics.items()) if k.startswith(f"{split}/")})
         print(f"Captions    {coco}\nEach image  {run_dir / 'scores.csv'}")
-        evaluation = _evaluation(results, captions, speed, cfg)
+        evaluation = _evaluation(results, captions, cfg)
         if write_page(evaluation, run_dir / "report.html", _album(records)):
             print(f"Report      {run_dir / 'report.html'}")
         write_json(run_dir / "results.json", results)  # last: a folder that holds it is finished
@@ -120,7 +119,7 @@ def _scored(
     ]
 
 
-def _evaluation(results: dict[str, Any], captions: list[ScoredCaption], speed: Speed, cfg: DictConfig) -> Evaluation:
+def _evaluation(results: dict[str, Any], captions: list[ScoredCaption], cfg: DictConfig) -> Evaluation:
     """Put together what the report says."""
     split, prefix = results["split"], f"{results['split']}/"
     code = (results["commit"] or "unknown") + (" with changes" if results["dirty"] else "")
@@ -130,7 +129,7 @@ def _evaluation(results: dict[str, Any], captions: list[ScoredCaption], speed: S
         metrics={k.removeprefix(prefix): v for k, v in results["metrics"].items() if k.startswith(prefix)},
         captions=captions,
         tokenizer=results["tokenizer"],
-        speed=speed,
+        speed=results["speed"],
         settings={
             "Checkpoint": results["ckpt"],
             "Overrides": ", ".join(f"{k}={v}" for k, v in results["overrides"].items()) or "none",

@@ -6,19 +6,23 @@ import hashlib
 import json
 import logging
 import re
+import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from fastcap.build import ConfigError
+from fastcap.reporting.runs import Run, differing, find_runs, read_run
+from fastcap.reporting.tables import markdown_table
 from fastcap.training.checkpoints import CheckpointError, last_good
 from fastcap.training.loggers import short_name
 from fastcap.training.resume import differences
-from fastcap.utils.files import write_json
+from fastcap.utils.files import write_json, write_rows
 
 log = logging.getLogger(__name__)
 
@@ -26,13 +30,9 @@ _LONGEST = 100
 CONFIG_FILE = "job.json"
 FAILURE_FILE = "failed.json"
 _NOT_TRAINED_BY = ("resume", "sweep_name", "logger", "callbacks")  # what is trained does not depend on them
+COLUMNS = {"val/cider": "CIDEr-D", "val/bleu4": "BLEU-4", "val/loss": "val/loss"}
 
 Train = Callable[[DictConfig], dict[str, float]]
-
-
-def sweep_folder(name: str | None, now: str, run_id: str) -> str:
-    """Name a sweep's folder: as asked for, else one that no other sweep has."""
-    return str(name) if name else f"{now}_{run_id}"
 
 
 def job_folder(name: str | None, number: int | str, sweep: str, overrides: Sequence[str]) -> str:
@@ -74,7 +74,7 @@ def swept(sweep: Path, overrides: Sequence[str]) -> list[str]:
 
 def swept_first(sweep: Path, overrides: Sequence[str]) -> list[str]:
     """A job's overrides, with those first that its sweep varies."""
-    first = swept(sweep, overrides) if (sweep / "multirun.yaml").is_file() else []
+    first = swept(sweep, overrides)
     return first + [override for override in overrides if override not in first]
 
 
@@ -93,8 +93,7 @@ def run_job(cfg: DictConfig, folder: Path, train: Train) -> dict[str, float] | N
     try:
         config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
         _same_job(folder, {key: value for key, value in config.items() if key not in _NOT_TRAINED_BY})
-        done = _finished(folder)
-        if done is not None:
+        if done := read_run(folder).metrics:
             log.info("%s: finished before, not trained again", folder.name)
             return done
         failure.unlink(missing_ok=True)
@@ -132,14 +131,6 @@ def _same_job(folder: Path, config: dict[str, Any]) -> None:
         raise ConfigError(f"{path}: this folder is another job's ({shown}): give the sweep another name or folder")
 
 
-def _finished(folder: Path) -> dict[str, float] | None:
-    try:
-        metrics = json.loads((folder / "results.json").read_text(encoding="utf-8"))["metrics"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return {name: float(value) for name, value in metrics.items()}
-
-
 def _last_good(checkpoints: Path) -> str | None:
     try:
         return last_good(checkpoints)
@@ -148,5 +139,60 @@ def _last_good(checkpoints: Path) -> str | None:
         return None
 
 
-OmegaConf.register_new_resolver("fastcap.sweep_folder", sweep_folder, replace=True)
+class SweepSummary(Callback):
+    """Hydra's callback around a sweep: a table, and ``sweep.csv`` in its folder at the end.
+
+    It ends the process with status 1 and the jobs' names when jobs failed.
+    """
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Write ``multirun.yaml``, which job folders are named by; not every sweeper does."""
+        folder = Path(config.hydra.sweep.dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(config, folder / "multirun.yaml")
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """Sum the sweep up."""
+        folder = Path(config.hydra.sweep.dir)
+        failed = summarise(folder)
+        for name, error in failed.items():
+            print(f"fastcap: error: {folder / name}: {error.splitlines()[0]}", file=sys.stderr)
+        if failed:
+            message = f"fastcap: error: {len(failed)} failed: {', '.join(failed)}; the same command tries again"
+            print(message, file=sys.stderr)
+            sys.exit(1)
+
+
+def summarise(folder: Path) -> dict[str, str]:
+    """Print a sweep's table and write ``sweep.csv``.
+
+    Args:
+        folder: The sweep's folder.
+
+    Returns:
+        The error of each job that failed, by its folder's name.
+    """
+    runs = [run for run in find_runs([folder]) if run.path.parent == folder]
+    keys = differing(runs)
+    failed = {run.path.name: run.error for run in runs if run.error and not run.results}
+    runs.sort(key=lambda run: -run.metrics.get("val/cider", float("-inf")))
+    rows = [_row(run, keys) for run in runs]
+    print(f"\n{folder}: {sum(bool(run.results) for run in runs)} of {len(runs)} jobs finished\n")
+    print(markdown_table([{k: f"{v:.3f}" if isinstance(v, float) else str(v) for k, v in row.items()} for row in rows]))
+    write_rows(folder / "sweep.csv", rows)
+    print(f"Sweep       {folder / 'sweep.csv'}")
+    return failed
+
+
+def _row(run: Run, keys: list[str]) -> dict[str, Any]:
+    row: dict[str, Any] = {"job": run.path.name} | {key: run.overrides.get(key, "") for key in keys}
+    row["status"] = run.status
+    row |= {title: run.metrics.get(name, "") for name, title in COLUMNS.items()}
+    return row | {"steps": run.results.get("steps", ""), "minutes": run.results.get("minutes", "")}
+
+
+# A sweep's folder: as asked for, else one that no other sweep has.
+OmegaConf.register_new_resolver(
+    "fastcap.sweep_folder", lambda name, now, run_id: str(name or f"{now}_{run_id}"), replace=True
+)
 OmegaConf.register_new_resolver("fastcap.job_folder", job_folder, replace=True)

@@ -20,12 +20,12 @@ from PIL import Image
 import fastcap
 from fastcap.metrics import caption_faults
 from fastcap.reporting.pictures import BLUE, GREY, VERMILION, new_figure
-from fastcap.reporting.scores import ScoredCaption, choose
-from fastcap.utils.files import write_text
+from fastcap.utils.files import write_rows, write_text
 
 log = logging.getLogger(__name__)
 
 SIDE = 320  # pixels, longest side of a picture
+SHOWN = 9  # captions a section
 NAMES = {
     "cider": "CIDEr-D",
     "rouge_l": "ROUGE-L",
@@ -38,26 +38,36 @@ _MAIN = ("cider", "bleu4", "rouge_l", "meteor")
 Picture = Callable[[int], np.ndarray | None]
 
 
-@dataclass(frozen=True)
-class Speed:
-    """How fast captions were generated, from pixels in memory to token ids.
+@dataclass
+class ScoredCaption:
+    """One image's caption with its scores.
 
     Attributes:
-        images_per_s: Images a second.
-        batch_size: Images a batch.
-        threads: Threads of one operation.
-        device: Such as "cpu".
+        image_id: The image's id.
+        caption: The generated caption.
+        references: Its reference captions.
+        scores: ``bleu4``, ``rouge_l`` and ``cider``, times 100.
+        file_name: The image's file, "" where unknown.
+        confidence: Geometric mean of the tokens' probabilities, where known.
     """
 
-    images_per_s: float
-    batch_size: int
-    threads: int
-    device: str = "cpu"
+    image_id: int
+    caption: str
+    references: Sequence[str]
+    scores: Mapping[str, float]
+    file_name: str = ""
+    confidence: float | None = None
 
     @property
-    def ms_an_image(self) -> float:
-        """Milliseconds for one image, as a batch's share."""
-        return 1000 / self.images_per_s
+    def length(self) -> int:
+        """Words of the caption, split at white space."""
+        return len(self.caption.split())
+
+    @property
+    def words(self) -> list[tuple[str, bool]]:
+        """Each word of the caption, and whether some reference has it."""
+        known = {_bare(word) for text in self.references for word in text.split()}
+        return [(word, _bare(word) in known) for word in self.caption.split()]
 
 
 @dataclass
@@ -70,7 +80,8 @@ class Evaluation:
         metrics: Of the whole set, by plain name (``cider``), times 100 where it is a score.
         captions: Every image.
         tokenizer: The tokenizer that the scores come from.
-        speed: Where captions were generated just now.
+        speed: Where captions were generated just now, from pixels in memory to token ids: ``images_per_s``,
+            ``batch_size``, ``threads``, ``device``.
         settings: Lines of the settings table.
         config: The whole configuration as text, "" where there is none.
     """
@@ -80,7 +91,7 @@ class Evaluation:
     metrics: Mapping[str, float]
     captions: Sequence[ScoredCaption]
     tokenizer: str
-    speed: Speed | None = None
+    speed: Mapping[str, Any] | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     config: str = ""
 
@@ -141,6 +152,48 @@ def _page(evaluation: Evaluation, picture: Picture | None) -> dict[str, Any]:
         "reference_length": float(np.mean(reference_lengths)),
         "num_references": len(reference_lengths),
     }
+
+
+def write_scores(captions: Sequence[ScoredCaption], path: Path) -> None:
+    """Write one CSV row an image; scores are times 100, lengths in words."""
+    rows = [
+        {
+            "image_id": row.image_id,
+            "file_name": row.file_name,
+            "caption": row.caption,
+            **{name: f"{row.scores[name]:.4f}" for name in ("bleu4", "rouge_l", "cider")},
+            "length": row.length,
+            "confidence": "" if row.confidence is None else f"{row.confidence:.4f}",
+        }
+        for row in captions
+    ]
+    write_rows(path, rows)
+
+
+def choose(captions: Sequence[ScoredCaption], number: int = SHOWN) -> dict[str, list[ScoredCaption]]:
+    """Pick the best, the median and the worst captions by CIDEr-D; no image is picked twice.
+
+    Args:
+        captions: All of them.
+        number: At most so many of each kind.
+
+    Returns:
+        Captions by kind, best first; a set too small for three kinds is "All captions".
+    """
+    ranked = sorted(captions, key=lambda c: (-c.scores["cider"], -c.scores["rouge_l"], -c.scores["bleu4"], c.image_id))
+    number = min(number, len(ranked) // 3)
+    if not number:
+        return {"All captions": ranked}
+    middle = (len(ranked) - number) // 2
+    return {
+        "Best captions": ranked[:number],
+        "Median captions": ranked[middle : middle + number],
+        "Worst captions": ranked[: -number - 1 : -1],
+    }
+
+
+def _bare(word: str) -> str:
+    return word.casefold().strip(".,;:!?\"'()[]`-")
 
 
 def data_uri(pixels: np.ndarray, side: int) -> str:

@@ -6,9 +6,8 @@ import argparse
 from pathlib import Path
 
 from fastcap.cli import one_clear_error
-from fastcap.reporting.results_table import add_runs
 from fastcap.reporting.runs import find_runs
-from fastcap.reporting.tables import rebuild
+from fastcap.reporting.tables import add_runs, rebuild
 
 TABLE = Path("experiments/results.csv")
 PAGES = ("README.md", "docs/**/*.md", "experiments/**/*.md")

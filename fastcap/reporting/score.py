@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import astuple
 from pathlib import Path
 
 import numpy as np
@@ -76,8 +77,7 @@ def score(options: argparse.Namespace) -> dict[str, float]:
 
     pairs = pair_results(options.results, options.references, options.allow_missing)
     scorer = CaptionMetrics(names, options.tokenizer)
-    ids = [pair.image_id for pair in pairs]
-    captions, references = [pair.caption for pair in pairs], [pair.references for pair in pairs]
+    ids, captions, references, _ = zip(*map(astuple, pairs), strict=True)
     metrics, scores = scorer.score(ids, captions, references)
     if not metrics:
         raise UserError(f"--metrics {options.metrics}: none of these can be had on this machine")
@@ -92,11 +92,10 @@ def score(options: argparse.Namespace) -> dict[str, float]:
         }
         options.json.write_text(json.dumps(content, indent=1), encoding="utf-8")
     if options.per_image or options.html:
-        from fastcap.reporting.evaluation import Evaluation, write_page
-        from fastcap.reporting.scores import score_captions, write_scores
+        from fastcap.reporting.evaluation import Evaluation, ScoredCaption, write_page, write_scores
 
         files = {pair.image_id: pair.file_name for pair in pairs}
-        scored = score_captions(ids, captions, references, scores, list(files.values()))
+        scored = [ScoredCaption(p.image_id, p.caption, p.references, scores[p.image_id], p.file_name) for p in pairs]
         if options.per_image:
             write_scores(scored, options.per_image)
         if options.html:

@@ -5,10 +5,9 @@ The names below are those that configurations build.
 
 from fastcap.training.log_wandb import wandb_logger
 from fastcap.training.loggers import csv_logger, tensorboard_logger
-from fastcap.training.pictures import RefinementPictures, SampleCaptions
+from fastcap.training.pictures import RefinementPictures, SampleCaptions, SpeedQuality
 from fastcap.training.progress import RunProgressBar, Throughput
 from fastcap.training.saving import LastCheckpoint, RunCheckpoint
-from fastcap.training.speed import SpeedQuality
 
 __all__ = [
     "LastCheckpoint",

@@ -13,7 +13,7 @@ from typing import Any
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from fastcap.utils.files import write_text
+from fastcap.utils.files import csv_lines, write_rows
 
 _LONGEST_NAME = 100
 _NOT_IN_NAMES = ("callbacks", "logger", "name", "resume")
@@ -87,7 +87,7 @@ class RunCSVLogger(Logger):
         row = {name: getattr(value, "item", lambda v=value: v)() for name, value in metrics.items()} | {"step": step}
         if row.keys() <= set(self.columns):
             with self.path.open("a", newline="", encoding="utf-8") as file:
-                file.write(_lines(self.columns, [row]))
+                file.write(csv_lines(self.columns, [row]))
         else:
             self._replace([*read_rows(self.path), row])
 
@@ -96,7 +96,7 @@ class RunCSVLogger(Logger):
 
     def _replace(self, rows: list[dict[str, Any]]) -> None:
         self.columns = sorted(set(self.columns).union(*rows))
-        write_text(self.path, _lines(self.columns, [dict(zip(self.columns, self.columns, strict=True)), *rows]))
+        write_rows(self.path, rows, self.columns)
 
 
 csv_logger = RunCSVLogger  # its name in configurations
@@ -110,12 +110,6 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         text = file.read()
     whole = text[: text.rfind("\n") + 1]
     return [{k: v for k, v in row.items() if v not in ("", None)} for row in csv.DictReader(io.StringIO(whole))]
-
-
-def _lines(columns: list[str], rows: Iterable[Mapping[str, Any]]) -> str:
-    text = io.StringIO()
-    csv.DictWriter(text, columns).writerows(rows)
-    return text.getvalue()
 
 
 def tensorboard_logger(run: RunInfo) -> Logger:

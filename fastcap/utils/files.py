@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -42,6 +44,19 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, content: Any) -> None:
     """Write a JSON file whole."""
     write_text(path, json.dumps(content, indent=1, ensure_ascii=False))
+
+
+def csv_lines(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
+    """Write rows as lines of CSV, without a header."""
+    text = io.StringIO()
+    csv.DictWriter(text, columns, lineterminator="\n").writerows(rows)
+    return text.getvalue().encode("utf-8", "replace").decode()  # names of files need not be UTF-8
+
+
+def write_rows(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None) -> None:
+    """Write a CSV file whole; without ``columns`` those of the first row."""
+    columns = list(rows[0]) if columns is None else columns
+    write_text(path, csv_lines(columns, [dict(zip(columns, columns, strict=True)), *rows]))
 
 
 def _sync(path: Path) -> None:

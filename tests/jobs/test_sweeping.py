@@ -8,8 +8,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from fastcap.build import ConfigError
-from fastcap.jobs.summary import SweepSummary, summarise
-from fastcap.jobs.sweep import job_folder, run_job, swept_first, value_name
+from fastcap.jobs.sweep import SweepSummary, job_folder, run_job, summarise, swept_first, value_name
 from fastcap.reporting.runs import read_run
 from fastcap.train import train
 from tests.tiny import QUICK, tiny_config

@@ -5,7 +5,7 @@ import csv
 import numpy as np
 import pytest
 
-from fastcap.reporting.refinement import draw_refinement, write_steps
+from fastcap.reporting.pictures import draw_refinement, write_steps
 from fastcap.training.log_wandb import read_picture
 from fastcap.types import RefinementStep
 

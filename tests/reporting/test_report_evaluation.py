@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from fastcap.metrics import CaptionMetrics
-from fastcap.reporting.evaluation import Evaluation, Speed, write_page
-from fastcap.reporting.scores import ScoredCaption, choose, score_captions, write_scores
+from fastcap.reporting.evaluation import Evaluation, ScoredCaption, choose, write_page, write_scores
 
 NASTY = '<script>window.hacked = 1</script> "a" dog, \N{DOG FACE}'
 
@@ -23,7 +22,8 @@ def _scored(number=30):
     files[3] = "'><script>window.hacked = 3</script>.jpg"
     ids = [1000 + n for n in range(number)]
     metrics, images = CaptionMetrics(tokenizer="simple").score(ids, captions, references)
-    return score_captions(ids, captions, references, images, files, [0.5] * number), metrics
+    rows = zip(ids, captions, references, [images[i] for i in ids], files, strict=True)
+    return [ScoredCaption(*row, 0.5) for row in rows], metrics
 
 
 def _evaluation(scored, metrics):
@@ -33,7 +33,7 @@ def _evaluation(scored, metrics):
         metrics={**metrics, "loss": 1.25},
         captions=scored,
         tokenizer="simple",
-        speed=Speed(125.0, 64, 2),
+        speed={"images_per_s": 125.0, "batch_size": 64, "threads": 2, "device": "cpu"},
         settings={"Checkpoint": "runs/<i>best</i>.ckpt"},
         config="key: </script><script>window.hacked = 5</script>",
     )

@@ -6,9 +6,8 @@ from pathlib import Path
 import pytest
 
 from fastcap.reporting import results
-from fastcap.reporting.results_table import COLUMNS, add_runs, read_table
 from fastcap.reporting.runs import differing, find_runs
-from fastcap.reporting.tables import SPEED_COLUMNS, rebuild
+from fastcap.reporting.tables import COLUMNS, SPEED_COLUMNS, add_runs, read_table, rebuild
 from fastcap.utils.errors import UserError
 
 ROOT = Path(__file__).parents[2]
