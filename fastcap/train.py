@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import lightning as L
+import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
 
-from fastcap.build import build_datamodule, build_module, build_trainer
+from fastcap.build import ConfigError, build_datamodule, build_module, build_trainer, check_values
 from fastcap.cli import hydra_command, print_table
-from fastcap.jobs.feature_cache import cache_features
+from fastcap.data.datamodule import CaptionDataModule
 from fastcap.jobs.sweep import run_job, swept_first
-from fastcap.module import CaptioningModule
+from fastcap.model import FastCap
 from fastcap.training.checkpoints import read_checkpoint, resume_weights
 from fastcap.training.loggers import closing_loggers
-from fastcap.training.machine import seed_run
+from fastcap.training.machine import run_precision, seed_run
 from fastcap.training.preemption import exit_if_preempted
 from fastcap.training.resume import only_writer, settle_resume
 from fastcap.training.saving import validate_best
@@ -39,6 +42,7 @@ def train(cfg: DictConfig, run_dir: Path, overrides: Sequence[str] = (), job_typ
         job_type: ``train``, or ``sweep`` for a job of a multirun.
     """
     started = time.perf_counter()
+    check_values("train", cfg, overrides)
     with only_writer(run_dir):
         cfg = settle_resume(cfg, run_dir)
         seed_run(cfg.seed)
@@ -58,30 +62,19 @@ def train(cfg: DictConfig, run_dir: Path, overrides: Sequence[str] = (), job_typ
             metrics = validate_best(trainer, module, datamodule)
         if trainer.is_global_zero:
             minutes = (time.perf_counter() - started) / 60
-            write_json(run_dir / "results.json", results(cfg, overrides, trainer, module, metrics, minutes))
+            results = {
+                **describe_run(cfg, overrides, "val", len(module.evaluation.predictions)),
+                "resumed": cfg.resume,  # minutes are then those since
+                "precision": trainer.precision,
+                "metrics": metrics,
+                "epochs": trainer.current_epoch,
+                "steps": trainer.global_step,
+                "minutes": minutes,
+                "parameters": sum(p.numel() for p in module.parameters()),
+            }
+            write_json(run_dir / "results.json", results)
             show(cfg, run_dir, trainer, metrics, minutes)
     return metrics
-
-
-def results(
-    cfg: DictConfig,
-    overrides: Sequence[str],
-    trainer: L.Trainer,
-    module: CaptioningModule,
-    metrics: dict[str, float],
-    minutes: float,
-) -> dict[str, object]:
-    """Put together ``results.json``."""
-    return {
-        **describe_run(cfg, overrides, "val", len(module.evaluation.predictions)),
-        "resumed": cfg.resume,  # minutes are then those since
-        "precision": trainer.precision,
-        "metrics": metrics,
-        "epochs": trainer.current_epoch,
-        "steps": trainer.global_step,
-        "minutes": minutes,
-        "parameters": sum(p.numel() for p in module.parameters()),
-    }
 
 
 def show(cfg: DictConfig, run_dir: Path, trainer: L.Trainer, metrics: dict[str, float], minutes: float) -> None:
@@ -96,6 +89,33 @@ def show(cfg: DictConfig, run_dir: Path, trainer: L.Trainer, metrics: dict[str, 
             "Next        make eval                      (the same numbers again; ARGS='refinement.num_steps=1')\n"
             "            make caption PHOTO=photo.jpg   (caption any picture with it)"
         )
+
+
+def cache_features(cfg: DictConfig, datamodule: CaptionDataModule, model: FastCap) -> None:
+    """Have the frozen backbone encode the training images' augmented views once, where ``data.feature_views`` asks.
+
+    They are those that validation sees, in the run's precision. The cache's key names weights and precision.
+
+    Raises:
+        ConfigError: If the backbone is being trained: its features would be stale after the first step.
+    """
+    if not datamodule.feature_views:
+        return
+    if not getattr(model.backbone, "frozen", False):
+        raise ConfigError(
+            f"data.feature_views = {datamodule.feature_views} needs a frozen backbone (backbone.frozen=true, as "
+            "backbone=efficientnet_lite0 has it)"
+        )
+    bf16 = run_precision(cfg.trainer).startswith("bf16")
+
+    def encode(images: Tensor) -> Tensor:
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
+            return model.backbone.feature_map(model.normalize(images))
+
+    digest = hashlib.sha256(b"bf16" if bf16 else b"")
+    for name, value in getattr(model.backbone, "stem", model.backbone).net.state_dict().items():
+        digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+    datamodule.cache_features(encode, digest.hexdigest())
 
 
 @hydra_command("train")

@@ -31,14 +31,14 @@ BUDGETS = {
     "data": 4069,
     "decoder": 800,
     "generation": 1080,
-    "jobs": 760,
+    "jobs": 680,
     "metrics": 733,
     "pretrained": 93,
-    "reporting": 1220,
+    "reporting": 1085,
     "serving": 1871,
-    "tools": 1260,
-    "training": 1560,
-    "utils": 714,
+    "tools": 1170,
+    "training": 1500,
+    "utils": 730,
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -9,13 +10,12 @@ from typing import Any
 
 import torch
 from hydra.core.hydra_config import HydraConfig
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastcap.backbone.weights import save_backbone
-from fastcap.build import build_backbone, build_trainer, construct
+from fastcap.build import build_backbone, build_trainer, check_values, construct
 from fastcap.cli import hydra_command, print_table
 from fastcap.data.images import ImageBatch, ImageDataModule
 from fastcap.module import TrainedModule
@@ -157,8 +157,8 @@ def pretrain_backbone(
         cfg.module,
         backbone=build_backbone(cfg, fresh=not cfg.resume),
         config=OmegaConf.to_container(cfg, resolve=True),
-        optimizer=instantiate(cfg.optim.optimizer),
-        schedule=instantiate(cfg.optim.schedule),
+        optimizer=functools.partial(construct, cfg.optim.optimizer),
+        schedule=functools.partial(construct, cfg.optim.schedule),
         weight_decay=cfg.optim.weight_decay,
         seed=cfg.seed,
         **(facts(images) if facts else {}),
@@ -192,6 +192,7 @@ def run(cfg: DictConfig, facts: Callable[[ImageDataModule], dict[str, Any]] | No
     """Run a job in the folder that Hydra made for it, which nobody else then writes to."""
     job = HydraConfig.get()
     run_dir, overrides = Path(job.runtime.output_dir), list(job.overrides.task)
+    check_values(job.job.config_name, cfg, overrides)
     with exit_if_preempted(), only_writer(run_dir):
         return pretrain_backbone(cfg, run_dir, facts, overrides)
 

@@ -191,17 +191,19 @@ class Baseline:
 
     Args:
         name: One of ``ARCHITECTURES``.
-        size: Side of its images, in pixels.
+        size: Side of its images, in pixels; None for that of the published model.
         num_beams: 1 for greedy decoding.
         num_tokens: Every caption has exactly so many new tokens.
         model: The model, or None for the published architecture.
     """
 
-    def __init__(self, name: str, size: int, num_beams: int = 1, num_tokens: int = 12, model: Any = None) -> None:
+    def __init__(
+        self, name: str, size: int | None = None, num_beams: int = 1, num_tokens: int = 12, model: Any = None
+    ) -> None:
         known = architecture(name)
         self.model: Any = build_baseline(name) if model is None else model
         self.mean, self.std = (255 * torch.tensor(values).view(3, 1, 1) for values in known.pixels)
-        self.size, self.num_tokens = size, num_tokens
+        self.size, self.num_tokens = size or known.size, num_tokens
         self.inputs: dict[str, Any] = {
             "num_beams": num_beams,
             "do_sample": False,
@@ -210,7 +212,7 @@ class Baseline:
         }
         config: Any = self.model.config
         if name == "blip-base":
-            self.inputs["interpolate_pos_encoding"] = size != config.vision_config.image_size
+            self.inputs["interpolate_pos_encoding"] = self.size != config.vision_config.image_size
         self.tiled = name == "smolvlm-256m"
         if known.prompt is not None:
             image = torch.full((self._image_tokens(),), config.image_token_id)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import csv
+import importlib
 import os
 import sys
 from datetime import datetime
@@ -13,7 +13,7 @@ from typing import Any
 from fastcap.cli import one_clear_error
 from fastcap.reporting.tables import markdown_table, speed_lines
 from fastcap.utils.errors import UserError
-from fastcap.utils.files import atomic_write, write_json
+from fastcap.utils.files import write_json, write_rows
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -25,9 +25,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "--backbones",
         nargs="+",
         metavar="NAME",
-        help="choices of the backbone group; NAME+KEY=VALUE changes it (spatial_mamba_tiny+d_state=8), NAME+sequential "
-        "is the same network scanning token by token (default: ours, each also sequential, vit_small and "
-        "efficientnet_lite0)",
+        default=["spatial_mamba_tiny", "spatial_mamba_small", "vit_small", "efficientnet_lite0"],
+        help="choices of the backbone group; NAME+KEY=VALUE changes it (spatial_mamba_tiny+d_state=8) "
+        "(default: %(default)s)",
     )
     backbone.add_argument("--sizes", nargs="+", type=_positive, default=[128, 224, 384, 512], metavar="PX")
     backbone.add_argument("--batches", nargs="+", type=_positive, default=[1, 16], metavar="N")
@@ -91,31 +91,18 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def run(options: argparse.Namespace) -> Path:
     """Run a benchmark; returns the folder with its table, written after each measurement, and its facts."""
-    measure: Any
-    if options.what == "backbone":
-        from fastcap.tools.backbones import DEFAULTS, METHOD
-        from fastcap.tools.backbones import measure_backbones as measure
-
-        options.backbones = options.backbones or DEFAULTS
-    elif options.what == "captioners":
-        from fastcap.tools.captioners import METHOD
-        from fastcap.tools.captioners import measure_captioners as measure
-    else:
-        from fastcap.tools.decoding import METHOD
-        from fastcap.tools.decoding import measure_decoding as measure
+    # Imported only now: --help and refusals need no torch.
     from fastcap.tools.measure import machine
 
+    benchmark = importlib.import_module(f"fastcap.tools.{options.what}")
     folder = options.out or Path("runs/bench") / f"{datetime.now():%Y-%m-%d_%H-%M-%S}_{os.getpid()}"
     table, facts = folder / f"{options.what}.csv", machine(options.threads)
     asked = {name: str(value) for name, value in vars(options).items() if name != "what"}
     rows: list[dict[str, Any]] = []
     try:
-        write_json(table.with_suffix(".json"), {**facts, "options": asked, "method": METHOD})
-        for rows in measure(options, lambda line: print(line, file=sys.stderr, flush=True)):
-            with atomic_write(table) as part, open(part, "w", newline="", encoding="utf-8") as file:
-                writer = csv.DictWriter(file, list(rows[0]))
-                writer.writeheader()
-                writer.writerows(rows)
+        write_json(table.with_suffix(".json"), {**facts, "options": asked, "method": benchmark.METHOD})
+        for rows in benchmark.measure(options, lambda line: print(line, file=sys.stderr, flush=True)):
+            write_rows(table, rows)
     finally:
         if rows:
             print(f"\n{facts['processor']}, {options.threads} threads, matmul {facts['matmul_gflop_per_s']} GFLOP/s\n")

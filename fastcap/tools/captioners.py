@@ -11,12 +11,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from omegaconf import OmegaConf
 from PIL import Image
+from torch import nn
 
+import fastcap
+from fastcap.build import build_model, compose_config
+from fastcap.data.image_files import find_images
+from fastcap.data.tokenizer import train_word_tokenizer
+from fastcap.pretrained import find_model
+from fastcap.tools.baselines import architecture
 from fastcap.tools.measure import Work, in_fresh_process, quantile_ms, time_in_turns
-from fastcap.tools.random_weights import AUTOREGRESSIVE_DEFAULTS, DEFAULTS, write_random
-from fastcap.tools.systems import Spec, baseline_specs, build, our_specs, peak_mb
+from fastcap.tools.systems import RANDOM_NAME, Spec, build, peak_mb
+from fastcap.training.checkpoints import FORMAT_VERSION
 from fastcap.utils.errors import UserError
+from fastcap.utils.files import atomic_write
 
 MAX_IMAGES = 8
 METHOD = (
@@ -28,10 +38,15 @@ METHOD = (
     "tensors of checkpoints and baselines, whole files of exports. peak_mb (1e6 bytes): high-water mark of resident "
     "memory of a fresh process that imports, loads and captions twice."
 )
+# Of checkpoints that nobody trained.
+DEFAULTS = ("backbone=spatial_mamba_small", "decoder=moe", "data.image_size=224")
+AUTOREGRESSIVE_DEFAULTS = (
+    *("backbone=spatial_mamba_small", "decoder=autoregressive", "refinement=greedy", "data.image_size=224"),
+)
 Report = Callable[[str], None]
 
 
-def measure_captioners(options: argparse.Namespace, report: Report) -> Iterator[list[dict[str, Any]]]:
+def measure(options: argparse.Namespace, report: Report) -> Iterator[list[dict[str, Any]]]:
     """Measure captioning systems.
 
     Args:
@@ -76,11 +91,13 @@ def select(options: argparse.Namespace, folder: Path) -> tuple[list[Spec], Seque
     Returns:
         The systems, ours first, and the image files.
     """
-    if options.seconds <= 0:
-        raise UserError(f"--seconds {options.seconds} must be positive")
     if options.num_tokens < 2:
         raise UserError(f"--num-tokens {options.num_tokens} must be at least 2")
-    baselines = baseline_specs(options.baselines, options.beams, options.num_tokens)
+    for name in options.baselines:
+        architecture(name)  # refuses one that is unknown
+    baselines = [
+        Spec("", None, name, beams, options.num_tokens) for name in options.baselines for beams in options.beams
+    ]
     images = choose_images(options.images, folder)
     random = []
     if options.random:
@@ -91,14 +108,27 @@ def select(options: argparse.Namespace, folder: Path) -> tuple[list[Spec], Seque
     return [*ours, *baselines], images
 
 
+def our_specs(paths: Sequence[str], steps: Sequence[int]) -> list[Spec]:
+    """Name our systems: an export's folder stands for all of its files, a run's for its best checkpoint.
+
+    Raises:
+        UserError: If there is no such file.
+    """
+    specs = []
+    for given in paths:
+        for file in sorted(Path(given).glob("*.onnx")) or [find_model(given)]:
+            if not file.is_file():
+                raise UserError(f"--models {given}: no such model")
+            specs += [Spec(path=str(file), num_steps=count) for count in steps or (None,)]
+    return specs
+
+
 def choose_images(places: Sequence[Path] | None, folder: Path, limit: int = MAX_IMAGES) -> Sequence[Path]:
     """Return the first images among files and folders, or draw some.
 
     Raises:
         DataError: If a place does not exist or holds no image.
     """
-    from fastcap.data.image_files import find_images
-
     return find_images(places).files[:limit] if places else draw_photographs(folder)
 
 
@@ -118,3 +148,43 @@ def draw_photographs(folder: Path, count: int = 3, side: tuple[int, int] = (500,
         paths.append(folder / f"noise_{number}.jpg")
         Image.fromarray(picture.astype(np.uint8)).save(paths[-1], quality=90)
     return paths
+
+
+def write_random(path: Path, overrides: Sequence[str] = DEFAULTS, num_tokens: int = 12, num_words: int = 4000) -> Path:
+    """Write a checkpoint with random weights. It captions with made-up words.
+
+    The likeliest lengths are ``num_tokens`` and those beside it. An autoregressive decoder writes ``num_tokens``
+    tokens, the last of them [EOS]: so many passes, as the baselines make.
+
+    Args:
+        path: The file.
+        overrides: Of ``conf/train.yaml``.
+        num_tokens: Length of the captions.
+        num_words: Size of the vocabulary, special tokens left aside.
+    """
+    config = compose_config("train", [f"name={RANDOM_NAME}", *overrides])
+    tokenizer = train_word_tokenizer([" ".join(f"w{index}" for index in range(num_words))], min_frequency=1)
+    first, size = len(tokenizer.special.ids), tokenizer.vocab_size
+    causal = "num_beams" in config.refinement
+    if causal:
+        config.data.max_length = num_tokens - 1
+    torch.manual_seed(0)
+    model = build_model(config, tokenizer, fresh=False).eval()
+    with torch.no_grad():
+        if causal:
+            model.decoder.head_bias[tokenizer.special.eos] = -1e4  # never before the longest caption is full
+        else:
+            last = [layer for layer in model.length.modules() if isinstance(layer, nn.Linear)][-1]
+            last.weight.zero_()
+            last.bias.copy_(-(torch.arange(1, len(last.bias) + 1) - num_tokens - 0.1).abs())
+            model.ngrams.count(torch.randint(first, size, (num_words, num_tokens)).tolist())
+    artifacts = {
+        "format_version": FORMAT_VERSION,
+        "fastcap_version": fastcap.__version__,
+        "config": OmegaConf.to_container(config, resolve=True),
+        "tokenizer": tokenizer.to_json(),
+    }
+    state = {f"model.{name}": value for name, value in model.state_dict().items()}
+    with atomic_write(path) as part:
+        torch.save({"state_dict": state, "fastcap": artifacts, "global_step": 0}, part)
+    return path

@@ -28,7 +28,7 @@ METHOD = (
 
 
 @torch.inference_mode()
-def measure_decoding(options: argparse.Namespace, report: Callable[[str], None]) -> Iterator[list[dict[str, Any]]]:
+def measure(options: argparse.Namespace, report: Callable[[str], None]) -> Iterator[list[dict[str, Any]]]:
     """Time the decoders of checkpoints, of either kind, on the same photographs.
 
     Args:

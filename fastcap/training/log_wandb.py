@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import uuid
@@ -11,7 +12,6 @@ from typing import Any
 
 import lightning as L
 import numpy as np
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
@@ -137,65 +137,51 @@ def define_metrics(run: Any) -> None:
     run.define_metric("time/images_per_s", step_metric="epoch", summary="mean,last")
 
 
-class RunWandbLogger(WandbLogger):
-    """Lightning's W&B logger with tables, pictures and curves; what fails is one warning, never the end of a run."""
+def _guarded(method: Callable[..., None]) -> Callable[..., None]:
+    """Run a method in the first process alone; what fails is one warning, never the end of a run."""
 
-    _failed = False
-
-    def _try(self, action: Callable[..., Any], *arguments: Any, **options: Any) -> None:
+    @rank_zero_only
+    @functools.wraps(method)
+    def call(self: RunWandbLogger, *arguments: Any, **options: Any) -> None:
         try:
-            action(*arguments, **options)
+            method(self, *arguments, **options)
         except Exception as error:
-            if not self._failed:
+            if not self.failed:
                 log.warning("W&B failed, and further failures are not told: %s", error)
-            self._failed = True
+            self.failed = True
 
-    @rank_zero_only
-    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Log scalars."""
-        self._try(super().log_metrics, metrics, step)
+    return call
 
-    @rank_zero_only
-    def log_hyperparams(self, params: Any) -> None:
-        """Add to the run's configuration."""
-        self._try(super().log_hyperparams, params)
 
-    def after_save_checkpoint(self, checkpoint_callback: ModelCheckpoint) -> None:
-        """Remember or upload a checkpoint, where that was asked for."""
-        self._try(super().after_save_checkpoint, checkpoint_callback)
+class RunWandbLogger(WandbLogger):
+    """Lightning's W&B logger with tables, pictures and curves, none of whose failures ends a run."""
 
-    @rank_zero_only
-    def finalize(self, status: str) -> None:
-        """Upload checkpoints, where that was asked for."""
-        self._try(super().finalize, status)
+    failed = False
+    log_metrics = _guarded(WandbLogger.log_metrics)
+    after_save_checkpoint = _guarded(WandbLogger.after_save_checkpoint)
+    finalize = _guarded(WandbLogger.finalize)
 
-    @rank_zero_only
+    @_guarded
     def close(self, failed: bool = False) -> None:
         """End the run."""
-        self._try(self.experiment.finish, exit_code=int(failed))
+        self.experiment.finish(exit_code=int(failed))
 
-    @rank_zero_only
+    @_guarded
     def log_pictures(self, key: str, pictures: Sequence[np.ndarray], captions: Sequence[str], step: int) -> None:
         """Log pictures (uint8, RGB, (H, W, 3)) with a line of text each, as a list of W&B images."""
-        self._try(self.log_image, key, _same_size(pictures), step, caption=list(captions))
+        self.log_image(key, _same_size(pictures), step, caption=list(captions))
 
-    @rank_zero_only
+    @_guarded
     def log_rows(self, key: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], step: int) -> None:
         """Log a table; cells that are arrays become pictures."""
-        self._try(self._log_rows, key, columns, rows, step)
-
-    def _log_rows(self, key: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], step: int) -> None:
         import wandb
 
         data = [[wandb.Image(cell) if isinstance(cell, np.ndarray) else cell for cell in row] for row in rows]
         self.log_table(key, columns=list(columns), data=data, step=step)
 
-    @rank_zero_only
+    @_guarded
     def log_curve(self, key: str, points: Sequence[Mapping[str, float]], axis: str) -> None:
         """Log each point as ``KEY/NAME``, drawn over ``KEY/AXIS``: curves of several runs then share a panel."""
-        self._try(self._log_curve, key, points, axis)
-
-    def _log_curve(self, key: str, points: Sequence[Mapping[str, float]], axis: str) -> None:
         self.experiment.define_metric(f"{key}/{axis}", hidden=True)
         for name in points[0]:
             if name != axis:

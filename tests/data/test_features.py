@@ -11,8 +11,7 @@ from fastcap.build import ConfigError, build_datamodule, build_module
 from fastcap.data import DataError
 from fastcap.data.datamodule import CaptionDataModule
 from fastcap.data.tokenizer import train_word_tokenizer
-from fastcap.jobs.feature_cache import cache_features
-from fastcap.train import train
+from fastcap.train import cache_features, train
 from fastcap.training.checkpoints import read_checkpoint
 from tests.tiny import tiny_config
 

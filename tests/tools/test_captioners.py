@@ -11,9 +11,8 @@ import torch
 from fastcap.reporting.tables import SPEED_COLUMNS
 from fastcap.serving.captioner import Captioner
 from fastcap.tools import baselines, bench, captioners
-from fastcap.tools.captioners import draw_photographs
+from fastcap.tools.captioners import draw_photographs, write_random
 from fastcap.tools.measure import MAX_RUNS, time_in_turns
-from fastcap.tools.random_weights import write_random
 from tests.tiny import TINY
 from tests.tools.shrunk import SHRUNK
 

