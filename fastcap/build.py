@@ -15,12 +15,10 @@ from typing import Any
 
 import lightning as L
 import torch
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 import fastcap
@@ -62,15 +60,6 @@ def config_dir() -> Path:
 
 CONFIG_DIR = str(config_dir())
 
-
-def compose_config(name: str, overrides: Sequence[str] = ()) -> DictConfig:
-    """Compose a configuration as the command line does."""
-    if GlobalHydra.instance().is_initialized():  # within a command of Hydra's
-        return compose(name, overrides=list(overrides))
-    with initialize_config_dir(CONFIG_DIR, version_base="1.3"):
-        return compose(name, overrides=list(overrides))
-
-
 OmegaConf.register_new_resolver("fastcap.run_id", lambda: uuid.uuid4().hex[:6], use_cache=True, replace=True)
 
 
@@ -108,36 +97,6 @@ class LoadedCheckpoint:
 
 class ConfigError(UserError, ValueError):
     """A configuration that builds nothing; the message names the part and the reason."""
-
-
-def check_values(name: str, cfg: DictConfig, overrides: Sequence[str]) -> None:
-    """Refuse overrides that put text or a list where a number belongs: libraries would fail at them much later.
-
-    Args:
-        name: The configuration that the command started from, such as ``train``.
-        cfg: The configuration.
-        overrides: What the command line changed.
-
-    Raises:
-        ConfigError: Naming the key.
-    """
-    pairs = {override: override.lstrip("+~").partition("=")[0] for override in overrides}
-    values = {key: OmegaConf.select(cfg, key) for key in pairs.values()}
-    if any(isinstance(value, str | ListConfig) for value in values.values()):
-        usual = compose_config(name, [each for each, key in pairs.items() if Path(CONFIG_DIR, key).is_dir()])
-        for key, value in values.items():
-            check_number(key, value, OmegaConf.select(usual, key))
-
-
-def check_number(key: str, value: Any, usual: Any) -> None:
-    """Refuse text or a list as the value of a key that usually holds a number; Lightning's ``devices`` takes them.
-
-    Raises:
-        ConfigError: Naming the key.
-    """
-    if isinstance(value, str | list | ListConfig) and isinstance(usual, int | float) and key != "trainer.devices":
-        kind = "true or false" if isinstance(usual, bool) else "a number"
-        raise ConfigError(f"{key} = {value} must be {kind}, as {usual} is")
 
 
 def construct(node: DictConfig, *arguments: Any, **facts: Any) -> Any:
@@ -401,5 +360,4 @@ def override_config(config: DictConfig, key: str, value: Any) -> None:
         known += [p.name for p in parameters if p.default is not p.empty and p.name not in known]
     if leaf not in known:
         raise ConfigError(f"unknown key {key!r}; keys there: {', '.join(known) or 'none'}")
-    check_number(key, value, node.get(leaf))
     OmegaConf.update(config, key, value, merge=False, force_add=True)

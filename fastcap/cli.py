@@ -7,11 +7,14 @@ import os
 import runpy
 import select
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastcap.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 COMMANDS = {
     "train": "train a captioner (Hydra overrides: data=flickr8k trainer.max_epochs=5 ...; -m for a sweep)",
@@ -131,6 +134,45 @@ def readable(override: str) -> str:
         escaped = value.replace("'", "\\'")
         return f"{key}='{escaped}'"
     raise UserError(f"{override}: Hydra cannot read this ({reason}); quote the value twice: \"{key}='{value}'\"")
+
+
+def compose_config(name: str, overrides: Sequence[str] = ()) -> DictConfig:
+    """Compose a configuration as Hydra's command line does."""
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+
+    from fastcap.build import CONFIG_DIR
+
+    if GlobalHydra.instance().is_initialized():  # within a command of Hydra's
+        return compose(name, overrides=list(overrides))
+    with initialize_config_dir(CONFIG_DIR, version_base="1.3"):
+        return compose(name, overrides=list(overrides))
+
+
+def check_values(name: str, cfg: DictConfig, overrides: Sequence[str]) -> None:
+    """Refuse overrides that put text or a list where a number belongs: libraries would fail at them much later.
+
+    Args:
+        name: The configuration that the command started from, such as ``train``.
+        cfg: The configuration.
+        overrides: What the command line changed.
+
+    Raises:
+        UserError: Naming the key.
+    """
+    from omegaconf import ListConfig, OmegaConf
+
+    from fastcap.build import CONFIG_DIR
+
+    keys = {override: override.lstrip("+~").partition("=")[0] for override in overrides}
+    values = {key: OmegaConf.select(cfg, key) for key in keys.values()}
+    others = {key: value for key, value in values.items() if isinstance(value, str | ListConfig)}
+    usual = compose_config(name, [o for o, key in keys.items() if Path(CONFIG_DIR, key).is_dir()]) if others else cfg
+    for key, value in others.items():
+        # Lightning's number of devices may also be a list, or "auto".
+        if isinstance(number := OmegaConf.select(usual, key), int | float) and key != "trainer.devices":
+            kind = "true or false" if isinstance(number, bool) else "a number"
+            raise UserError(f"{key} = {value} must be {kind}, as {number} is")
 
 
 # Refusals of the libraries below, by where the class is defined: what was asked for cannot be had.

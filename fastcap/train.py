@@ -14,8 +14,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from fastcap.build import ConfigError, build_datamodule, build_module, build_trainer, check_values
-from fastcap.cli import hydra_command, print_table
+from fastcap.build import ConfigError, build_datamodule, build_module, build_trainer
+from fastcap.cli import check_values, hydra_command, print_table
 from fastcap.data.datamodule import CaptionDataModule
 from fastcap.jobs.sweep import run_job, swept_first
 from fastcap.model import FastCap

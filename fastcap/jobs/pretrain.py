@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastcap.backbone.weights import save_backbone
-from fastcap.build import build_backbone, build_trainer, check_values, construct
-from fastcap.cli import hydra_command, print_table
+from fastcap.build import build_backbone, build_trainer, construct
+from fastcap.cli import check_values, hydra_command, print_table
 from fastcap.data.images import ImageBatch, ImageDataModule
 from fastcap.module import TrainedModule
 from fastcap.training.checkpoints import resume_weights

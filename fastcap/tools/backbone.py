@@ -13,7 +13,8 @@ from hydra.errors import HydraException
 from torch import nn
 
 from fastcap.backbone.fold import prepare_for_inference
-from fastcap.build import CONFIG_DIR, ConfigError, compose_config, construct
+from fastcap.build import CONFIG_DIR, ConfigError, construct
+from fastcap.cli import compose_config
 from fastcap.tools.measure import Work, count_gflop, in_fresh_process, quantile_ms, time_in_turns
 from fastcap.tools.systems import status_mb
 

@@ -17,7 +17,8 @@ from PIL import Image
 from torch import nn
 
 import fastcap
-from fastcap.build import build_model, compose_config
+from fastcap.build import build_model
+from fastcap.cli import compose_config
 from fastcap.data.image_files import find_images
 from fastcap.data.tokenizer import train_word_tokenizer
 from fastcap.pretrained import find_model
