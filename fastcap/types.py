@@ -257,8 +257,7 @@ class Decoder(Protocol):
         max_length: Longest caption, in tokens.
         num_experts: Experts E of each layer.
         word: The words' embeddings, which also score the vocabulary. (V, D)
-        head: The module that does so: (x, weight, bias) to (..., V).
-        head_bias: Its bias. (V,)
+        head_bias: Their bias in that. (V,)
     """
 
     causal: ClassVar[bool]
@@ -267,7 +266,6 @@ class Decoder(Protocol):
     max_length: int
     num_experts: int
     word: nn.Embedding
-    head: nn.Module
     head_bias: nn.Parameter
 
     def __call__(self, tokens: Tensor, memory: Tensor, pad: Tensor) -> DecoderOutput:
@@ -275,9 +273,6 @@ class Decoder(Protocol):
 
     def prepare(self, memory: Tensor) -> ImageCache:
         """Compute everything that depends on the image alone. memory: (B, N, D)."""
-
-    def join(self) -> None:
-        """Prepare all experts' image-only values at once from now on; for inference."""
 
 
 class MaskedDecoder(Decoder, Protocol):

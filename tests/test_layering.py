@@ -25,9 +25,9 @@ MAX_LINES = 400
 # Lines of Python at most, docstrings counted; "*.py" are the top-level modules. Growth is a decision: raise a number in
 # the commit that needs it, and say why there.
 BUDGETS = {
-    "*.py": 2_357,
+    "*.py": 2_352,
     "alignment": 330,
-    "backbone": 1220,
+    "backbone": 1231,
     "data": 4069,
     "decoder": 800,
     "generation": 1080,
@@ -35,10 +35,10 @@ BUDGETS = {
     "metrics": 733,
     "pretrained": 93,
     "reporting": 1085,
-    "serving": 1871,
+    "serving": 1811,
     "tools": 1170,
     "training": 1500,
-    "utils": 730,
+    "utils": 504,
 }
 
 
@@ -205,10 +205,10 @@ def test_whole_keeps_its_budget() -> None:
     folders = {path.name for path in PACKAGE.iterdir() if path.is_dir() and any(path.glob("*.py"))}
     assert folders <= BUDGETS.keys()
     sizes = {
-        "files of fastcap": (len(list(PACKAGE.rglob("*.py"))), 130),
-        "lines of fastcap": (lines_of(PACKAGE), 18_040),
+        "files of fastcap": (len(list(PACKAGE.rglob("*.py"))), 120),
+        "lines of fastcap": (lines_of(PACKAGE), 17_265),
         "entries of fastcap": (len([path for path in PACKAGE.iterdir() if path.name != "__pycache__"]), 25),
-        "lines of tests": (lines_of(ROOT / "tests"), 9_600),
+        "lines of tests": (lines_of(ROOT / "tests"), 9_403),
         "files of conf": (len(list((ROOT / "conf").rglob("*.yaml"))), 50),
     }
     assert not {name: size for name, size in sizes.items() if size[0] > size[1]}

@@ -15,8 +15,6 @@ queries an image may share them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -138,31 +136,6 @@ class RankAugmentedCrossAttention(nn.Module):
         q, gate = self.query(x).chunk(2, dim=-1)
         y = rank_augmented_read(kappa(split_heads(q, self.num_heads)), *prepared)
         return self.out(merge_heads(y) * gate)
-
-
-class JoinedMemory(nn.Module):
-    """Prepare several cross-attentions to the same memory at once, with copies of their weights: for inference.
-
-    Args:
-        attentions: M cross-attentions of one width and as many heads.
-    """
-
-    def __init__(self, attentions: Sequence[RankAugmentedCrossAttention]) -> None:
-        super().__init__()
-        self.shape = len(attentions), 3, attentions[0].num_heads, -1
-        weight, bias = (
-            torch.cat([getattr(attention.memory, name).detach() for attention in attentions])
-            for name in ("weight", "bias")
-        )
-        self.memory = nn.Linear(weight.shape[1], len(weight), device="meta")  # nothing is drawn to be thrown away
-        self.memory.weight, self.memory.bias = nn.Parameter(weight), nn.Parameter(bias)
-
-    def forward(self, memory: Tensor) -> list[tuple[Tensor]]:
-        """Build what ``RankAugmentedCrossAttention.prepare`` does, for each of them. memory: (B, N, D)."""
-        parts = self.memory(memory).unflatten(-1, self.shape)  # (B, N, M, 3, heads, d)
-        k, v, query = parts.permute(3, 2, 0, 4, 1, 5).flatten(1, 2).unbind()
-        buffers = rank_augmented_buffer(kappa(query).mean(2), kappa(k), v)
-        return [(buffer,) for buffer in buffers.unflatten(0, (self.shape[0], -1)).unbind()]
 
 
 class SoftmaxSelfAttention(nn.Module):

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastcap.decoder.attention import JoinedMemory
-from fastcap.decoder.moe import Expert, ExpertMixture, GatingNetwork, join_memories, prepare_layers, routing_loss
+from fastcap.decoder.moe import Expert, ExpertMixture, GatingNetwork, routing_loss
 from fastcap.types import DecoderOutput, ExpertCache, ImageCache
 
 
@@ -49,22 +48,6 @@ class DecoderLayer(nn.Module):
         # All captions of an image are one long row of queries: the image-only values need no copies.
         by_image = x.view(num_images, -1, x.shape[-1])
         return x + self.mixture(by_image, caches).view_as(x)
-
-
-class VocabularyHead(nn.Module):
-    """Score words by their own embeddings (Press and Wolf 2017, arXiv 1608.05859). It owns no weights.
-
-    Attributes:
-        packed: What multiplies in inference, its weights laid out for the machine; None takes those given.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.packed: nn.Module | None = None
-
-    def forward(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        """Score the vocabulary. x: (..., D), weight: (V, D), bias: (V,); returns (..., V)."""
-        return F.linear(x, weight, bias) if self.packed is None else self.packed(x)
 
 
 class ExpertDecoder(nn.Module):
@@ -127,8 +110,6 @@ class ExpertDecoder(nn.Module):
             self.layer_type(dim, num_experts, attention, expert, dropout) for _ in range(num_layers)
         )
         self.norm = nn.LayerNorm(dim)
-        self.head = VocabularyHead()
-        self.joined: JoinedMemory | None = None
         self.head_bias = nn.Parameter(torch.zeros(vocab_size))
         # Words are scaled up again on the way in: there, words and positions weigh alike, and more than the context.
         nn.init.normal_(self.word.weight, std=dim**-0.5)
@@ -138,15 +119,8 @@ class ExpertDecoder(nn.Module):
     def prepare(self, memory: Tensor) -> ImageCache:
         """Route each image and compute its experts' image-only values. memory: (B, N, D)."""
         (weights, logits), context = self.gate(memory), self.context(memory.mean(1, keepdim=True))
-        return ImageCache(weights, logits, context, prepare_layers(self.mixtures(), memory, weights, self.joined))
-
-    def join(self) -> None:
-        """Prepare all experts' image-only values at once from now on, where possible; for inference."""
-        self.joined = join_memories(self.mixtures(), self.gate.top_k)
-
-    def mixtures(self) -> list[ExpertMixture]:
-        """Return each layer's experts."""
-        return [cast(DecoderLayer, layer).mixture for layer in self.layers]
+        layers = [cast(DecoderLayer, layer).mixture.prepare(memory, weights) for layer in self.layers]
+        return ImageCache(weights, logits, context, layers)
 
     def embed(self, tokens: Tensor, cache: ImageCache, *positions: Tensor) -> Tensor:
         """Add up words, position codes (L, D) or (B * K, L, D), and the image. (B * K, L) -> (B * K, L, D)."""
@@ -156,8 +130,8 @@ class ExpertDecoder(nn.Module):
         return self.dropout((x.view(cache.context.shape[0], -1, self.dim) + cache.context).view_as(x))
 
     def score(self, x: Tensor) -> Tensor:
-        """Score the vocabulary. (B * K, L, D) -> (B * K, L, V)."""
-        return self.head(self.norm(x), self.word.weight, self.head_bias)
+        """Score words by their own embeddings (Press and Wolf 2017). (B * K, L, D) -> (B * K, L, V)."""
+        return F.linear(self.norm(x), self.word.weight, self.head_bias)
 
     def output(self, logits: Tensor, cache: ImageCache) -> DecoderOutput:
         """Join logits with the gate's losses and weights."""

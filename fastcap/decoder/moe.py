@@ -6,14 +6,14 @@ Mobile V-MoE, arXiv 2309.04354), so at inference only the chosen experts' weight
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastcap.decoder.attention import JoinedMemory, RankAugmentedCrossAttention
+from fastcap.decoder.attention import RankAugmentedCrossAttention
 from fastcap.types import ExpertCache, ImageCache
 from fastcap.utils.distributed import total
 
@@ -174,40 +174,3 @@ class ExpertMixture(nn.Module):
                 change = cache.weight * expert(x.index_select(0, cache.rows), cache.prepared)
                 total = total.index_add(0, cache.rows, change.to(total.dtype))
         return total
-
-
-def prepare_layers(
-    mixtures: Sequence[ExpertMixture], memory: Tensor, weights: Tensor, joined: JoinedMemory | None
-) -> list[list[ExpertCache]]:
-    """Compute the image-only values of every layer's experts.
-
-    Args:
-        mixtures: The experts of each layer.
-        memory: Image memory. (B, N, D)
-        weights: Weight of each expert for each image. (B, E)
-        joined: From ``join_memories``, if anything.
-    """
-    if joined is None:
-        return [mixture.prepare(memory, weights) for mixture in mixtures]
-    values = iter(joined(memory))
-    return [
-        [ExpertCache(expert, None, weights[:, expert, None, None], next(values)) for expert in range(weights.shape[1])]
-        for _ in mixtures
-    ]
-
-
-def join_memories(mixtures: Sequence[ExpertMixture], top_k: int) -> JoinedMemory | None:
-    """Join the projections of the memory by all layers' experts, for inference.
-
-    Args:
-        mixtures: The experts of each layer.
-        top_k: Experts an image.
-
-    Returns:
-        None where an image does not take every expert, or one is not prepared as RALA is.
-    """
-    attentions = [cast(Expert, expert).cross_attention for mixture in mixtures for expert in mixture.experts]
-    every = len(attentions) == top_k * len(mixtures)
-    if not every or any(type(attention) is not RankAugmentedCrossAttention for attention in attentions):
-        return None
-    return JoinedMemory(attentions)

@@ -94,7 +94,7 @@ def export(ckpt: Path, out: Path, options: ExportOptions, say: Callable[[str], N
             kind = type(loaded.model.decoder).__name__
             raise UserError(f"{ckpt}: only non-autoregressive models are exported, its decoder is {kind}")
         data = _Images(loaded, options)
-        network = EagerNetwork(loaded, pack=(), length_beam=options.length_beam)  # its batch norms are folded
+        network = EagerNetwork(loaded, options.length_beam)
         say("tracing the model")
         files = {precision: scratch / target.name for precision, target in targets.items()}
         source = files.get("fp32", scratch / "source.onnx")
@@ -119,7 +119,7 @@ class CaptioningGraph(nn.Module):
     """The whole captioner as one function of the pixels; what an export traces.
 
     Args:
-        model: In evaluation mode, its weights not laid out for a machine.
+        model: In evaluation mode.
         num_steps: Refinement steps; None takes the model's.
         length_beam: Length candidates; None takes the model's.
     """

@@ -40,7 +40,7 @@ def build(name: str, prepared: bool = True) -> nn.Module:
     Args:
         name: A choice of the group, then any number of ``+KEY=VALUE`` for keys of its configuration, e.g.
             ``spatial_mamba_tiny+d_state=8``.
-        prepared: As it serves: batch norms folded, convolutions packed.
+        prepared: As it serves: batch norms folded.
 
     Raises:
         ConfigError: If there is no such choice or key, or a package is missing.

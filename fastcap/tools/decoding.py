@@ -16,13 +16,12 @@ from omegaconf import DictConfig, OmegaConf
 from fastcap.build import LoadedCheckpoint, build_datamodule, load_checkpoint
 from fastcap.data.pixels import decode_image
 from fastcap.model import FastCap
-from fastcap.serving.eager import prepare_model
 from fastcap.tools.captioners import choose_images
 from fastcap.tools.measure import Work, quantile_ms, time_in_turns
 from fastcap.types import Encoded
 
 METHOD = (
-    "Eager as it serves (weights packed), fp32, batch 1: from the image memory to token ids, length prediction "
+    "Eager, fp32, batch 1: from the image memory to token ids, length prediction "
     "included, encoder left out; settings take turns, and each goes through the images; quantiles over all runs."
 )
 
@@ -43,7 +42,6 @@ def measure(options: argparse.Namespace, report: Callable[[str], None]) -> Itera
     rows: dict[Any, dict[str, Any]] = {}
     for path, loaded in captioners.items():
         size = loaded.image_size
-        prepare_model(loaded.model, size)
         images = _read(options.images, options.max_images, size, captioners[options.models[0]])
         encoded = [loaded.model.encode(pixels) for pixels in images]
         causal = loaded.model.decoder.causal

@@ -5,7 +5,6 @@ from torch import nn
 from fastcap.backbone.fold import fold_batch_norms, prepare_for_inference
 from fastcap.backbone.spatial_mamba import SpatialMambaBackbone
 from fastcap.backbone.timm_encoder import TimmEncoder
-from fastcap.utils.prepacking import pack_layers
 
 
 def _backbone():
@@ -34,8 +33,6 @@ def test_prepared_is_the_same_function_at_any_size_and_batch(name):
     backbone = _with_statistics(_backbone() if name == "ours" else TimmEncoder(name))
     prepared = prepare_for_inference(backbone, 64)
     assert prepared is not backbone and not any(isinstance(m, nn.BatchNorm2d) for m in prepared.modules())
-    if torch.backends.mkldnn.is_available():
-        assert not any(isinstance(m, nn.Conv2d | nn.Linear) for m in prepared.modules())
     with torch.inference_mode():
         for shape in [(1, 3, 64, 64), (3, 3, 64, 64), (2, 3, 48, 80)]:
             images = torch.randn(shape)
@@ -59,27 +56,21 @@ class _Shared(nn.Module):
 def test_layers_used_twice_stay():
     net = _with_statistics(_Shared())
     images = torch.randn(2, 3, 16, 16)
-    with torch.inference_mode():
-        expected = net(images)
     assert fold_batch_norms(net, images) == 0
-    with torch.no_grad():
-        assert pack_layers(net, lambda: net(images)) == 2
-        assert isinstance(net.act, nn.ReLU)
-        torch.testing.assert_close(net(images), expected, rtol=1e-5, atol=1e-5)
 
 
 class _PeeksAtConvolution(nn.Module):
-    """The convolution's output is used twice, once without the activation: packing shows in the output."""
+    """The convolution's output is used twice, once without the norm: folding shows in the output."""
 
     def __init__(self):
         super().__init__()
-        self.convolution, self.act = nn.Conv2d(3, 8, 3), nn.ReLU()
+        self.convolution, self.norm = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)
 
     def forward(self, x):
         x = self.convolution(x)
-        return x + self.act(x)
+        return x + self.norm(x)
 
 
 def test_what_cannot_be_prepared_stays_as_it_is():
-    net = _PeeksAtConvolution().eval()
+    net = _with_statistics(_PeeksAtConvolution())
     assert prepare_for_inference(net, 16) is net

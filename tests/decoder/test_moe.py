@@ -7,8 +7,6 @@ from fastcap.decoder.moe import (
     ExpertMixture,
     GatingNetwork,
     balance_loss,
-    join_memories,
-    prepare_layers,
     select_experts,
 )
 
@@ -71,14 +69,3 @@ def test_an_idle_expert_gets_a_zero_gradient_in_training():
     mixture(torch.randn(3, 5, 8), mixture.prepare(torch.randn(3, 6, 8), weights)).sum().backward()
     assert all(p.grad is not None and (p.grad == 0).all() for p in mixture.experts[1].parameters())
     assert any((p.grad != 0).any() for p in mixture.experts[0].parameters())
-
-
-def test_memories_are_joined_where_every_expert_is_weighed():
-    torch.manual_seed(0)
-    layers = [ExpertMixture(2, 8, Expert).eval() for _ in range(2)]
-    memory, weights = torch.randn(3, 6, 8), torch.rand(3, 2)
-    alone = prepare_layers(layers, memory, weights, None)
-    together = prepare_layers(layers, memory, weights, join_memories(layers, top_k=2))
-    for layer, one, other in zip(layers, alone, together, strict=True):
-        x = torch.randn(3, 5, 8)
-        torch.testing.assert_close(layer(x, other), layer(x, one))

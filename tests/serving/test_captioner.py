@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
 from PIL import Image
 
 from fastcap import caption as caption_command
@@ -109,6 +110,17 @@ def test_images_are_captioned_at_the_size_of_evaluation(tiny_checkpoint):
     assert (loaded.image_size, network.image_size) == (48, 48)
     loaded.config["data"]["eval_image_size"] = None
     assert loaded.image_size == 32
+
+
+def test_a_checkpoint_is_captioned_as_it_is_evaluated(tiny_checkpoint):
+    loaded, pixels = load_checkpoint(tiny_checkpoint), np.stack(PIXELS)
+    with torch.no_grad():
+        expected = loaded.model(torch.tensor(pixels).permute(0, 3, 1, 2))
+    network = EagerNetwork(loaded)
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in network.model.backbone.modules())
+    found = network.run(pixels, None, False)
+    np.testing.assert_array_equal(found.tokens, expected.tokens)
+    np.testing.assert_allclose(found.scores, expected.scores, rtol=1e-4, atol=1e-4)
 
 
 def test_export_keeps_captions_and_their_making(tiny_checkpoint, tiny_export):
