@@ -42,9 +42,8 @@ from fastcap.training.checkpoints import (
     read_checkpoint,
     start_from,
 )
-from fastcap.training.loggers import RunInfo
+from fastcap.training.loggers import RunInfo, quiet
 from fastcap.training.machine import BatchNormSync, keep_freed_memory, run_precision, validation_interval
-from fastcap.training.progress import quiet
 from fastcap.training.resume import unfinished_run
 from fastcap.utils.allowlist import not_allowed
 from fastcap.utils.errors import UserError

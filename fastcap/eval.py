@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,6 @@ from fastcap.cli import UserError, hydra_command, one_clear_error, print_table
 from fastcap.data.pixels import decode_thumbnail
 from fastcap.data.results import write_results
 from fastcap.metrics import caption_faults, count_lengths
-from fastcap.metrics.evaluation import Prediction
 from fastcap.reporting.evaluation import Evaluation, ScoredCaption, write_page, write_scores
 from fastcap.training.checkpoints import find_checkpoint
 from fastcap.training.loggers import closing_loggers
@@ -69,7 +67,14 @@ def evaluate(ckpt: Path | str, split: str, overrides: dict[str, Any], run_dir: P
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     if trainer.is_global_zero:
         records = datamodule.records(split)
-        captions = _scored(module.evaluation.predictions, module.evaluation.image_scores, records)
+        scores = module.evaluation.image_scores
+        files = {i: Path(path).name for i, path in zip(records.image_ids, records.paths, strict=False)}
+        captions = [
+            ScoredCaption(
+                p.image_id, p.caption, p.references, scores[p.image_id], files.get(p.image_id, ""), math.exp(p.score)
+            )
+            for p in module.evaluation.predictions
+        ]
         processes = f", each of {n} processes" if (n := trainer.world_size) > 1 else ""
         speed = {
             "images_per_s": metrics["time/eval_images_per_s"],
@@ -94,8 +99,7 @@ def evaluate(ckpt: Path | str, split: str, overrides: dict[str, Any], run_dir: P
             },
         }
         coco = run_dir / f"captions_{split}_fastcap_results.json"
-        own_ids = records.own_ids
-        write_results(coco, [(own_ids.get(row.image_id, row.image_id), row.caption) for row in captions])
+        write_results(coco, [(records.own_ids.get(row.image_id, row.image_id), row.caption) for row in captions])
         write_scores(captions, run_dir / "scores.csv")
         print_table(f"{ckpt}, {split}", {k: v for k, v in sorted(metrics.items()) if k.startswith(f"{split}/")})
         print(f"Captions    {coco}\nEach image  {run_dir / 'scores.csv'}")
@@ -104,19 +108,6 @@ def evaluate(ckpt: Path | str, split: str, overrides: dict[str, Any], run_dir: P
             print(f"Report      {run_dir / 'report.html'}")
         write_json(run_dir / "results.json", results)  # last: a folder that holds it is finished
     return metrics
-
-
-def _scored(
-    predictions: Sequence[Prediction], scores: Mapping[int, dict[str, float]], records: CaptionRecords
-) -> list[ScoredCaption]:
-    """Put each caption beside its scores and its image's file."""
-    files = {i: Path(path).name for i, path in zip(records.image_ids, records.paths, strict=False)}
-    return [
-        ScoredCaption(
-            p.image_id, p.caption, p.references, scores[p.image_id], files.get(p.image_id, ""), math.exp(p.score)
-        )
-        for p in predictions
-    ]
 
 
 def _evaluation(results: dict[str, Any], captions: list[ScoredCaption], cfg: DictConfig) -> Evaluation:

@@ -22,9 +22,8 @@ from fastcap.model import FastCap
 from fastcap.training.checkpoints import read_checkpoint, resume_weights
 from fastcap.training.loggers import closing_loggers
 from fastcap.training.machine import run_precision, seed_run
-from fastcap.training.preemption import exit_if_preempted
 from fastcap.training.resume import only_writer, settle_resume
-from fastcap.training.saving import validate_best
+from fastcap.training.saving import exit_if_preempted, validate_best
 from fastcap.utils.files import write_json
 from fastcap.utils.provenance import describe_run
 

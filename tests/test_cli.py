@@ -102,8 +102,15 @@ def test_a_closed_pipe_is_no_error(tmp_path):
         assert process.stderr.read() == b"" and process.wait() in (0, 141)
 
 
-@pytest.mark.parametrize(("argument", "message"), [("decoder.foo=1", "decoder.foo"), ("data=nowhere", "data/nowhere")])
-def test_hydras_refusals_are_one_line(argument, message, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("decoder.foo=1", "decoder.foo"),
+        ("data=nowhere", "data/nowhere"),
+        ("optim.optimizer.lr=abc", "optim.optimizer.lr = abc must be a number, as 0.002 is"),
+    ],
+)
+def test_wrong_overrides_are_one_line(argument, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["train", argument])
     monkeypatch.setenv("HYDRA_FULL_ERROR", "0")  # set by the command: put back afterwards

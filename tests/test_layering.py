@@ -25,19 +25,19 @@ MAX_LINES = 400
 # Lines of Python at most, docstrings counted; "*.py" are the top-level modules. Growth is a decision: raise a number in
 # the commit that needs it, and say why there.
 BUDGETS = {
-    "*.py": 2_352,
+    "*.py": 2_341,
     "alignment": 330,
     "backbone": 1231,
     "data": 4069,
     "decoder": 800,
     "generation": 1080,
-    "jobs": 680,
+    "jobs": 638,
     "metrics": 733,
     "pretrained": 93,
-    "reporting": 1085,
+    "reporting": 1045,
     "serving": 1811,
-    "tools": 1170,
-    "training": 1500,
+    "tools": 1104,
+    "training": 1468,
     "utils": 504,
 }
 

@@ -7,7 +7,6 @@ arXiv 1503.02531) with both seeing the same crop (patient teacher, Beyer et al. 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from math import isqrt
 from typing import Any
 
@@ -20,33 +19,6 @@ from fastcap.backbone.efficientnet_lite import EfficientNetLite, packaged_classi
 from fastcap.cli import hydra_command
 from fastcap.data.images import ImageBatch
 from fastcap.jobs.pretrain import BackbonePretraining, run
-
-
-@dataclass(frozen=True)
-class DistillationWeights:
-    """Weights of the loss's terms; a term of weight zero is not computed.
-
-    Attributes:
-        cosine: Of 1 - cosine similarity, position by position.
-        smooth_l1: Of the smooth L1 distance, position by position.
-        pooled: Of 1 - cosine similarity of the means over positions.
-        logits: Of the Kullback-Leibler divergence from the teacher's 1000 ImageNet classes.
-        temperature: Of those classes' distributions.
-
-    Raises:
-        ValueError: If a weight is negative, all are zero, or the temperature is not positive.
-    """
-
-    cosine: float = 1.0
-    smooth_l1: float = 1.0
-    pooled: float = 1.0
-    logits: float = 1.0
-    temperature: float = 1.0
-
-    def __post_init__(self) -> None:
-        terms = (self.cosine, self.smooth_l1, self.pooled, self.logits)
-        if min(terms) < 0 or max(terms) == 0 or self.temperature <= 0:
-            raise ValueError(f"module.weights must not be negative nor all zero, the temperature positive: {self}")
 
 
 class Teacher(nn.Module):
@@ -106,7 +78,6 @@ class DistillationModule(BackbonePretraining):
     Args:
         backbone: As in ``BackbonePretraining``, which also takes the remaining arguments.
         teacher: Normalized images to features (B, h, w, C) and class logits.
-        weights: Weights of the loss's terms.
         image_size: Side of the images that the backbone sees, in pixels.
         teacher_size: Side of the same images for the teacher.
     """
@@ -117,40 +88,36 @@ class DistillationModule(BackbonePretraining):
         self,
         backbone: Any,
         teacher: Teacher,
-        weights: DistillationWeights,
         image_size: int,
         teacher_size: int,
         **training: Any,
     ) -> None:
         super().__init__(backbone, **training)
-        self.teacher, self.weights = teacher, weights
+        self.teacher = teacher
         self.image_size, self.teacher_size = image_size, teacher_size
         self.normalizer = ChannelNormalizer(teacher.feature_dim)
-        on_features = max(weights.cosine, weights.smooth_l1, weights.pooled) > 0
-        self.feature_head = nn.Linear(backbone.feature_dim, teacher.feature_dim) if on_features else None
-        self.class_head = nn.Linear(backbone.feature_dim, teacher.num_classes) if weights.logits > 0 else None
+        self.feature_head = nn.Linear(backbone.feature_dim, teacher.feature_dim)
+        self.class_head = nn.Linear(backbone.feature_dim, teacher.num_classes)
 
     def losses(self, batch: ImageBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the weighted sum; its terms, the mean cosine similarity and the top-1 agreement by name."""
-        weights = self.weights
-        values: dict[str, Tensor] = {}
+        """Return the sum of the terms; they, the mean cosine similarity and the top-1 agreement by name."""
         with torch.inference_mode():
             seen, classes = self.teacher(self.normalize(batch.images, self.teacher_size))
         target, classes = self.normalizer(seen.clone()), classes.float().clone()  # clones: autograd keeps them
         features = self.backbone(self.normalize(batch.images, self.image_size))
-        terms: dict[str, Tensor] = {}
-        if self.feature_head is not None:
-            predicted = self.feature_head(to_grid(features, target.shape[1:3])).float()
-            values["cosine"] = F.cosine_similarity(predicted, target, dim=-1).mean()
-            terms["cosine"] = 1 - values["cosine"]
-            terms["smooth_l1"] = F.smooth_l1_loss(predicted, target)
-            terms["pooled"] = 1 - F.cosine_similarity(predicted.mean((1, 2)), target.mean((1, 2))).mean()
-        if self.class_head is not None:
-            guess = self.class_head(features.mean(1)).float()
-            terms["logits"] = divergence(guess, classes, weights.temperature)
-            values["top1_agreement"] = (guess.argmax(1) == classes.argmax(1)).float().mean()
-        values |= {f"loss_{name}": term for name, term in terms.items()}
-        return torch.stack([getattr(weights, name) * term for name, term in terms.items()]).sum(), values
+        predicted = self.feature_head(to_grid(features, target.shape[1:3])).float()
+        guess = self.class_head(features.mean(1)).float()
+        cosine = F.cosine_similarity(predicted, target, dim=-1).mean()
+        ours, theirs = F.log_softmax(guess, dim=-1), F.log_softmax(classes, dim=-1)
+        terms = {
+            "cosine": 1 - cosine,
+            "smooth_l1": F.smooth_l1_loss(predicted, target),
+            "pooled": 1 - F.cosine_similarity(predicted.mean((1, 2)), target.mean((1, 2))).mean(),
+            "logits": F.kl_div(ours, theirs, reduction="batchmean", log_target=True),
+        }
+        agreement = (guess.argmax(1) == classes.argmax(1)).float().mean()
+        values = {"cosine": cosine, "top1_agreement": agreement} | {f"loss_{k}": v for k, v in terms.items()}
+        return torch.stack(list(terms.values())).sum(), values
 
 
 def to_grid(features: Tensor, shape: tuple[int, int]) -> Tensor:
@@ -175,12 +142,6 @@ def to_grid(features: Tensor, shape: tuple[int, int]) -> Tensor:
     elif side < shape[0]:
         grid = F.interpolate(grid, shape, mode="bilinear", align_corners=False)
     return grid.permute(0, 2, 3, 1)
-
-
-def divergence(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """KL divergence of the student's classes from the teacher's, scaled to the temperature. (B, classes) both."""
-    ours, theirs = (F.log_softmax(x / temperature, dim=-1) for x in (logits, teacher))
-    return F.kl_div(ours, theirs, reduction="batchmean", log_target=True) * temperature**2
 
 
 @hydra_command("distill")

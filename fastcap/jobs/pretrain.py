@@ -22,8 +22,8 @@ from fastcap.module import TrainedModule
 from fastcap.training.checkpoints import resume_weights
 from fastcap.training.loggers import closing_loggers
 from fastcap.training.machine import seed_run
-from fastcap.training.preemption import exit_if_preempted
 from fastcap.training.resume import only_writer, settle_resume
+from fastcap.training.saving import exit_if_preempted
 from fastcap.types import IMAGE_MEAN, IMAGE_STD
 from fastcap.utils.files import write_json
 from fastcap.utils.rng import step_seed

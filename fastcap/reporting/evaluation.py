@@ -5,11 +5,9 @@ from __future__ import annotations
 import base64
 import io
 import logging
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -148,7 +146,8 @@ def _page(evaluation: Evaluation, picture: Picture | None) -> dict[str, Any]:
         "others": {k: v for k, v in sorted(evaluation.metrics.items()) if k not in (*main, *_FAULTS)},
         "sections": sections,
         "histograms": _histograms(captions, reference_lengths),
-        "faults": _faults(captions),
+        "faults": caption_faults([row.caption for row in captions]),
+        "empty": sum(row.length == 0 for row in captions),
         "reference_length": float(np.mean(reference_lengths)),
         "num_references": len(reference_lengths),
     }
@@ -232,17 +231,3 @@ def _histograms(captions: Sequence[ScoredCaption], reference_lengths: Sequence[i
     buffer = io.BytesIO()
     figure.savefig(buffer, format="svg")
     return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
-
-
-def _faults(captions: Sequence[ScoredCaption]) -> dict[str, Any]:
-    texts = [row.caption for row in captions]
-    common, times = Counter(texts).most_common(1)[0]
-    return {
-        **caption_faults(texts),
-        "empty": sum(row.length == 0 for row in captions),
-        "common": common,
-        "times": times,
-        "stutters": [
-            row for row in captions if any(a == b for a, b in pairwise(map(str.casefold, row.caption.split())))
-        ][:6],
-    }

@@ -156,7 +156,8 @@ def draw_refinement(
     words.axis("off")
     for number, block in enumerate(blocks):
         _draw_block(words, steps, block, number * (len(steps) * _ROW + 0.2))
-    _draw_key(figure, left, 0.14, width, height)
+    key = "dashed: masked again after this step; bold: written in this step"
+    figure.text(left / width, 0.15 / height, key, fontsize=8.5, color=GREY)
     bar = _axes(figure, left + text + 0.2, bottom + max(photo, rows) - min(rows, 2.2), 0.13, min(rows, 2.2) - 0.1)
     figure.colorbar(ScalarMappable(Normalize(0, 1), COLOURS), cax=bar, ticks=[0, 0.5, 1])
     bar.tick_params(labelsize=8)
@@ -231,40 +232,15 @@ def _draw_word(
     )
 
 
-def _draw_key(figure: Figure, x: float, y: float, width: float, height: float) -> None:
-    axis = _axes(figure, x, y, 5.0, 0.2)
-    axis.set(xlim=(0, 5.0), ylim=(0, 0.2))
-    axis.axis("off")
-    axis.add_patch(
-        FancyBboxPatch((0.03, 0.03), 0.3, 0.14, boxstyle="round,pad=0,rounding_size=0.03", facecolor="white")
-    )
-    axis.patches[0].set(edgecolor=VERMILION, linewidth=1.8, linestyle=(0, (3, 1.4)))
-    axis.plot([0.07, 0.29], [0.1, 0.1], color=VERMILION, linewidth=1.4)
-    axis.text(0.42, 0.09, "masked again after this step", va="center", fontsize=8.5, color=GREY)
-    axis.text(2.35, 0.09, "bold", va="center", fontsize=8.5, color=GREY, weight="bold")
-    axis.text(2.66, 0.09, ": written in this step", va="center", fontsize=8.5, color=GREY)
-
-
 def _draw_experts(figure: Figure, weights: Sequence[float], x: float, top: float) -> None:
     tall = min(0.24 * len(weights) + 0.02, 2.4)
     axis = _axes(figure, x, top - tall, 0.85, tall)
-    axis.barh(range(len(weights)), weights, color=BLUE, height=0.62)
-    for number, weight in enumerate(weights):
-        inside = weight > 0.6
-        axis.text(
-            weight - 0.05 if inside else weight + 0.05,
-            number,
-            f"{weight:.2f}",
-            va="center",
-            ha="right" if inside else "left",
-            fontsize=7.5,
-            color="white" if inside else GREY,
-        )
-    axis.set(xlim=(0, 1), ylim=(len(weights) - 0.5, -0.5), xticks=[])
+    bars = axis.barh(range(len(weights)), weights, color=BLUE, height=0.62)
+    axis.bar_label(bars, fmt="%.2f", padding=2, fontsize=7.5, color=GREY)
+    axis.set(xlim=(0, 1.3), ylim=(len(weights) - 0.5, -0.5), xticks=[])
     axis.set_yticks(range(len(weights)), [f"e{number}" for number in range(len(weights))], fontsize=8)
     axis.tick_params(length=0)
-    for side in ("top", "right", "bottom"):
-        axis.spines[side].set_visible(False)
+    axis.spines[["top", "right", "bottom"]].set_visible(False)
     axis.set_title("expert weights", fontsize=8, loc="left", pad=5)
 
 

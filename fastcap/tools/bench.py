@@ -36,11 +36,10 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     captioners.add_argument(
         "--models",
         nargs="+",
-        default=[],
+        default=["pretrained"],
         metavar="PATH",
         help="ours: .onnx files, checkpoints, folders of exports, 'pretrained' (default: pretrained)",
     )
-    captioners.add_argument("--random", action="store_true", help="ours with random weights, also autoregressive")
     captioners.add_argument(
         "--num-steps", nargs="+", type=_positive, default=[], metavar="N", help="refinement steps of checkpoints"
     )
@@ -52,9 +51,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         help="(default: %(default)s)",
     )
     captioners.add_argument("--beams", nargs="+", type=_positive, default=[1], metavar="N", help="of the baselines")
-    captioners.add_argument(
-        "--num-tokens", type=_positive, default=12, help="of baselines and random weights (default: %(default)s)"
-    )
+    captioners.add_argument("--num-tokens", type=_positive, default=12, help="of the baselines (default: %(default)s)")
     captioners.add_argument("--images", nargs="+", type=Path, metavar="PATH", help="files or folders (default: noise)")
 
     decoding = commands.add_parser("decoding", help="decoders alone: refinement beside autoregressive decoding")

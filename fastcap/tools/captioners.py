@@ -11,38 +11,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from omegaconf import OmegaConf
 from PIL import Image
-from torch import nn
 
-import fastcap
-from fastcap.build import build_model
-from fastcap.cli import compose_config
 from fastcap.data.image_files import find_images
-from fastcap.data.tokenizer import train_word_tokenizer
 from fastcap.pretrained import find_model
 from fastcap.tools.baselines import architecture
 from fastcap.tools.measure import Work, in_fresh_process, quantile_ms, time_in_turns
-from fastcap.tools.systems import RANDOM_NAME, Spec, build, peak_mb
-from fastcap.training.checkpoints import FORMAT_VERSION
+from fastcap.tools.systems import Spec, build, peak_mb
 from fastcap.utils.errors import UserError
-from fastcap.utils.files import atomic_write
 
 MAX_IMAGES = 8
 METHOD = (
     "Image file to text, batch 1: reading and decoding the JPEG, resizing, the network, words. One process, all "
     "systems warm and taking turns, each for --seconds in all. Baselines: transformers, eager, fp32, random weights of "
     "the published architectures at their own image size, exactly --num-tokens new tokens, images decoded by the same "
-    "code as ours; steps are decoder passes. Ours with random weights: lengths around --num-tokens; trained ones write "
-    "as they please. params: tied ones counted once, what only training uses left out. file_mb (1e6 bytes): fp32 "
-    "tensors of checkpoints and baselines, whole files of exports. peak_mb (1e6 bytes): high-water mark of resident "
-    "memory of a fresh process that imports, loads and captions twice."
-)
-# Of checkpoints that nobody trained.
-DEFAULTS = ("backbone=spatial_mamba_small", "decoder=moe", "data.image_size=224")
-AUTOREGRESSIVE_DEFAULTS = (
-    *("backbone=spatial_mamba_small", "decoder=autoregressive", "refinement=greedy", "data.image_size=224"),
+    "code as ours; steps are decoder passes. Ours write as many words as they please. params: tied ones counted once, "
+    "what only training uses left out. file_mb (1e6 bytes): fp32 tensors of checkpoints and baselines, whole files of "
+    "exports. peak_mb (1e6 bytes): high-water mark of resident memory of a fresh process that imports, loads and "
+    "captions twice."
 )
 Report = Callable[[str], None]
 
@@ -87,7 +73,7 @@ def select(options: argparse.Namespace, folder: Path) -> tuple[list[Spec], Seque
 
     Args:
         options: Of ``fastcap bench captioners``.
-        folder: For random checkpoints and images that are made for this run.
+        folder: For images that are made for this run.
 
     Returns:
         The systems, ours first, and the image files.
@@ -100,13 +86,7 @@ def select(options: argparse.Namespace, folder: Path) -> tuple[list[Spec], Seque
         Spec("", None, name, beams, options.num_tokens) for name in options.baselines for beams in options.beams
     ]
     images = choose_images(options.images, folder)
-    random = []
-    if options.random:
-        for name, overrides in (("random", DEFAULTS), ("random-autoregressive", AUTOREGRESSIVE_DEFAULTS)):
-            random.append(write_random(folder / f"{name}.ckpt", overrides, options.num_tokens))
-    paths = options.models if options.random or options.models else ["pretrained"]
-    ours = our_specs(paths, options.num_steps) + [Spec(path=str(path)) for path in random]
-    return [*ours, *baselines], images
+    return [*our_specs(options.models, options.num_steps), *baselines], images
 
 
 def our_specs(paths: Sequence[str], steps: Sequence[int]) -> list[Spec]:
@@ -149,43 +129,3 @@ def draw_photographs(folder: Path, count: int = 3, side: tuple[int, int] = (500,
         paths.append(folder / f"noise_{number}.jpg")
         Image.fromarray(picture.astype(np.uint8)).save(paths[-1], quality=90)
     return paths
-
-
-def write_random(path: Path, overrides: Sequence[str] = DEFAULTS, num_tokens: int = 12, num_words: int = 4000) -> Path:
-    """Write a checkpoint with random weights. It captions with made-up words.
-
-    The likeliest lengths are ``num_tokens`` and those beside it. An autoregressive decoder writes ``num_tokens``
-    tokens, the last of them [EOS]: so many passes, as the baselines make.
-
-    Args:
-        path: The file.
-        overrides: Of ``conf/train.yaml``.
-        num_tokens: Length of the captions.
-        num_words: Size of the vocabulary, special tokens left aside.
-    """
-    config = compose_config("train", [f"name={RANDOM_NAME}", *overrides])
-    tokenizer = train_word_tokenizer([" ".join(f"w{index}" for index in range(num_words))], min_frequency=1)
-    first, size = len(tokenizer.special.ids), tokenizer.vocab_size
-    causal = "num_beams" in config.refinement
-    if causal:
-        config.data.max_length = num_tokens - 1
-    torch.manual_seed(0)
-    model = build_model(config, tokenizer, fresh=False).eval()
-    with torch.no_grad():
-        if causal:
-            model.decoder.head_bias[tokenizer.special.eos] = -1e4  # never before the longest caption is full
-        else:
-            last = [layer for layer in model.length.modules() if isinstance(layer, nn.Linear)][-1]
-            last.weight.zero_()
-            last.bias.copy_(-(torch.arange(1, len(last.bias) + 1) - num_tokens - 0.1).abs())
-            model.ngrams.count(torch.randint(first, size, (num_words, num_tokens)).tolist())
-    artifacts = {
-        "format_version": FORMAT_VERSION,
-        "fastcap_version": fastcap.__version__,
-        "config": OmegaConf.to_container(config, resolve=True),
-        "tokenizer": tokenizer.to_json(),
-    }
-    state = {f"model.{name}": value for name, value in model.state_dict().items()}
-    with atomic_write(path) as part:
-        torch.save({"state_dict": state, "fastcap": artifacts, "global_step": 0}, part)
-    return path

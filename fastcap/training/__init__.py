@@ -4,9 +4,8 @@ The names below are those that configurations build.
 """
 
 from fastcap.training.log_wandb import wandb_logger
-from fastcap.training.loggers import csv_logger, tensorboard_logger
+from fastcap.training.loggers import RunProgressBar, Throughput, csv_logger, tensorboard_logger
 from fastcap.training.pictures import RefinementPictures, SampleCaptions, SpeedQuality
-from fastcap.training.progress import RunProgressBar, Throughput
 from fastcap.training.saving import LastCheckpoint, RunCheckpoint
 
 __all__ = [

@@ -64,47 +64,35 @@ def wandb_logger(
     if getattr(rank_zero_only, "rank", 0) != 0:
         return None
     try:
-        mode = os.environ.get("WANDB_MODE") or _mode()
-        for attempt in () if mode == "disabled" else dict.fromkeys((mode, "offline")):
-            try:
-                experiment = _start(run, attempt, project, entity, group, name)
-            except Exception as error:
-                log.warning("W&B did not start in mode %s: %s", attempt, error)
-            else:
-                define_metrics(experiment)
-                return RunWandbLogger(
-                    experiment=experiment, project=project, save_dir=str(run.folder), log_model=log_checkpoint
-                )
-    except Exception as error:
-        log.warning("W&B logger left out: %s", error)
-    return None
-
-
-def _mode() -> str:
-    try:
-        return "online" if has_account() else "offline"
+        mode: Any = os.environ.get("WANDB_MODE") or ("online" if has_account() else "offline")
     except Exception as error:
         log.warning("W&B goes offline: %s", error)
-        return "offline"
+        mode = "offline"
+    for attempt in () if mode == "disabled" else dict.fromkeys((mode, "offline")):
+        try:
+            import wandb
 
-
-def _start(run: RunInfo, mode: Any, project: str, entity: str | None, group: str | None, name: str | None) -> Any:
-    import wandb
-
-    return wandb.init(
-        project=project,
-        entity=entity,
-        group=group,
-        name=name or run.name,
-        job_type=run.job_type,
-        config=run.config,
-        id=_run_id(run),
-        resume="allow" if mode == "online" else None,
-        dir=str(run.folder),
-        mode=mode,
-        reinit="finish_previous",
-        settings=wandb.Settings(init_timeout=30, silent=True, console="off"),
-    )
+            experiment = wandb.init(
+                project=project,
+                entity=entity,
+                group=group,
+                name=name or run.name,
+                job_type=run.job_type,
+                config=run.config,
+                id=_run_id(run),
+                resume="allow" if attempt == "online" else None,
+                dir=str(run.folder),
+                mode=attempt,
+                reinit="finish_previous",
+                settings=wandb.Settings(init_timeout=30, silent=True, console="off"),
+            )
+            define_metrics(experiment)
+            return RunWandbLogger(
+                experiment=experiment, project=project, save_dir=str(run.folder), log_model=log_checkpoint
+            )
+        except Exception as error:
+            log.warning("W&B did not start in mode %s: %s", attempt, error)
+    return None
 
 
 def _run_id(run: RunInfo) -> str:

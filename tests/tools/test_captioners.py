@@ -9,15 +9,10 @@ import pytest
 import torch
 
 from fastcap.reporting.tables import SPEED_COLUMNS
-from fastcap.serving.captioner import Captioner
-from fastcap.tools import baselines, bench, captioners
-from fastcap.tools.captioners import draw_photographs, write_random
+from fastcap.tools import baselines, bench
 from fastcap.tools.measure import MAX_RUNS, time_in_turns
-from tests.tiny import TINY
+from tests.tiny_captioner import write_checkpoint
 from tests.tools.shrunk import SHRUNK
-
-SIZES = [setting for setting in TINY if setting.startswith(("data.image_size", "backbone.", "decoder.", "alignment."))]
-AUTOREGRESSIVE = [*SIZES, "decoder=autoregressive_mini", "refinement=greedy"]
 
 
 def _table(path):
@@ -27,7 +22,7 @@ def _table(path):
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    return write_random(tmp_path_factory.mktemp("random") / "random.ckpt", SIZES, num_words=60)
+    return write_checkpoint(tmp_path_factory.mktemp("tiny") / "tiny.ckpt")
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +52,7 @@ def test_every_system_has_a_row(measured):
     folder, rows, written = measured
     assert set(rows[0]) == set(SPEED_COLUMNS)
     told = [(row["system"], row["beams"], row["steps"], row["weights"]) for row in rows]
-    ours = [("fastcap", "", steps, "random") for steps in "14"]
+    ours = [("fastcap", "", steps, "trained") for steps in "14"]
     assert told == [*ours, *(("git-base", beams, "12", "random") for beams in "12")]
     for row in rows:
         assert 0 < float(row["p50_ms"]) <= float(row["p95_ms"]) and int(row["runs"]) >= 1
@@ -65,15 +60,6 @@ def test_every_system_has_a_row(measured):
     facts = json.loads((folder / "captioners.json").read_text())
     assert facts["matmul_gflop_per_s"] > 0 and "random weights" in facts["method"]
     assert written[:3] == [1, 2, 3], "each row was there before the next system was measured"
-
-
-def test_random_weights_write_captions_of_the_length_asked_for(checkpoint, tmp_path):
-    image = draw_photographs(tmp_path, count=1)[0]
-    other = write_random(tmp_path / "autoregressive.ckpt", AUTOREGRESSIVE, num_words=60)
-    ours, autoregressive = Captioner.load(checkpoint), Captioner.load(other)
-    steps = ours.caption(image, record_steps=True).steps
-    assert steps and all(abs(len(step.words) - 12) <= 1 for step in steps)
-    assert autoregressive.num_steps is None and len(autoregressive.caption(image).text.split()) == 11
 
 
 def test_runs_follow_the_budget_and_take_turns(monkeypatch):
@@ -98,12 +84,11 @@ def test_runs_follow_the_budget_and_take_turns(monkeypatch):
     ("arguments", "message"),
     [
         (["--models", "none.ckpt"], "--models none.ckpt: no such model"),
-        (["--random", "--baselines", "clip"], "no baseline 'clip'"),
-        (["--random", "--images", "nowhere"], "nowhere: no such file"),
+        (["--baselines", "clip"], "no baseline 'clip'"),
+        (["--images", "nowhere"], "nowhere: no such file"),
     ],
 )
 def test_wrong_arguments_are_named(arguments, message, capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr(captioners, "write_random", lambda path, *_: path)
     with pytest.raises(SystemExit) as stop:
         bench.main(["captioners", *arguments, "--out", str(tmp_path)])
     assert stop.value.code == 2 and message in capsys.readouterr().err

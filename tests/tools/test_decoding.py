@@ -6,14 +6,14 @@ import pytest
 import torch
 
 from fastcap.tools import bench
-from fastcap.tools.captioners import draw_photographs, write_random
-from tests.tools.test_captioners import AUTOREGRESSIVE, SIZES
+from fastcap.tools.captioners import draw_photographs
+from tests.tiny_captioner import write_checkpoint
 
 
 @pytest.mark.slow
 def test_both_kinds_of_decoder_are_timed_side_by_side(tmp_path, capsys):
-    checkpoint = write_random(tmp_path / "random.ckpt", SIZES, num_words=60)
-    other = write_random(tmp_path / "autoregressive.ckpt", AUTOREGRESSIVE, num_words=60)
+    checkpoint = write_checkpoint(tmp_path / "tiny.ckpt")
+    other = write_checkpoint(tmp_path / "other.ckpt", "decoder=autoregressive_mini", "refinement=greedy")
     images = [str(path) for path in draw_photographs(tmp_path)[:2]]
     settings = ["--refinements", "1x1", "8x1", "8x3", "--beams", "1", "2", "--rounds", "2", "--seconds", "0.1"]
     options = [*settings, "--threads", str(torch.get_num_threads()), "--out", str(tmp_path)]

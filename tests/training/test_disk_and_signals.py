@@ -86,7 +86,7 @@ def test_a_signal_saves_and_stops_between_steps(tmp_path, whole, name):
 
 
 def test_a_handler_that_is_there_already_stays():
-    from fastcap.training.preemption import StopSignal
+    from fastcap.training.saving import StopSignal
 
     stop, seen = StopSignal(), []
     before = signal.signal(signal.SIGUSR1, lambda *_: seen.append("theirs"))
