@@ -24,8 +24,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 for name in ("ARGS", "PHOTO", "RESULTS", "REFERENCES", "RUNS", "MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES"):
     os.environ.pop(name, None)
 
+# No torch here: xdist's controller reads this file too, and it tests nothing.
 import pytest  # noqa: E402
-import torch  # noqa: E402
 
 _network_attempts: list[str] = []
 _network_patch = pytest.MonkeyPatch()
@@ -77,7 +77,6 @@ def _block_network(patch: pytest.MonkeyPatch) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    torch.set_num_threads(NUM_THREADS)
     _block_network(_network_patch)
 
 

@@ -121,7 +121,9 @@ def test_a_resumed_run_equals_an_unbroken_one(run, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "overrides", [[], ["decoder=autoregressive_mini", "refinement=greedy"]], ids=["icmr", "baseline"]
+    "overrides",
+    [[], pytest.param(["decoder=autoregressive_mini", "refinement=greedy"], marks=pytest.mark.slow)],
+    ids=["icmr", "baseline"],
 )
 def test_one_batch_is_learnt_by_heart(overrides):
     """A right system overfits: generation then gives the very captions back."""

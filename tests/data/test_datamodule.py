@@ -13,7 +13,6 @@ from fastcap.data.datamodule import CaptionDataModule
 from fastcap.data.sampler import EpochSampler
 from fastcap.data.tokenizer import train_word_tokenizer
 from fastcap.types import CaptionRecords
-from fastcap.utils.rng import counter_uniform
 
 NUMBERS = ["one", "two", "three", "four", "five", "six", "seven"]
 train_tokenizer = partial(train_word_tokenizer, min_frequency=1)
@@ -171,16 +170,6 @@ def test_outside_training_images_may_have_another_size(source, cached):
         assert torch.equal(images, next(iter(module(source, image_size=12).dataloader(split))).images)
     with pytest.raises(DataError, match="eval_image_size must be positive, found 0"):
         module(source, eval_image_size=0)
-
-
-def test_counter_uniform_is_uniform_and_independent():
-    counters = np.arange(20_000)
-    draws = np.stack([counter_uniform(0, e, s, counters) for e in (0, 1) for s in (0, 1)])
-    assert draws.min() >= 0 and draws.max() < 1
-    assert np.abs(draws.mean(1) - 0.5).max() < 0.01 and np.abs(draws.var(1) - 1 / 12).max() < 0.003
-    assert np.abs(np.corrcoef(draws) - np.eye(4)).max() < 0.03
-    assert abs(np.corrcoef(draws[0, 1:], draws[0, :-1])[0, 1]) < 0.03
-    assert np.array_equal(counter_uniform(0, 0, 0, counters[7:9]), draws[0, 7:9])
 
 
 def test_captions_that_cannot_be_learned_from_are_left_out(make_set, caplog):

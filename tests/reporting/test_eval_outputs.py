@@ -5,13 +5,10 @@ import csv
 import io
 import json
 import math
-import re
-import subprocess
 from datetime import datetime, timedelta
 
 import pytest
 
-import fastcap
 from fastcap import eval as eval_command
 from fastcap.data.scenes import Scenes
 from fastcap.train import train
@@ -93,24 +90,6 @@ def test_results_say_where_they_come_from(run, evaluated):
         assert each["refinement"]["num_steps"] == 4 and each["parameters"] == trained["parameters"]
         assert (each["commit"], each["dirty"]) == code_state()
     assert results["given"][1:] == ["split=val", "refinement.num_steps=4"]
-
-
-def test_code_is_named_in_its_own_checkout_alone(tmp_path, monkeypatch):
-    def git(*words):
-        subprocess.run(["git", "-C", tmp_path, "-c", "user.name=a", "-c", "user.email=a@b", *words], check=True)
-
-    monkeypatch.setattr(fastcap, "__file__", str(tmp_path / "fastcap/__init__.py"))
-    assert code_state() == (None, None)
-    git("init", "-q")
-    (tmp_path / "code.py").write_text("1")
-    git("add", "code.py")
-    git("commit", "-q", "-m", "first")
-    commit, dirty = code_state()
-    assert re.fullmatch("[0-9a-f]{10}", commit) and dirty is False
-    (tmp_path / "code.py").write_text("2")
-    assert code_state() == (commit, True)
-    monkeypatch.setattr(fastcap, "__file__", str(tmp_path / "site-packages/fastcap/__init__.py"))
-    assert code_state() == (None, None)
 
 
 def test_the_report_holds_the_photographs_and_settings(evaluated):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fastcap.metrics import CaptionMetrics
-from fastcap.reporting.evaluation import Evaluation, ScoredCaption, choose, write_page, write_scores
+from fastcap.reporting.evaluation import Evaluation, ScoredCaption, write_page, write_scores
 
 NASTY = '<script>window.hacked = 1</script> "a" dog, \N{DOG FACE}'
 
@@ -56,21 +56,6 @@ def test_scores_csv_holds_every_image_and_reads_back(tmp_path):
     assert rows[0]["caption"] == NASTY and rows[0]["length"] == str(len(NASTY.split()))
     assert np.mean([float(row["cider"]) for row in rows]) == pytest.approx(metrics["cider"], abs=1e-3)
     assert {row["confidence"] for row in rows} == {"0.5000"}
-
-
-def _with_cider(values):
-    return [ScoredCaption(i, "a", ["a"], {"cider": v, "rouge_l": 0, "bleu4": 0}) for i, v in enumerate(values)]
-
-
-def test_best_median_and_worst_are_what_they_say():
-    values = list(np.random.default_rng(0).permutation(101))
-    chosen = choose(_with_cider(values), 5)
-    ciders = {title: [row.scores["cider"] for row in rows] for title, rows in chosen.items()}
-    assert ciders == {
-        "Best captions": [100, 99, 98, 97, 96],
-        "Median captions": [52, 51, 50, 49, 48],
-        "Worst captions": [0, 1, 2, 3, 4],
-    }
 
 
 def test_the_page_shows_pictures_and_loads_and_runs_nothing(tmp_path):

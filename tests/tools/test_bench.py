@@ -32,17 +32,3 @@ def test_table_and_facts(measured):
         ms, gflop, batch = float(row["latency_p50_ms"]), float(row["gflop_per_image"]), int(row["batch"])
         assert float(row["gflop_per_s"]) == pytest.approx(gflop * batch / ms * 1e3, rel=0.02, abs=0.02)
         assert int(row["runs"]) >= 1
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["backbone", "--backbones", "resnet"], "no backbone 'resnet'"),
-        (["backbone", "--backbones", f"{OURS}+depth=2"], "Could not override 'backbone.depth'"),
-        (["backbone", "--backbones", f"{OURS}+fast"], f"--backbones {OURS}+fast: Error parsing override"),
-    ],
-)
-def test_wrong_arguments_are_named(arguments, message, capsys):
-    with pytest.raises(SystemExit) as stop:
-        bench.main(arguments)
-    assert stop.value.code == 2 and message in capsys.readouterr().err

@@ -48,6 +48,7 @@ def measured(checkpoint, tmp_path_factory):
     return folder, _table(folder / "captioners.csv"), written
 
 
+@pytest.mark.slow
 def test_every_system_has_a_row(measured):
     folder, rows, written = measured
     assert set(rows[0]) == set(SPEED_COLUMNS)
