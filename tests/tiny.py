@@ -1,5 +1,8 @@
 """A whole system small enough for tests: real configuration, real data, tiny sizes."""
 
+import copy
+import functools
+
 from hydra import compose, initialize_config_dir
 
 from fastcap.build import CONFIG_DIR
@@ -43,5 +46,10 @@ def tiny_config(*overrides, base=QUICK):
     """Compose the training configuration at test size; another kind of backbone keeps the size it has."""
     other = any(o.startswith("backbone=") and "spatial_mamba" not in o for o in overrides)
     size = [setting for setting in base if not (other and setting.startswith("backbone."))]
+    return copy.deepcopy(_composed(*size, *overrides))
+
+
+@functools.cache
+def _composed(*overrides):
     with initialize_config_dir(CONFIG_DIR, version_base="1.3"):
-        return compose("train", overrides=[*size, *overrides])
+        return compose("train", overrides=list(overrides))
