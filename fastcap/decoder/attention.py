@@ -74,19 +74,29 @@ def rank_augmented_read(q: Tensor, buffer: Tensor) -> Tensor:
         return (read[..., :-1] / (read[..., -1:] + EPSILON)).to(q.dtype)
 
 
-class RankAugmentedSelfAttention(nn.Module):
-    """RALA over caption tokens, exact under padding.
+class Attention(nn.Module):
+    """Base of the attentions.
 
     Args:
         dim: Width D.
         num_heads: Heads; must divide ``dim``.
-        d_conv: Taps of the depthwise convolution over the values (odd).
+
+    Raises:
+        ValueError: If the heads do not divide the width.
     """
 
-    def __init__(self, dim: int, num_heads: int = 4, d_conv: int = 5) -> None:
+    def __init__(self, dim: int, num_heads: int = 4) -> None:
         super().__init__()
-        check_heads(dim, num_heads)
+        if dim % num_heads:
+            raise ValueError(f"num_heads = {num_heads} must divide the decoder's dim = {dim}")
         self.num_heads = num_heads
+
+
+class RankAugmentedSelfAttention(Attention):
+    """RALA over caption tokens, exact under padding; ``d_conv`` are the taps of its depthwise convolution (odd)."""
+
+    def __init__(self, dim: int, num_heads: int = 4, d_conv: int = 5) -> None:
+        super().__init__(dim, num_heads)
         self.qkvo = nn.Linear(dim, 4 * dim)
         self.conv = nn.Conv1d(dim, dim, d_conv, padding=d_conv // 2, groups=dim)
         self.out = nn.Linear(dim, dim)
@@ -107,21 +117,15 @@ class RankAugmentedSelfAttention(nn.Module):
         return self.out((merge_heads(y) + local) * gate) * keep
 
 
-class RankAugmentedCrossAttention(nn.Module):
+class RankAugmentedCrossAttention(Attention):
     """RALA from caption tokens to patches, with a global query taken from the image alone.
 
     The buffer then depends on nothing but the image: one (d, d + 1) matrix a head serves every refinement step and
     every caption, and a step's cost does not depend on the number of patches.
-
-    Args:
-        dim: Width D.
-        num_heads: Heads; must divide ``dim``.
     """
 
     def __init__(self, dim: int, num_heads: int = 4) -> None:
-        super().__init__()
-        check_heads(dim, num_heads)
-        self.num_heads = num_heads
+        super().__init__(dim, num_heads)
         self.memory = nn.Linear(dim, 3 * dim)
         self.query = nn.Linear(dim, 2 * dim)
         self.out = nn.Linear(dim, dim)
@@ -138,18 +142,11 @@ class RankAugmentedCrossAttention(nn.Module):
         return self.out(merge_heads(y) * gate)
 
 
-class SoftmaxSelfAttention(nn.Module):
-    """Scaled dot-product attention over caption tokens (Vaswani et al. 2017, arXiv 1706.03762).
-
-    Args:
-        dim: Width D.
-        num_heads: Heads; must divide ``dim``.
-    """
+class SoftmaxSelfAttention(Attention):
+    """Scaled dot-product attention over caption tokens (Vaswani et al. 2017, arXiv 1706.03762)."""
 
     def __init__(self, dim: int, num_heads: int = 4) -> None:
-        super().__init__()
-        check_heads(dim, num_heads)
-        self.num_heads = num_heads
+        super().__init__(dim, num_heads)
         self.qkv = nn.Linear(dim, 3 * dim)
         self.out = nn.Linear(dim, dim)
 
@@ -165,18 +162,11 @@ class SoftmaxSelfAttention(nn.Module):
         return self.out(merge_heads(y)) * keep.unsqueeze(-1).to(x.dtype)
 
 
-class SoftmaxCrossAttention(nn.Module):
-    """Scaled dot-product attention from caption tokens to patches; keys and values are prepared once an image.
-
-    Args:
-        dim: Width D.
-        num_heads: Heads; must divide ``dim``.
-    """
+class SoftmaxCrossAttention(Attention):
+    """Scaled dot-product attention from caption tokens to patches; keys and values are prepared once an image."""
 
     def __init__(self, dim: int, num_heads: int = 4) -> None:
-        super().__init__()
-        check_heads(dim, num_heads)
-        self.num_heads = num_heads
+        super().__init__(dim, num_heads)
         self.memory = nn.Linear(dim, 2 * dim)
         self.query = nn.Linear(dim, dim)
         self.out = nn.Linear(dim, dim)
@@ -190,9 +180,3 @@ class SoftmaxCrossAttention(nn.Module):
         """Read the image. x: (B, L, D), L may hold several captions of an image; returns (B, L, D)."""
         k, v = prepared
         return self.out(merge_heads(F.scaled_dot_product_attention(split_heads(self.query(x), self.num_heads), k, v)))
-
-
-def check_heads(dim: int, num_heads: int) -> None:
-    """Raise a ``ValueError`` if the heads do not divide the width."""
-    if dim % num_heads:
-        raise ValueError(f"num_heads = {num_heads} must divide the decoder's dim = {dim}")

@@ -11,26 +11,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastcap.decoder.attention import check_heads, merge_heads, split_heads
+from fastcap.decoder.attention import Attention, merge_heads, split_heads
 from fastcap.decoder.base import DecoderLayer, ExpertDecoder
 from fastcap.types import DecoderOutput, ExpertCache, ImageCache, Past
 
 
-class CausalSelfAttention(nn.Module):
-    """Scaled dot-product attention in which a token sees itself and the tokens before it.
-
-    Args:
-        dim: Width D.
-        num_heads: Heads; must divide ``dim``.
-
-    Raises:
-        ValueError: If the heads do not divide the width.
-    """
+class CausalSelfAttention(Attention):
+    """Scaled dot-product attention in which a token sees itself and the tokens before it."""
 
     def __init__(self, dim: int, num_heads: int = 4) -> None:
-        super().__init__()
-        check_heads(dim, num_heads)
-        self.num_heads = num_heads
+        super().__init__(dim, num_heads)
         self.qkv = nn.Linear(dim, 3 * dim)
         self.out = nn.Linear(dim, dim)
 

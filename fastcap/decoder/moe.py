@@ -149,16 +149,15 @@ class ExpertMixture(nn.Module):
 
     def prepare(self, memory: Tensor, weights: Tensor) -> list[ExpertCache]:
         """Select images and compute image-only values. memory: (B, N, D), weights: (B, E)."""
-        if torch.compiler.is_exporting():  # no shape may depend on the data: every expert serves every image
-            modules = (cast(Expert, module) for module in self.experts)
-            return [ExpertCache(i, None, weights[:, i, None, None], e.prepare(memory)) for i, e in enumerate(modules)]
-        caches, chosen = [], weights > 0
-        for index, (module, count) in enumerate(zip(self.experts, chosen.sum(0).tolist(), strict=True)):
+        # In an export no shape may depend on the data: every expert serves every image.
+        counts = None if torch.compiler.is_exporting() else (weights > 0).sum(0).tolist()
+        caches = []
+        for index, module in enumerate(self.experts):
             expert = cast(Expert, module)
-            if count == memory.shape[0]:
+            if counts is None or counts[index] == memory.shape[0]:
                 caches.append(ExpertCache(index, None, weights[:, index, None, None], expert.prepare(memory)))
-            elif count or self.training:
-                rows = chosen[:, index].nonzero().squeeze(1)
+            elif counts[index] or self.training:
+                rows = weights[:, index].nonzero().squeeze(1)
                 prepared = expert.prepare(memory.index_select(0, rows))
                 caches.append(ExpertCache(index, rows, weights[rows, index, None, None], prepared))
         return caches
