@@ -193,19 +193,15 @@ def build_model(
 
 def _check_guidance(cfg: DictConfig) -> None:
     """Refuse to guide decoding by concepts or phrases that are not trained."""
-    concepts = cfg.concepts
-    losses = {"loss_weight": concepts.loss_weight, "phrase_loss_weight": concepts.phrase_loss_weight}
-    if concepts.branch_dim:
-        losses = dict.fromkeys(losses, concepts.branch_loss_weight)
-    untrained = "branch_loss_weight=0" if concepts.branch_dim else None
-    for name, weight in cfg.refinement.guidance.items():
-        loss = "phrase_loss_weight" if name == "bigram_bias" else "loss_weight"
-        if not weight or name == "word_penalty":
-            continue
-        if not losses[loss]:
-            raise ConfigError(f"refinement.guidance.{name} = {weight}: concepts.{untrained or loss + '=0'} trains none")
-        if name == "bigram_bias" and not concepts.min_phrase_count:
-            raise ConfigError(f"refinement.guidance.{name} = {weight}: concepts.min_phrase_count=0 has no phrases")
+    concepts, guidance = cfg.concepts, cfg.refinement.guidance
+    trained = {"word_bias": "loss_weight", "bigram_bias": "phrase_loss_weight", "rerank_weight": "loss_weight"}
+    for name, loss in trained.items():
+        loss = "branch_loss_weight" if concepts.branch_dim else loss
+        if guidance.get(name) and not concepts[loss]:
+            raise ConfigError(f"refinement.guidance.{name} = {guidance[name]}: concepts.{loss}=0 trains none")
+    if guidance.get("bigram_bias") and not concepts.min_phrase_count:
+        phrases = "concepts.min_phrase_count=0 has no phrases"
+        raise ConfigError(f"refinement.guidance.bigram_bias = {guidance.bigram_bias}: {phrases}")
 
 
 def build_concepts(cfg: DictConfig, datamodule: CaptionDataModule) -> ConceptTable:
@@ -213,9 +209,8 @@ def build_concepts(cfg: DictConfig, datamodule: CaptionDataModule) -> ConceptTab
     concepts = cfg.concepts
     weights = datamodule.concept_weights(concepts.min_count)
     trained = concepts.branch_loss_weight if concepts.branch_dim else concepts.phrase_loss_weight
-    if not (trained or cfg.init.captioner) or not concepts.min_phrase_count:
-        return ConceptTable(datamodule.tokenizer.concepts(), weights)
-    return ConceptTable(datamodule.tokenizer.concepts(), weights, *datamodule.phrases(concepts.min_phrase_count))
+    least = concepts.min_phrase_count if trained or cfg.init.captioner else 0
+    return ConceptTable(datamodule.tokenizer.concepts(), weights, *(datamodule.phrases(least) if least else ()))
 
 
 def build_module(cfg: DictConfig, datamodule: CaptionDataModule, model: FastCap | None = None) -> CaptioningModule:

@@ -63,7 +63,7 @@ class CrossModalFeatureAlignment(nn.Module):
         feature_dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        self.feature_dropout = nn.Dropout(feature_dropout)
+        self.feature_dropout = nn.Dropout1d(feature_dropout)
         self.projection = nn.Linear(feature_dim, dim)
         self.image_head = nn.Linear(dim, embed_dim)
         self.concepts = ConceptHead(feature_dim, dim, concepts, branch_dim)
@@ -72,12 +72,12 @@ class CrossModalFeatureAlignment(nn.Module):
 
     def project(self, features: Tensor) -> Encoded:
         """Compute the image memory and the concepts' features from the image alone. (B, N, feature_dim)."""
-        memory, branch = self.projection(self._drop(features)), self.concepts.branch
+        memory, branch = self.projection(self.feature_dropout(features.mT).mT), self.concepts.branch
         if branch is None:
             return Encoded(memory, pool(memory))
         if self.training and not branch.head.weight.requires_grad:
             return Encoded(memory, None)
-        return Encoded(memory, branch(self._drop(features)))
+        return Encoded(memory, branch(self.feature_dropout(features.mT).mT))
 
     def guidance(self, encoded: Encoded) -> Guidance:
         """Return what decoding may ask about the images' concepts."""
@@ -98,9 +98,3 @@ class CrossModalFeatureAlignment(nn.Module):
         image = F.normalize(self.image_head(memory.mean(1)), dim=-1)
         text = F.normalize(self.text_encoder(tokens.flatten(0, 1), lengths.flatten()), dim=-1)
         return image, text.unflatten(0, tokens.shape[:2]), self.log_scale.clamp(max=math.log(100.0)).exp().squeeze()
-
-    def _drop(self, features: Tensor) -> Tensor:
-        """Leave out channels in training, each everywhere at once. (B, N, C) to the same."""
-        if not self.training:
-            return features
-        return features * self.feature_dropout(features.new_ones(len(features), 1, features.shape[2]))

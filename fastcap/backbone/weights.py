@@ -53,14 +53,8 @@ def load_backbone(path: Path | str, backbone: nn.Module) -> dict[str, Any]:
     config: dict[str, Any] = json.loads(metadata["config"])
     own = backbone.state_dict()
     for name in sorted(own.keys() | state.keys()):
-        if name not in state:
-            raise ValueError(f"{path}: field {name!r} is missing: weights of another backbone, built from {config}")
-        if name not in own:
-            raise ValueError(f"{path}: field {name!r} is none of this backbone's, but of one built from {config}")
-        if own[name].shape != state[name].shape:
-            raise ValueError(
-                f"{path}: field {name!r} is {tuple(state[name].shape)}, this backbone's {tuple(own[name].shape)}; "
-                f"the file's was built from {config}"
-            )
+        theirs, ours = (tuple(s[name].shape) if name in s else "missing" for s in (state, own))
+        if theirs != ours:
+            raise ValueError(f"{path}: field {name!r} is {theirs}, this backbone's {ours}; the file's is of {config}")
     backbone.load_state_dict(state)
     return config

@@ -51,18 +51,8 @@ class BeamSearch:
     ) -> Refinement:
         """Caption a batch of images.
 
-        Args:
-            decoder: The trained decoder.
-            memory: Image memory. (B, N, D)
-            length_logits: Not read: [EOS] ends a caption.
-            ngrams: Not read: the words before are known when each is written.
-            guidance: Asked for expected concept matches where they are weighed, as in ``ICMRDecoder.generate``.
-            num_steps: None: nothing is refined.
-            length_beam: None likewise.
-            record_steps: Leads to no steps: a word is never changed.
-
-        Returns:
-            The best candidate of each image.
+        Args and result are those of ``ICMRDecoder.generate``. Lengths and n-grams are not read, as [EOS] ends a caption
+        and the words before are known when each is written; no word is ever changed, so there are no steps.
 
         Raises:
             ValueError: If steps or lengths are asked for, or concepts are to be weighed and there are none.
@@ -81,11 +71,9 @@ class BeamSearch:
         total = torch.full((images, beams), -torch.inf, device=device)
         total[:, 0] = 0.0
         past: list[Past] | None = None
-        passes = 0
         for length in range(longest + 1):
             logits, past = decoder.predict(last, cache, past)
-            passes += 1
-            scores = self._scores(logits[:, -1], length, longest).view(images, beams, -1)
+            scores = self._allowed(logits[:, -1], length, longest).log_softmax(-1).view(images, beams, -1)
             # An ended candidate goes on in one way only, at no cost.
             scores = scores.masked_fill(done.unsqueeze(2), -torch.inf)
             scores[..., self.special.pad] = scores[..., self.special.pad].masked_fill(done, 0.0)
@@ -104,8 +92,8 @@ class BeamSearch:
         words = words[:, :, :longest].masked_fill(words[:, :, :longest] == self.special.eos, self.special.pad)
         best = rerank(means, words, lengths, self.guidance_weights, guidance or Guidance())
         chosen, at = words[rows.squeeze(1), best], lengths.gather(1, best.unsqueeze(1)).squeeze(1)
-        experts = getattr(cache, "expert_weights", None)
-        return Refinement(chosen, at, means.gather(1, best.unsqueeze(1)).squeeze(1), passes, at, [], experts)
+        score = means.gather(1, best.unsqueeze(1)).squeeze(1)
+        return Refinement(chosen, at, score, length + 1, at, [], cache.expert_weights)
 
     def sample(
         self,
@@ -146,10 +134,6 @@ class BeamSearch:
         chosen = log_probability.gather(2, words.unsqueeze(2)).squeeze(2).masked_fill(~decided, 0.0)
         tokens = words.masked_fill(words == self.special.eos, self.special.pad)
         return Sampled(tokens, (tokens != self.special.pad).sum(1), chosen, decided)
-
-    def _scores(self, logits: Tensor, length: int, longest: int) -> Tensor:
-        """Log-probabilities of what may come next."""
-        return self._allowed(logits, length, longest).log_softmax(-1)
 
     def _allowed(self, logits: Tensor, length: int, longest: int) -> Tensor:
         """Logits of what may come next: no special token; [EOS] after the first word, alone at the end."""

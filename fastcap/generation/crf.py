@@ -117,40 +117,30 @@ class Transitions:
         return gains
 
 
-@dataclass
-class Lattice:
-    """The choices of each position; a word that stands already is the only choice of its position.
+def lattice(logits: Tensor, draft: Draft, transitions: Transitions, k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Collect the k likeliest words of each position; a word that stands already is the only choice of its position.
 
-    Attributes:
-        words: Word ids, the boundary from the caption's end on. (B, L + 1, k)
-        log_probability: Of each word, ``IMPOSSIBLE`` for what is no choice. (B, L + 1, k)
-        gains: From ``Transitions``. (B, L + 1, k, k) or (B, L + 1, k, k, k)
+    Args:
+        logits: Scores of words. (B, L, V)
+        draft: The captions so far.
+        transitions: Scores of neighbouring words.
+        k: Choices.
+
+    Returns:
+        Word ids, the boundary from the caption's end on (B, L + 1, k); their log-probabilities, ``IMPOSSIBLE`` for what
+        is no choice (B, L + 1, k); and the gains from ``transitions``, (B, L + 1, k, k) or (B, L + 1, k, k, k).
     """
-
-    words: Tensor
-    log_probability: Tensor
-    gains: Tensor
-
-    @classmethod
-    def of(cls, logits: Tensor, draft: Draft, transitions: Transitions, k: int) -> Lattice:
-        """Collect the k likeliest words of each position. logits: (B, L, V)."""
-        boundary = transitions.ngrams.boundary
-        value, words = logits.log_softmax(-1).topk(min(k, logits.shape[-1]), dim=-1)
-        standing = draft.tokens.masked_fill(draft.pad, boundary).unsqueeze(-1)
-        only = torch.full_like(value[:1, :1], IMPOSSIBLE)
-        only[..., 0] = 0.0
-        hidden = draft.hidden.unsqueeze(-1)
-        words, value = torch.where(hidden, words, standing), torch.where(hidden, value, only)
-        # One more position for the end, so that the longest captions have one too.
-        words = F.pad(words, (0, 0, 0, 1), value=boundary)
-        value = torch.cat([value, only.expand(value.shape[0], 1, -1)], dim=1)
-        return cls(words, value, transitions(words, value))
-
-    def chosen(self, path: Tensor) -> tuple[Tensor, Tensor]:
-        """Return words and log-probabilities of a choice at each position. path: (B, L); returns (B, L) twice."""
-        length, at = path.shape[1], path.unsqueeze(-1)
-        words, value = (t[:, :length].gather(-1, at).squeeze(-1) for t in (self.words, self.log_probability))
-        return words, value
+    boundary = transitions.ngrams.boundary
+    value, words = logits.log_softmax(-1).topk(min(k, logits.shape[-1]), dim=-1)
+    standing = draft.tokens.masked_fill(draft.pad, boundary).unsqueeze(-1)
+    only = torch.full_like(value[:1, :1], IMPOSSIBLE)
+    only[..., 0] = 0.0
+    hidden = draft.hidden.unsqueeze(-1)
+    words, value = torch.where(hidden, words, standing), torch.where(hidden, value, only)
+    # One more position for the end, so that the longest captions have one too.
+    words = F.pad(words, (0, 0, 0, 1), value=boundary)
+    value = torch.cat([value, only.expand(value.shape[0], 1, -1)], dim=1)
+    return words, value, transitions(words, value)
 
 
 class CRF:
@@ -167,20 +157,19 @@ class CRF:
 
     def __call__(self, logits: Tensor, draft: Draft) -> Choice:
         """Choose, as ``Choose`` says."""
-        lattice = Lattice.of(logits, draft, self.transitions, self.lattice_width)
+        *choices, gains = lattice(logits, draft, self.transitions, self.lattice_width)
+        path, score = viterbi(gains) if self.temperature is None else sample_path(gains, self.temperature)
+        words, value = (t[:, :-1].gather(-1, path.unsqueeze(-1)).squeeze(-1) for t in choices)
         if self.temperature is None:
-            path, total = viterbi(lattice.gains)
-            words, value = lattice.chosen(path)
-            return Choice(words, value, value, total - value.sum(1))
-        path, decision = sample_path(lattice.gains, self.temperature)
-        return Choice(*lattice.chosen(path), decision)
+            return Choice(words, value, value, score - value.sum(1))
+        return Choice(words, value, score)
 
 
 def viterbi(gains: Tensor) -> tuple[Tensor, Tensor]:
     """Find the path of the highest sum.
 
     Args:
-        gains: As in ``Lattice``; all starts of the first position are alike. (B, L + 1, k, k) or (B, L + 1, k, k, k)
+        gains: As in ``lattice``; all starts of the first position are alike. (B, L + 1, k, k) or (B, L + 1, k, k, k)
 
     Returns:
         A choice at each position (B, L), and the sum (B,).

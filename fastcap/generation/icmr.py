@@ -220,9 +220,10 @@ class ICMRDecoder:
             # 3. Predict all, write where masked.
             logits = decoder.denoise(tokens, pad if shortest < longest else None, cache)
             logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
-            if step == 1:
-                banned = self._banned(logits)
-                gain = banned if bias is None else bias.to(logits.dtype) + banned
+            if step == 1:  # special tokens are never written
+                special = torch.tensor(self.special.ids, device=logits.device)
+                gain = logits.new_zeros(logits.shape[-1]).index_fill(0, special, IMPOSSIBLE)
+                gain = gain if bias is None else bias.to(logits.dtype) + gain
             masked = tokens == self.special.mask
             written, certainty, decided, transitions = choose(logits + gain, Draft(tokens, masked, pad))
             num_passes += 1
@@ -241,12 +242,6 @@ class ICMRDecoder:
                 break
             tokens = tokens.masked_fill(remasked, self.special.mask)
         return tokens, decision, transitions, steps, num_passes
-
-    def _banned(self, logits: Tensor) -> Tensor:
-        """Return what keeps special tokens from being written, to be added to logits: (V,)."""
-        special = torch.tensor(self.special.ids, device=logits.device)
-        nothing = torch.zeros(logits.shape[-1], dtype=logits.dtype, device=logits.device)
-        return nothing.index_fill(0, special, IMPOSSIBLE)
 
     def _collapse(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Leave out tokens that equal the one before; returns tokens (B, L) and lengths (B,)."""
