@@ -6,7 +6,6 @@ import copy
 import functools
 import inspect
 import itertools
-import logging
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -48,16 +47,9 @@ from fastcap.training.resume import unfinished_run
 from fastcap.utils.allowlist import not_allowed
 from fastcap.utils.errors import UserError
 
-log = logging.getLogger(__name__)
-
-
-def config_dir() -> Path:
-    """Find the Hydra configs: inside an installed wheel's package, beside the package in a checkout."""
-    package = Path(fastcap.__file__).parent
-    return package / "conf" if (package / "conf").is_dir() else package.parent / "conf"
-
-
-CONFIG_DIR = str(config_dir())
+_PACKAGE = Path(fastcap.__file__).parent
+# The Hydra configs: inside an installed wheel's package, beside the package in a checkout.
+CONFIG_DIR = str((_PACKAGE if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent) / "conf")
 
 OmegaConf.register_new_resolver("fastcap.run_id", lambda: uuid.uuid4().hex[:6], use_cache=True, replace=True)
 
