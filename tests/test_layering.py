@@ -25,7 +25,7 @@ MAX_LINES = 400
 # Lines of Python at most, docstrings counted; "*.py" are the top-level modules. Growth is a decision: raise a number in
 # the commit that needs it, and say why there.
 BUDGETS = {
-    "*.py": 2_336,
+    "*.py": 2_328,
     "alignment": 315,
     "backbone": 1_198,
     "data": 4069,
@@ -206,7 +206,7 @@ def test_whole_keeps_its_budget() -> None:
     assert folders <= BUDGETS.keys()
     sizes = {
         "files of fastcap": (len(list(PACKAGE.rglob("*.py"))), 120),
-        "lines of fastcap": (lines_of(PACKAGE), 16_980),
+        "lines of fastcap": (lines_of(PACKAGE), 16_972),
         "entries of fastcap": (len([path for path in PACKAGE.iterdir() if path.name != "__pycache__"]), 25),
         "lines of tests": (lines_of(ROOT / "tests"), 9_400),
         "files of conf": (len(list((ROOT / "conf").rglob("*.yaml"))), 50),
