@@ -22,8 +22,8 @@ from fastcap.build import (
     load_checkpoint,
 )
 from fastcap.cli import UserError, hydra_command, one_clear_error, print_table
+from fastcap.data.coco import write_results
 from fastcap.data.pixels import decode_thumbnail
-from fastcap.data.results import write_results
 from fastcap.metrics import caption_faults, count_lengths
 from fastcap.reporting.evaluation import Evaluation, ScoredCaption, write_page, write_scores
 from fastcap.training.checkpoints import find_checkpoint

@@ -46,7 +46,6 @@ def train(cfg: DictConfig, run_dir: Path, overrides: Sequence[str] = (), job_typ
         cfg = settle_resume(cfg, run_dir)
         seed_run(cfg.seed)
         datamodule = build_datamodule(cfg)
-        datamodule.prepare()
         if cfg.resume:
             read_checkpoint(cfg.resume, datamodule.tokenizer)  # refuses another vocabulary
         module = build_module(cfg, datamodule)

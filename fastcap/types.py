@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, TypeAlias
 
 if TYPE_CHECKING:  # captioning with an exported model goes through here and needs no torch
+    import numpy as np
     import torch
     from torch import Tensor, nn
 
@@ -303,6 +304,10 @@ class CaptionRecords(Protocol):
         image_ids: Ids of the images, each once.
         captions: Captions of each image.
         paths: File of each image; none where images are not files.
+        labels: Class of each image; none where they have no classes.
+        classes: Names of the classes.
+        shares: Parts of the images that an epoch of training shows a share of: whether each image is in one, (N,), and
+            the share; none where every epoch shows all images.
         own_ids: Ids that a data set itself uses where they are others, by image id.
         num_skipped: Images of the split that were left out when it was read.
         max_skipped: Share of the split's images that may be left out altogether.
@@ -313,6 +318,9 @@ class CaptionRecords(Protocol):
     image_ids: Sequence[int]
     captions: Sequence[Sequence[str]]
     paths: Sequence[Path] = ()
+    labels: Sequence[int] = ()
+    classes: Sequence[str] = ()
+    shares: Sequence[tuple[np.ndarray, float]] = ()
     own_ids: Mapping[int, int] = MappingProxyType({})
     num_skipped: int = 0
     max_skipped: float = 1.0
@@ -331,3 +339,22 @@ class CaptionRecords(Protocol):
     def score(self, captions: Mapping[int, str]) -> dict[str, float]:
         """Compute scores that only this data set knows, of captions by image id."""
         return {}
+
+
+class CaptionSource(Protocol):
+    """A data set that hands out its splits. Data sets inherit what they have nothing to say on.
+
+    Attributes:
+        validation_splits: What training validates on: "val", or each set's own where several are mixed.
+        text_weight: How much a caption without an image counts in n-gram tables.
+    """
+
+    validation_splits: Sequence[str] = ("val",)
+    text_weight: float = 1.0
+
+    def split(self, name: str) -> CaptionRecords:
+        """Return one split; raises ``DataError`` naming the choices when there is none of that name."""
+
+    def text_captions(self) -> Sequence[str]:
+        """Return captions without images, for the vocabulary and the n-gram tables."""
+        return ()

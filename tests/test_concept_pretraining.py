@@ -13,7 +13,6 @@ def _system(*overrides):
     cfg = tiny_config(*overrides)
     torch.manual_seed(0)
     datamodule = build_datamodule(cfg)
-    datamodule.prepare()
     datamodule.setup("fit")
     return build_module(cfg, datamodule).train(), next(iter(datamodule.train_dataloader()))
 

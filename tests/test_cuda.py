@@ -74,7 +74,6 @@ def settled_model(folder, choice):
         return load_checkpoint(write_checkpoint(folder / "tiny.ckpt", *choice)).model.eval()
     cfg = tiny_config(*choice)
     datamodule = build_datamodule(cfg)
-    datamodule.prepare()
     torch.manual_seed(3)
     model = build_module(cfg, datamodule).model.eval()
     with torch.no_grad():

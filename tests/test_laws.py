@@ -21,7 +21,6 @@ def system(request):
     torch.manual_seed(0)
     cfg = tiny_config(*request.param)
     datamodule = build_datamodule(cfg)
-    datamodule.prepare()
     module = build_module(cfg, datamodule)
     datamodule.setup("fit")
     return module, next(iter(datamodule.train_dataloader()))
@@ -76,7 +75,6 @@ def test_a_frozen_pretrained_encoder_is_the_one_exception():
     """With `backbone=efficientnet_lite0`, what generation reads untrained is `backbone.net`, trained on ImageNet."""
     cfg = tiny_config("backbone=efficientnet_lite0", "data.image_size=64")
     datamodule = build_datamodule(cfg)
-    datamodule.prepare()
     module = build_module(cfg, datamodule)
     datamodule.setup("fit")
     batch = next(iter(datamodule.train_dataloader()))

@@ -101,7 +101,6 @@ def test_a_resumed_run_equals_an_unbroken_one(run, tmp_path):
     cfg = tiny_config()
     L.seed_everything(cfg.seed)
     datamodule = build_datamodule(cfg)
-    datamodule.prepare()
     module = build_module(cfg, datamodule)
     trainer = build_trainer(cfg, tmp_path / "broken")
     trainer.callbacks.append(Interrupt())
@@ -139,7 +138,6 @@ def test_one_batch_is_learnt_by_heart(overrides):
         "optim.weight_decay=0",
     )
     datamodule = build_datamodule(cfg)
-    datamodule.prepare()
     datamodule.setup("fit")
     module = build_module(cfg, datamodule)
     batch = next(iter(datamodule.train_dataloader()))
@@ -177,7 +175,6 @@ def test_golden_losses():
     cfg = tiny_config()
     L.seed_everything(cfg.seed)
     datamodule = build_datamodule(cfg)
-    datamodule.prepare()
     datamodule.setup("fit")
     module = build_module(cfg, datamodule).train()
     optimizer = torch.optim.SGD(module.parameters(), lr=0.1)

@@ -18,7 +18,7 @@ def painted(seed):
 def write_checkpoint(path, *overrides):
     cfg = tiny_config(*overrides)
     datamodule = build_datamodule(cfg)
-    tokenizer = datamodule.prepare()
+    tokenizer = datamodule.tokenizer
     torch.manual_seed(3)
     model = build_model(cfg, tokenizer, build_concepts(cfg, datamodule))
     model.ngrams.count(ids for texts in datamodule.reference_tokens().values() for ids in texts)

@@ -4,8 +4,8 @@ What is named here, ``pixels`` and ``image_files`` need numpy and Pillow alone, 
 model loads neither torch nor a tokenizer's library.
 """
 
-from fastcap.data.coco import CocoCaptions, CocoRecords
+from fastcap.data.coco import CocoCaptions
 from fastcap.data.errors import DataError
 from fastcap.data.pixels import decode_image
 
-__all__ = ["CocoCaptions", "CocoRecords", "DataError", "decode_image"]
+__all__ = ["CocoCaptions", "DataError", "decode_image"]

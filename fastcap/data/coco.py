@@ -1,81 +1,25 @@
-"""Caption sets in COCO's format: one JSON a split, a folder of images."""
+"""Caption sets in COCO's format (one JSON a split, a folder of images), and captions in its result format."""
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import json
 import os
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-import numpy as np
-
 from fastcap.data.errors import MAX_SKIPPED, DataError, Skipped
+from fastcap.data.folders import FileRecords
 from fastcap.data.image_files import resolve_name, same_name
-from fastcap.data.pixels import decode_image
-from fastcap.types import CaptionRecords
+from fastcap.types import CaptionSource
+from fastcap.utils.files import write_text
 
 _ANNOTATIONS = {name: f"annotations/captions_{name}.json" for name in ("train", "val", "test")}
 
 
-class CocoRecords(CaptionRecords):
-    """One split of a COCO-format caption set.
-
-    Attributes:
-        name: Name of the split.
-        image_ids: The JSON's image ids, in its order.
-        captions: Captions of each image, white space normalised.
-        paths: Image file of each image.
-        num_skipped: Images of the split that were left out when it was read.
-        max_skipped: Share of the split's images that may be left out altogether.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        image_ids: Sequence[int],
-        captions: Sequence[Sequence[str]],
-        paths: Sequence[Path],
-        num_skipped: int,
-        max_skipped: float,
-    ) -> None:
-        """Hold records that ``CocoCaptions.split`` has checked."""
-        self.name, self.image_ids, self.captions, self.paths = name, image_ids, captions, paths
-        self.num_skipped, self.max_skipped = num_skipped, max_skipped
-
-    def load_image(self, index: int, size: int) -> np.ndarray:
-        """Decode image ``index`` (position, not id), squashed to a square.
-
-        Args:
-            index: Position in ``image_ids``.
-            size: Side of the square, in pixels.
-
-        Returns:
-            RGB pixels, uint8. (size, size, 3)
-
-        Raises:
-            DataError: Naming the file, when it is absent or cannot be decoded.
-        """
-        return decode_image(self.paths[index], size)
-
-    def fingerprint(self) -> str:
-        """Digest of every image file's path, size and time of change."""
-        wanted, stats = set(self.paths), {}
-        for folder in {path.parent for path in self.paths}:
-            with os.scandir(folder) as entries:
-                for entry in entries:
-                    if (path := folder / entry.name) in wanted:
-                        with contextlib.suppress(OSError):  # a link to nothing, or in a circle
-                            found = entry.stat()
-                            stats[path] = (found.st_size, found.st_mtime_ns)
-        lines = [f"{os.path.abspath(path)} {stats.get(path)}" for path in self.paths]
-        return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
-
-
-class CocoCaptions:
+class CocoCaptions(CaptionSource):
     """A caption set in COCO's format: COCO itself, Flickr8k, Flickr30k, or one's own."""
 
     def __init__(
@@ -112,7 +56,7 @@ class CocoCaptions:
         if any(limit is not None and limit < 1 for limit in limits):
             raise DataError(f"max_images must be positive, found {max_images}")
 
-    def split(self, name: str) -> CocoRecords:
+    def split(self, name: str) -> FileRecords:
         """Read and check one split.
 
         Args:
@@ -149,7 +93,8 @@ class CocoCaptions:
         limit = self.max_images.get(name) if isinstance(self.max_images, dict) else self.max_images
         usable = list(paths)[:limit]
         texts, places = [captions[image_id] for image_id in usable], [paths[image_id] for image_id in usable]
-        return CocoRecords(name, usable, texts, places, skipped.total if limit is None else 0, self.max_skipped)
+        num_skipped = skipped.total if limit is None else 0
+        return FileRecords(name, places, num_skipped, self.max_skipped, usable, texts)
 
     def annotation_file(self, name: str) -> Path:
         """Return where one split's JSON lies.
@@ -290,3 +235,103 @@ class _Files:
         except OSError as error:
             raise DataError(f"{place}: image folder cannot be listed ({error})") from error
         return place, set(names), {same_name(name).casefold(): name for name in names}
+
+
+@dataclass
+class ScoredPair:
+    """One generated caption with all that it is scored against.
+
+    Attributes:
+        image_id: The image's id.
+        caption: The caption, as it stands in the result file.
+        references: The image's reference captions, at least one.
+        file_name: The image's file as the references name it, or "".
+    """
+
+    image_id: int
+    caption: str
+    references: list[str]
+    file_name: str
+
+
+def write_results(path: Path, captions: Iterable[tuple[int, str]]) -> None:
+    """Write (image id, caption) pairs as COCO's evaluation server takes them: a list of two-field objects."""
+    rows = [{"image_id": int(image_id), "caption": caption} for image_id, caption in captions]
+    write_text(path, json.dumps(rows))
+
+
+def read_results(path: Path) -> dict[int, str]:
+    """Read a result file; further fields of an entry are ignored, as COCO's server does.
+
+    Returns:
+        Caption of each image id, in the file's order.
+
+    Raises:
+        DataError: Naming the file and the entry, at the first thing that is not COCO's result format.
+    """
+    content = read_json(path, "result file")
+    if not isinstance(content, list):
+        raise DataError(
+            f"{path}: must hold a JSON list of {{image_id, caption}} objects, found {type(content).__name__}"
+        )
+    if not content:
+        raise DataError(f"{path}: the list of captions is empty")
+    captions: dict[int, str] = {}
+    places: dict[int, int] = {}
+    for index, entry in enumerate(content):
+        where = f"{path}: [{index}]"
+        image_id = read_field(entry, "image_id", int, where)
+        caption = read_field(entry, "caption", str, where)
+        if image_id in captions:
+            raise DataError(f"{where}.image_id {image_id} is a duplicate of [{places[image_id]}]")
+        captions[image_id], places[image_id] = caption, index
+    return captions
+
+
+def pair_results(results: Path, references: Path, allow_missing: bool = False) -> list[ScoredPair]:
+    """Join a result file with a COCO caption annotation file.
+
+    Images that the annotations list without any caption cannot be scored: they are left out, counted and reported.
+
+    Args:
+        results: Captions in COCO's result format.
+        references: COCO caption annotations; ``file_name`` may be absent.
+        allow_missing: Score what was captioned where other images were not, and report their number.
+
+    Returns:
+        One entry an image, in the annotations' order.
+
+    Raises:
+        DataError: Naming the file and what is wrong: malformed, an id that the annotations lack, images without a
+            caption (unless allowed), or nothing left to score.
+    """
+    captions = read_results(results)
+    files, texts, _ = parse_annotations(references, need_files=False)
+    unknown = [image_id for image_id in captions if image_id not in files]
+    if unknown:
+        place = list(captions).index(unknown[0])
+        raise DataError(
+            f"{results}: [{place}].image_id {unknown[0]} is not among the ids of images in {references}"
+            f" ({len(unknown)} of {len(captions)} are not)"
+        )
+    skipped = Skipped(str(references))
+    missing = [image_id for image_id in files if texts[image_id] and image_id not in captions]
+    if missing and not allow_missing:
+        raise DataError(
+            f"{results}: no caption for {len(missing)} of the {sum(map(bool, texts.values()))} images with references"
+            f" in {references} (first: image id {missing[0]}); --allow-missing scores the others"
+        )
+    for image_id in missing:
+        skipped.add("images without a caption to score", f"image id {image_id}")
+    pairs = []
+    for image_id in files:
+        if image_id not in captions:
+            continue
+        if texts[image_id]:
+            pairs.append(ScoredPair(image_id, captions[image_id], texts[image_id], files[image_id]))
+        else:
+            skipped.add("images without a reference", f"image id {image_id}")
+    skipped.report()
+    if not pairs:
+        raise DataError(f"{results}: none of its captions has a reference in {references}")
+    return pairs

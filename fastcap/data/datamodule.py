@@ -1,9 +1,10 @@
-"""The Lightning data module: a source, a tokenizer, and loaders whose randomness is counted, not stored."""
+"""The Lightning data modules: a source, a tokenizer, and loaders whose randomness is counted, not stored."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,110 +12,73 @@ import numpy as np
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
-from fastcap.data.caches import FeatureCache, PixelCache
+from fastcap.data.caches import PixelCache, cache_features
 from fastcap.data.concepts import Phrases, agreed_phrases, concept_agreement
-from fastcap.data.dataset import CaptionDataset, CaptionTokens
+from fastcap.data.dataset import CaptionDataset, CaptionTokens, ImageDataset
 from fastcap.data.errors import DataError, log_once
-from fastcap.data.mixture import CaptionSource
+from fastcap.data.folders import FolderImages
 from fastcap.data.sampler import EpochSampler, ResumableLoader
 from fastcap.data.tokenizer import CaptionTokenizer
-from fastcap.types import CaptionRecords
+from fastcap.types import CaptionRecords, CaptionSource
 
 _EVAL_CAPTIONS = 5
 
 
-class CaptionDataModule(LightningDataModule):
-    """Loaders of ``CaptionBatch`` for training and for evaluating any split.
+class ImageDataModule(LightningDataModule):
+    """Loaders of ``ImageBatch`` for pretraining a backbone; what is said of "train" and "val" is all it uses.
 
-    Order, captions, flips and crops follow from (seed, epoch, position of the image), so a resumed run equals an
-    unbroken one. Under DDP pass ``use_distributed_sampler=False`` to the Trainer: the loaders shard by themselves.
+    Order, flips and crops follow from (seed, epoch, position of the image), so a resumed run equals an unbroken one.
+    Under DDP pass ``use_distributed_sampler=False`` to the Trainer: the loaders shard by themselves.
+
+    Args:
+        source: The data set.
+        folder: A folder, or several, to take every image of instead, at any depth; a twentieth is kept for validation.
+        image_size: Side of the square images, in pixels.
+        batch_size: Images in a training batch, of each process.
+        cache: Decode every image once; False decodes in the workers, for sets too big to keep.
+        cache_dir: Folder of decoded pixels, shared between runs; None keeps them in memory.
+        horizontal_flip: Mirror training images at random.
+        crop_scale: Least share of the area that a random crop of a training image keeps; 1 crops nothing.
+        num_workers: Processes that build batches; 0 builds them in this one.
+        seed: Seed of all random choices, not negative.
+
+    Raises:
+        DataError: If a setting is out of range.
     """
 
     def __init__(
         self,
         source: CaptionSource,
-        tokenizer: CaptionTokenizer | Callable[[list[str]], CaptionTokenizer],
-        image_size: int = 224,
-        eval_image_size: int | None = None,
-        batch_size: int = 64,
-        eval_batch_size: int | None = None,
-        captions_per_image: int = 5,
-        max_length: int = 20,
+        folder: str | Sequence[str] | None = None,
+        image_size: int = 160,
+        batch_size: int = 32,
         cache: bool = True,
         cache_dir: str | os.PathLike[str] | None = ".cache/pixels",
-        horizontal_flip: bool = False,
-        crop_scale: float = 1.0,
+        horizontal_flip: bool = True,
+        crop_scale: float = 0.4,
         num_workers: int = 0,
-        feature_views: int = 0,
-        distilled_captions: Sequence[str | os.PathLike[str]] = (),
-        distilled_share: float = 0.5,
         seed: int = 0,
     ) -> None:
-        """Describe the data; nothing is read before ``setup``.
-
-        Args:
-            source: The data set.
-            tokenizer: A trained one, or a function that trains one from the training captions.
-            image_size: Side of the square images, in pixels.
-            eval_image_size: Likewise wherever nothing is trained; None takes ``image_size``. Random crops make things
-                look larger in training than they are: a larger side makes up for it (FixRes, Touvron et al. 2019,
-                arXiv 1906.06423), and a backbone that takes any size sees more.
-            batch_size: Images in a training batch, of each process.
-            eval_batch_size: Images in any other batch; None takes ``batch_size``.
-            captions_per_image: Captions of an image in a training batch, drawn anew every epoch.
-            max_length: Tokens of the longest caption; training leaves longer ones out, evaluation cuts them.
-            cache: Decode every image once; False decodes in the workers, for sets too big to keep.
-            cache_dir: Folder of decoded pixels, shared between runs; None keeps them in memory.
-            horizontal_flip: Mirror training images at random, never one with "left" or "right" in a caption.
-            crop_scale: Least share of the area that a random crop of a training image keeps; 1 crops nothing.
-            num_workers: Processes that build batches; 0 builds them in this one.
-            feature_views: Have a frozen backbone encode so many augmented views of each training image once, kept under
-                ``cache_dir``, and train on those; 0 encodes anew at every step.
-            distilled_captions: Files of teachers' captions of training images, in COCO's result format (``fastcap eval
-                split=train`` writes one): sequence-level distillation (Kim and Rush 2016, arXiv 1606.07947).
-            distilled_share: Probability that a caption in a training batch is a teacher's.
-            seed: Seed of all random choices, not negative.
-
-        Raises:
-            DataError: When a setting is out of range.
-        """
         super().__init__()
-        self.source, self.image_size, self.batch_size = source, image_size, batch_size
-        self.eval_image_size = image_size if eval_image_size is None else eval_image_size
-        self.eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
-        self.captions_per_image, self.max_length = captions_per_image, max_length
+        self.source = FolderImages(folder) if folder else source
+        self.image_size = self.eval_image_size = image_size
+        self.batch_size = self.eval_batch_size = batch_size
         self.cache, self.cache_dir = cache, cache_dir
         self.horizontal_flip, self.crop_scale = horizontal_flip, crop_scale
         self.num_workers, self.seed = num_workers, seed
-        self.feature_views, self.distilled_share = feature_views, distilled_share
-        self.distilled_captions = [Path(path) for path in distilled_captions]
-        sizes = ("image_size", "eval_image_size", "batch_size", "eval_batch_size", "captions_per_image", "max_length")
-        for name in sizes:
-            if getattr(self, name) < 1:
-                raise DataError(f"{name} must be positive, found {getattr(self, name)}")
+        self._check_least(1, "image_size", "batch_size")
+        self._check_least(0, "seed", "num_workers")
         if not 0 < crop_scale <= 1:
             raise DataError(f"crop_scale must be in (0, 1], found {crop_scale}")
-        for name in ("seed", "num_workers", "feature_views"):
-            if getattr(self, name) < 0:
-                raise DataError(f"{name} must not be negative, found {getattr(self, name)}")
-        if not 0 <= distilled_share <= 1:
-            raise DataError(f"distilled_share must be in [0, 1], found {distilled_share}")
-        self._tokenizer = tokenizer
+        self._caption_bytes = 0  # of one image in a batch
         self._records: dict[str, CaptionRecords] = {}
         self._caches: dict[tuple[str, int], PixelCache] = {}
-        self._datasets: dict[tuple[str, bool], CaptionDataset] = {}
+        self._datasets: dict[tuple[str, bool], Any] = {}
 
-    @property
-    def tokenizer(self) -> CaptionTokenizer:
-        """The tokenizer; trained on the captions of "train" at first use unless it was given."""
-        if not isinstance(self._tokenizer, CaptionTokenizer):
-            captions = [text for texts in self.records("train").captions for text in texts]
-            self._tokenizer = self._tokenizer([*captions, *self._text_captions()])
-        return self._tokenizer
-
-    def prepare(self) -> CaptionTokenizer:
-        """Settle the tokenizer without touching an image, so that a model can be built before ``setup``."""
-        return self.tokenizer
+    def _check_least(self, least: int, *names: str) -> None:
+        for name in names:
+            if getattr(self, name) < least:
+                raise DataError(f"{name} must be at least {least}, found {getattr(self, name)}")
 
     def records(self, split: str) -> CaptionRecords:
         """Return a split of the source, read once.
@@ -127,9 +91,151 @@ class CaptionDataModule(LightningDataModule):
         return self._records[split]
 
     @property
-    def validation_splits(self) -> list[str]:
-        """What training validates on: "val", or each set's own where the source is a mixture of sets."""
-        return list(getattr(self.source, "validation_splits", ["val"]))
+    def classes(self) -> list[str]:
+        """Names of the classes. Raises ``DataError`` where the images have none."""
+        if classes := list(self.records("train").classes):
+            return classes
+        raise DataError("these images have no classes: supervised pretraining needs class folders")
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read and decode what ``stage`` needs, and nothing else; calling it again does nothing.
+
+        Args:
+            stage: "fit" (train and val), "validate" (val) or "test"; None and "predict" need nothing.
+
+        Raises:
+            DataError: When a split is missing, malformed or has nothing usable.
+        """
+        stages = {
+            "fit": ("train", *self.source.validation_splits),
+            "validate": self.source.validation_splits,
+            "test": ("test",),
+        }
+        for split in stages.get(stage or "", ()):
+            self._dataset(split, training=split == "train")
+
+    def train_dataloader(self) -> ResumableLoader:
+        """Return shuffled full batches of "train".
+
+        Raises:
+            DataError: When there are fewer images than one batch takes.
+        """
+        dataset = self._dataset("train", training=True)
+        shuffle = not getattr(self.trainer, "overfit_batches", 0)  # overfitting: the same batches every epoch
+        parts = [(np.flatnonzero(part[dataset.positions]), share) for part, share in dataset.records.shares]
+        sampler = EpochSampler(len(dataset), self.batch_size, True, self.seed, shuffle, parts)
+        if not len(sampler):
+            raise DataError(f"train: {len(dataset)} usable images do not fill a batch_size of {self.batch_size}")
+        return self._loader(dataset, sampler)
+
+    def val_dataloader(self) -> ResumableLoader | list[ResumableLoader]:
+        """Return "val" in order, or each validation split where there are several."""
+        loaders = [self.dataloader(split) for split in self.source.validation_splits]
+        return loaders[0] if len(loaders) == 1 else loaders
+
+    def test_dataloader(self) -> ResumableLoader:
+        """Return "test" in order."""
+        return self.dataloader("test")
+
+    def dataloader(self, split: str) -> ResumableLoader:
+        """Return any split in order, its images unchanged, every one once, with all its references."""
+        dataset = self._dataset(split, training=False)
+        return self._loader(dataset, EpochSampler(len(dataset), self.eval_batch_size, training=False))
+
+    def _loader(self, dataset: ImageDataset, sampler: EpochSampler) -> ResumableLoader:
+        size = sampler.batch_size * (3 * dataset.size**2 + self._caption_bytes)
+        return ResumableLoader(dataset, sampler, self.num_workers, size)
+
+    def _dataset(self, split: str, training: bool) -> Any:
+        if (split, training) not in self._datasets:
+            records, size = self.records(split), self.image_size if training else self.eval_image_size
+            make = self._maker(records, training)
+            if self.cache and (split, size) not in self._caches:
+                self._caches[split, size] = PixelCache(records, size, self.cache_dir)
+            self._datasets[split, training] = make(
+                records=records,
+                size=size,
+                cache=self._caches.get((split, size)),
+                training=training,
+                horizontal_flip=self.horizontal_flip and training,
+                crop_scale=self.crop_scale,
+                seed=self.seed,
+            )
+        return self._datasets[split, training]
+
+    def _maker(self, records: CaptionRecords, training: bool) -> Callable[..., ImageDataset]:
+        """Return what makes a split's data set; whatever else is wrong with it is noticed before images are decoded."""
+        return ImageDataset
+
+
+class CaptionDataModule(ImageDataModule):
+    """Loaders of ``CaptionBatch`` for training and for evaluating any split.
+
+    Args:
+        source: The data set.
+        tokenizer: A trained one, or a function that trains one from the training captions.
+        eval_image_size: Side of images wherever nothing is trained; None takes ``image_size``. Random crops make things
+            look larger in training than they are: a larger side makes up for it (FixRes, Touvron et al. 2019,
+            arXiv 1906.06423), and a backbone that takes any size sees more.
+        eval_batch_size: Images in a batch wherever nothing is trained; None takes ``batch_size``.
+        captions_per_image: Captions of an image in a training batch, drawn anew every epoch.
+        max_length: Tokens of the longest caption; training leaves longer ones out, evaluation cuts them.
+        horizontal_flip: Mirror training images at random, never one with "left" or "right" in a caption.
+        feature_views: Have a frozen backbone encode so many augmented views of each training image once, kept under
+            ``cache_dir``, and train on those; 0 encodes anew at every step.
+        distilled_captions: Files of teachers' captions of training images, in COCO's result format (``fastcap eval
+            split=train`` writes one): sequence-level distillation (Kim and Rush 2016, arXiv 1606.07947).
+        distilled_share: Probability that a caption in a training batch is a teacher's.
+        **images: The other arguments of ``ImageDataModule``.
+
+    Raises:
+        DataError: When a setting is out of range.
+    """
+
+    def __init__(
+        self,
+        source: CaptionSource,
+        tokenizer: CaptionTokenizer | Callable[[list[str]], CaptionTokenizer],
+        image_size: int = 224,
+        eval_image_size: int | None = None,
+        batch_size: int = 64,
+        eval_batch_size: int | None = None,
+        captions_per_image: int = 5,
+        max_length: int = 20,
+        horizontal_flip: bool = False,
+        crop_scale: float = 1.0,
+        feature_views: int = 0,
+        distilled_captions: Sequence[str | os.PathLike[str]] = (),
+        distilled_share: float = 0.5,
+        **images: Any,
+    ) -> None:
+        super().__init__(
+            source,
+            image_size=image_size,
+            batch_size=batch_size,
+            horizontal_flip=horizontal_flip,
+            crop_scale=crop_scale,
+            **images,
+        )
+        self.eval_image_size = image_size if eval_image_size is None else eval_image_size
+        self.eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
+        self.captions_per_image, self.max_length = captions_per_image, max_length
+        self.feature_views, self.distilled_share = feature_views, distilled_share
+        self.distilled_captions = [Path(path) for path in distilled_captions]
+        self._check_least(1, "eval_image_size", "eval_batch_size", "captions_per_image", "max_length")
+        self._check_least(0, "feature_views")
+        if not 0 <= distilled_share <= 1:
+            raise DataError(f"distilled_share must be in [0, 1], found {distilled_share}")
+        self._caption_bytes = 8 * captions_per_image * max_length
+        self._tokenizer = tokenizer
+
+    @property
+    def tokenizer(self) -> CaptionTokenizer:
+        """The tokenizer; trained on the captions of "train" at first use, before any image, unless it was given."""
+        if not isinstance(self._tokenizer, CaptionTokenizer):
+            captions = [text for texts in self.records("train").captions for text in texts]
+            self._tokenizer = self._tokenizer([*captions, *self.source.text_captions()])
+        return self._tokenizer
 
     def concept_weights(self, min_count: int) -> list[float]:
         """Return how far the training images decide each concept; see ``concept_agreement``."""
@@ -149,24 +255,7 @@ class CaptionDataModule(LightningDataModule):
 
     def text_tokens(self) -> tuple[list[list[int]], float]:
         """Token ids of captions without images, and how much one of them counts in n-gram tables."""
-        return self.tokenizer.encode_batch(self._text_captions()), getattr(self.source, "text_weight", 1.0)
-
-    def _text_captions(self) -> list[str]:
-        read = getattr(self.source, "text_captions", None)
-        return list(read()) if read else []
-
-    def setup(self, stage: str | None = None) -> None:
-        """Read and decode what ``stage`` needs, and nothing else; calling it again does nothing.
-
-        Args:
-            stage: "fit" (train and val), "validate" (val) or "test"; None and "predict" need nothing.
-
-        Raises:
-            DataError: When a split is missing, malformed or has nothing usable.
-        """
-        stages = {"fit": ("train", *self.validation_splits), "validate": self.validation_splits, "test": ("test",)}
-        for split in stages.get(stage or "", ()):
-            self._dataset(split, training=split == "train")
+        return self.tokenizer.encode_batch(self.source.text_captions()), self.source.text_weight
 
     def cache_features(self, encode: Callable[[Tensor], Tensor], key: object) -> None:
         """Encode ``feature_views`` views of the training images, or find them encoded, and train on those.
@@ -186,72 +275,21 @@ class CaptionDataModule(LightningDataModule):
         settings = [self.image_size, self.horizontal_flip, self.crop_scale, self.seed, dataset.records.fingerprint()]
         content = [settings, dataset.positions.tolist(), dataset.may_flip.nonzero()[0].tolist(), key]
 
-        def features(view: int, positions: np.ndarray) -> Tensor:
-            return encode(dataset.view(view, positions))
+        def features(view: int, index: np.ndarray) -> Tensor:
+            images, positions = dataset.pixels(view, dataset.positions[index])
+            if len(positions) != len(index):
+                raise DataError(f"{dataset.records.name}: features need pixels that were decoded before: cache=true")
+            return encode(images)
 
-        dataset.features = FeatureCache(self.cache_dir, name, content, self.feature_views, len(dataset), features)
+        dataset.features = cache_features(self.cache_dir, name, content, self.feature_views, len(dataset), features)
 
-    def train_dataloader(self) -> ResumableLoader:
-        """Return shuffled full batches of "train".
-
-        Raises:
-            DataError: When there are fewer images than one batch takes.
-        """
-        dataset = self._dataset("train", training=True)
-        shuffle = not getattr(self.trainer, "overfit_batches", 0)  # overfitting: the same batches every epoch
-        records: Any = dataset.records
-        shares = enumerate(getattr(records, "shares", ()))
-        parts = [(np.flatnonzero(records.parts[dataset.positions] == part), share) for part, share in shares]
-        sampler = EpochSampler(len(dataset), self.batch_size, True, self.seed, shuffle, parts)
-        if not len(sampler):
-            raise DataError(f"train: {len(dataset)} usable images do not fill a batch_size of {self.batch_size}")
-        return self._loader(dataset, sampler)
-
-    def val_dataloader(self) -> ResumableLoader | list[ResumableLoader]:
-        """Return "val" in order, or each validation split where there are several."""
-        loaders = [self.dataloader(split) for split in self.validation_splits]
-        return loaders[0] if len(loaders) == 1 else loaders
-
-    def test_dataloader(self) -> ResumableLoader:
-        """Return "test" in order."""
-        return self.dataloader("test")
-
-    def dataloader(self, split: str) -> ResumableLoader:
-        """Return any split in order, its images unchanged, every one once, with all its references."""
-        dataset = self._dataset(split, training=False)
-        return self._loader(dataset, EpochSampler(len(dataset), self.eval_batch_size, training=False))
-
-    def _loader(self, dataset: CaptionDataset, sampler: EpochSampler) -> ResumableLoader:
-        size = sampler.batch_size * (3 * dataset.images.size**2 + 8 * self.captions_per_image * self.max_length)
-        return ResumableLoader(dataset, sampler, self.num_workers, size)
-
-    def _dataset(self, split: str, training: bool) -> CaptionDataset:
-        if (split, training) in self._datasets:
-            return self._datasets[split, training]
-        records = self.records(split)
+    def _maker(self, records: CaptionRecords, training: bool) -> Callable[..., ImageDataset]:
+        distilled, number = None, self.captions_per_image
         if training:
             captions = CaptionTokens.for_training(records, self.tokenizer, self.max_length)
+            if self.distilled_captions:
+                distilled = CaptionTokens.distilled(self.distilled_captions, records, self.tokenizer, self.max_length)
         else:
             captions = CaptionTokens.for_evaluation(records, self.tokenizer, self.max_length)
-        distilled = None
-        if training and self.distilled_captions:
-            distilled = CaptionTokens.distilled(self.distilled_captions, records, self.tokenizer, self.max_length)
-        size = self.image_size if training else self.eval_image_size
-        if self.cache and (split, size) not in self._caches:
-            self._caches[split, size] = PixelCache(records, size, self.cache_dir)
-        self._datasets[split, training] = dataset = CaptionDataset(
-            records,
-            captions,
-            size,
-            self._caches.get((split, size)),
-            num_captions=self.captions_per_image
-            if training
-            else min(_EVAL_CAPTIONS, int(captions.counts.max(initial=0))),
-            training=training,
-            horizontal_flip=self.horizontal_flip,
-            crop_scale=self.crop_scale,
-            distilled=distilled,
-            distilled_share=self.distilled_share,
-            seed=self.seed,
-        )
-        return dataset
+            number = min(_EVAL_CAPTIONS, int(captions.counts.max(initial=0)))
+        return partial(CaptionDataset, captions, number, distilled, self.distilled_share)

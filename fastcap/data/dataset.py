@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
-from fastcap.data.caches import FeatureCache, PixelCache
+from fastcap.data.caches import PixelCache
+from fastcap.data.coco import read_results
 from fastcap.data.errors import DataError, Skipped, log_once
-from fastcap.data.results import read_results
 from fastcap.data.sampler import BatchIndex
 from fastcap.data.tokenizer import CaptionTokenizer
 from fastcap.types import CaptionBatch, CaptionRecords
@@ -105,72 +106,28 @@ class CaptionTokens:
         return cls(rows, max_length, tokenizer.special.pad)
 
 
-class SplitImages:
-    """Pixels of a split's images.
+@dataclass
+class ImageBatch:
+    """Images of one batch.
 
     Attributes:
-        usable: Whether each image can be used, as far as is known. (N,)
+        images: Pixels, uint8, RGB. (B, 3, S, S)
+        labels: Classes, -1 where there are none. (B,)
     """
 
-    def __init__(self, records: CaptionRecords, size: int, cache: PixelCache | None) -> None:
-        """Leave out the images that ``cache`` could not decode.
+    images: Tensor
+    labels: Tensor
 
-        Args:
-            records: The split.
-            size: Side of the square images, in pixels.
-            cache: Its pixels; None decodes each image when it is asked for.
+    def __len__(self) -> int:
+        return self.images.shape[0]
 
-        Raises:
-            DataError: If too many images are left out.
-        """
-        self.records, self.size, self.cache = records, size, cache
-        self.usable = np.ones(len(records.image_ids), bool)
-        self.leave_out([(index, "that cannot be decoded", reason) for index, reason in (cache.bad if cache else ())])
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> ImageBatch:
+        """Return the batch on ``device``."""
+        return ImageBatch(self.images.to(device, non_blocking=non_blocking), self.labels.to(device))
 
-    def leave_out(self, bad: list[tuple[int, str, str]]) -> None:
-        """Mark images, each with reason and example, as not to be used; raises ``DataError`` if they are too many."""
-        skipped, records = Skipped(f"{self.records.name}: images"), self.records
-        before = records.num_skipped
-        num_all = len(self.usable) + before
-        before += int((~self.usable).sum())
-        for index, reason, example in bad:
-            self.usable[index] = False
-            skipped.add(reason, example)
-        skipped.check(num_all, records.max_skipped, before)
-
-    def read(self, positions: np.ndarray) -> tuple[Tensor, np.ndarray]:
-        """Return pixels of images, and their positions: fewer where an uncached image turns out to be bad.
-
-        Args:
-            positions: Positions in the split. (B,)
-
-        Returns:
-            uint8 (B', 3, S, S) and (B',).
-
-        Raises:
-            DataError: If none of them can be decoded, or too many of the split cannot.
-        """
-        if self.cache is not None:
-            return torch.from_numpy(self.cache.pixels[positions]), positions
-        images: list[np.ndarray] = []
-        kept: list[int] = []
-        for position in positions.tolist():
-            try:
-                images.append(np.asarray(self.records.load_image(position, self.size)))
-                kept.append(position)
-            except DataError as error:
-                if self.usable[position]:
-                    self.leave_out([(position, "that cannot be decoded", str(error))])
-                if position == positions[-1] and not images:
-                    raise
-        return torch.from_numpy(np.ascontiguousarray(np.stack(images).transpose(0, 3, 1, 2))), np.array(kept)
-
-
-def flip(images: Tensor, chosen: np.ndarray) -> None:
-    """Mirror some images in place. images: (B, 3, S, S); chosen: bool (B,)."""
-    places = np.flatnonzero(chosen)
-    if len(places):
-        images[places] = images[places].flip(-1)
+    def pin_memory(self) -> ImageBatch:
+        """Return the batch in page-locked memory (called by the DataLoader)."""
+        return ImageBatch(self.images.pin_memory(), self.labels.pin_memory())
 
 
 def crop(images: Tensor, scale: float, sides: np.ndarray, tops: np.ndarray, lefts: np.ndarray) -> None:
@@ -195,71 +152,139 @@ def crop(images: Tensor, scale: float, sides: np.ndarray, tops: np.ndarray, left
         images[i] = F.interpolate(window, (size, size), mode="bilinear", align_corners=False)[0]
 
 
-class CaptionDataset(Dataset[CaptionBatch]):
-    """Batches of one split. ``__getitems__`` builds a whole one by indexing arrays, image by image only where it must.
+class ImageDataset(Dataset[Any]):
+    """Batches of one split's images. ``__getitems__`` builds a whole one by indexing arrays, image by image if it must.
 
-    Random choices (captions, flip, crop) depend on (seed, epoch, position of the image) alone, so neither the number of
-    workers nor an interrupted run changes them.
+    Random choices depend on (seed, epoch, position of the image) alone, so neither the number of workers nor an
+    interrupted run changes them.
+
+    Args:
+        records: The split.
+        size: Side of the square images, in pixels.
+        cache: Its pixels; None decodes each image when it is asked for.
+        training: Change images at random.
+        horizontal_flip: Mirror with probability 1/2.
+        crop_scale: Least share of the area that a random square crop keeps; 1 crops nothing.
+        seed: Seed of all random choices.
 
     Attributes:
-        positions: Positions of the usable images in ``records``. (N,)
+        usable: Whether each image of the split can be used, as far as is known. (N,)
+        positions: Positions in ``records`` of the images that are used.
+
+    Raises:
+        DataError: If too many images cannot be decoded.
     """
 
     def __init__(
         self,
         records: CaptionRecords,
-        captions: CaptionTokens,
         size: int,
         cache: PixelCache | None,
-        num_captions: int,
         training: bool,
-        horizontal_flip: bool = False,
-        crop_scale: float = 1.0,
-        distilled: CaptionTokens | None = None,
-        distilled_share: float = 0.5,
-        seed: int = 0,
+        horizontal_flip: bool,
+        crop_scale: float,
+        seed: int,
     ) -> None:
-        """Join tokens and pixels.
-
-        Args:
-            records: The split.
-            captions: Its tokens.
-            size: Side of the square images, in pixels.
-            cache: Its pixels; None decodes each image when it is asked for.
-            num_captions: Captions of each image in a batch.
-            training: Draw captions and change images at random; otherwise take the first captions and pass references.
-            horizontal_flip: Mirror images with probability 1/2, never one with "left" or "right" in a caption.
-            crop_scale: Least share of the area that a random square crop keeps; 1 crops nothing.
-            distilled: A teacher's captions of the same images, none of some.
-            distilled_share: Probability that a training caption is a teacher's, where there is one.
-            seed: Seed of all random choices.
-
-        Raises:
-            DataError: When too many images cannot be used.
-        """
-        self.records, self.captions = records, captions
-        self.num_captions, self.training, self.seed = num_captions, training, seed
-        self.crop_scale = crop_scale if training else 1.0
-        self.distilled, self.distilled_share = distilled, distilled_share
-        self.image_ids = np.asarray(records.image_ids, np.int64)
-        self.features: FeatureCache | None = None
-        self.images = SplitImages(records, size, cache)
-        if training:
-            silent = np.flatnonzero(captions.counts == 0).tolist()
-            reason = "with no caption to learn from"
-            self.images.leave_out([(index, reason, f"image id {self.image_ids[index]}") for index in silent])
-        self.positions = np.flatnonzero(self.images.usable)
-        self.may_flip = np.zeros(len(self.image_ids), bool)
-        if horizontal_flip and training:
-            self.may_flip[:] = [not any(map(_SIDED.search, texts)) for texts in records.captions]
+        self.records, self.size, self.cache = records, size, cache
+        self.training, self.crop_scale, self.seed = training, crop_scale, seed
+        self.may_flip = np.full(len(records), horizontal_flip)
+        self.usable = np.ones(len(records), bool)
+        self.leave_out([(index, "that cannot be decoded", reason) for index, reason in (cache.bad if cache else ())])
+        self.positions = np.flatnonzero(self.usable)
 
     def __len__(self) -> int:
-        """Number of usable images."""
+        """Number of images used."""
         return len(self.positions)
 
-    def __getitem__(self, index: int) -> CaptionBatch:
-        """Return a batch of one, as in epoch zero; for a look by hand."""
-        return self.__getitems__(BatchIndex(0, np.array([index])))
+    def __getitems__(self, index: BatchIndex) -> Any:
+        """Build the batch of an epoch's positions; smaller where an uncached image turns out to be bad."""
+        images, positions = self.pixels(index.epoch, self.positions[index.positions])
+        labels = self.records.labels or [-1] * len(self.records)
+        return ImageBatch(images, torch.tensor([labels[position] for position in positions]))
+
+    def leave_out(self, bad: list[tuple[int, str, str]]) -> None:
+        """Mark images, each with reason and example, as not to be used; raises ``DataError`` if they are too many."""
+        skipped, records = Skipped(f"{self.records.name}: images"), self.records
+        before = records.num_skipped + int((~self.usable).sum())
+        for index, reason, example in bad:
+            self.usable[index] = False
+            skipped.add(reason, example)
+        skipped.check(len(self.usable) + records.num_skipped, records.max_skipped, before)
+
+    def pixels(self, epoch: int, positions: np.ndarray) -> tuple[Tensor, np.ndarray]:
+        """Return pixels as an epoch changes them, and their positions: fewer where an uncached image is bad.
+
+        Args:
+            epoch: Epoch, from zero.
+            positions: Positions in the split. (B,)
+
+        Returns:
+            uint8 (B', 3, S, S) and (B',).
+
+        Raises:
+            DataError: If none of them can be decoded, or too many of the split cannot.
+        """
+        images, positions = self._read(positions)
+        if self.training:
+            drawn = [counter_uniform(self.seed, epoch, stream, positions) for stream in (_FLIP, _SIDE, _TOP, _LEFT)]
+            chosen = torch.from_numpy(self.may_flip[positions] & (drawn[0] < 0.5))
+            images[chosen] = images[chosen].flip(-1)
+            crop(images, self.crop_scale, *drawn[1:])
+        return images, positions
+
+    def _read(self, positions: np.ndarray) -> tuple[Tensor, np.ndarray]:
+        if self.cache is not None:
+            return torch.from_numpy(self.cache.pixels[positions]), positions
+        images: list[np.ndarray] = []
+        kept: list[int] = []
+        for position in positions.tolist():
+            try:
+                images.append(np.asarray(self.records.load_image(position, self.size)))
+                kept.append(position)
+            except DataError as error:
+                if self.usable[position]:
+                    self.leave_out([(position, "that cannot be decoded", str(error))])
+                if position == positions[-1] and not images:
+                    raise
+        return torch.from_numpy(np.ascontiguousarray(np.stack(images).transpose(0, 3, 1, 2))), np.array(kept)
+
+
+class CaptionDataset(ImageDataset):
+    """Batches of one split's images and captions.
+
+    Args:
+        captions: The split's captions as tokens.
+        num_captions: Captions of each image in a batch.
+        distilled: A teacher's captions of the same images, none of some.
+        distilled_share: Probability that a training caption is a teacher's, where there is one.
+        **images: As of ``ImageDataset``. In training captions are drawn at random, and no image is mirrored that has
+            "left" or "right" in a caption; otherwise the first captions are taken, and references passed.
+
+    Attributes:
+        features: Views of the images that a frozen encoder has encoded, in the place of pixels; see ``cache_features``.
+
+    Raises:
+        DataError: If too many images cannot be used.
+    """
+
+    def __init__(
+        self,
+        captions: CaptionTokens,
+        num_captions: int,
+        distilled: CaptionTokens | None = None,
+        distilled_share: float = 0.5,
+        **images: Any,
+    ) -> None:
+        super().__init__(**images)
+        self.captions, self.num_captions = captions, num_captions
+        self.distilled, self.distilled_share = distilled, distilled_share
+        self.image_ids = np.asarray(self.records.image_ids, np.int64)
+        self.features: np.ndarray | None = None
+        if self.training:
+            silent, reason = np.flatnonzero(captions.counts == 0).tolist(), "with no caption to learn from"
+            self.leave_out([(index, reason, f"image id {self.image_ids[index]}") for index in silent])
+            self.positions = np.flatnonzero(self.usable)
+            self.may_flip &= [not any(map(_SIDED.search, texts)) for texts in self.records.captions]
 
     def __getitems__(self, index: BatchIndex) -> CaptionBatch:
         """Build a batch.
@@ -275,24 +300,14 @@ class CaptionDataset(Dataset[CaptionBatch]):
         """
         features, positions = None, self.positions[index.positions]
         if self.features is not None:
-            features = self.features.take(index.epoch, index.positions)
+            views = (index.epoch + index.positions) % len(self.features)
+            features = torch.from_numpy(self.features[views, index.positions])
             images = torch.empty(len(positions), 3, 0, 0, dtype=torch.uint8)
         else:
-            images, positions = self.images.read(positions)
-            if self.training:
-                self._change(images, index.epoch, positions)
+            images, positions = self.pixels(index.epoch, positions)
         tokens, lengths = self._choose(index.epoch, positions)
         references = [] if self.training else [list(self.records.captions[position]) for position in positions]
         return CaptionBatch(images, torch.from_numpy(self.image_ids[positions]), tokens, lengths, references, features)
-
-    def view(self, epoch: int, index: np.ndarray) -> Tensor:
-        """Return pixels as an epoch changes them. index: among the usable images; uint8 (B, 3, S, S)."""
-        positions = self.positions[index]
-        images, kept = self.images.read(positions)
-        if len(kept) != len(positions):
-            raise DataError(f"{self.records.name}: features need pixels that were decoded before: set cache=true")
-        self._change(images, epoch, positions)
-        return images
 
     def _choose(self, epoch: int, positions: np.ndarray) -> tuple[Tensor, Tensor]:
         """Pick captions, people's or a teacher's. (B, K, L) and (B, K)."""
@@ -322,9 +337,3 @@ class CaptionDataset(Dataset[CaptionBatch]):
             columns = np.take_along_axis(order, columns, axis=1)
         rows = np.minimum(captions.first[positions][:, None] + columns, len(captions.lengths) - 1)
         return captions.tokens[rows], captions.lengths[rows]
-
-    def _change(self, images: Tensor, epoch: int, positions: np.ndarray) -> None:
-        """Flip and crop in place, at random. images: (B, 3, S, S)."""
-        drawn = [counter_uniform(self.seed, epoch, stream, positions) for stream in (_FLIP, _SIDE, _TOP, _LEFT)]
-        flip(images, self.may_flip[positions] & (drawn[0] < 0.5))
-        crop(images, self.crop_scale, *drawn[1:])

@@ -1,7 +1,8 @@
-"""Images without captions: folders of any depth, or ImageNet's class folders."""
+"""Image files of a split, and sets of images without captions: folders of any depth, or ImageNet's class folders."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Sequence
@@ -9,54 +10,51 @@ from pathlib import Path
 
 import numpy as np
 
-from fastcap.data.errors import DataError
+from fastcap.data.errors import MAX_SKIPPED, DataError
 from fastcap.data.image_files import find_images
 from fastcap.data.pixels import decode_image
-from fastcap.types import CaptionRecords
-
-MAX_SKIPPED = 0.05  # share of a split's images that may be left out
+from fastcap.types import CaptionRecords, CaptionSource
 
 
-class ImageFiles(CaptionRecords):
-    """Image files of one split.
-
-    Attributes:
-        paths: The files.
-        labels: Class of each file, -1 for none.
-        classes: Names of the classes.
-        num_skipped: Images of the split that were left out when it was read.
-        max_skipped: Share of the split's images that may be left out altogether.
-    """
+class FileRecords(CaptionRecords):
+    """One split whose images are files; attributes are those of ``CaptionRecords``."""
 
     def __init__(
         self,
         name: str,
         paths: Sequence[Path],
-        labels: Sequence[int] | None = None,
+        num_skipped: int,
+        max_skipped: float,
+        image_ids: Sequence[int] | None = None,
+        captions: Sequence[Sequence[str]] | None = None,
+        labels: Sequence[int] = (),
         classes: Sequence[str] = (),
-        num_skipped: int = 0,
-        max_skipped: float = MAX_SKIPPED,
     ) -> None:
-        self.name, self.paths, self.classes = name, paths, list(classes)
-        self.labels = [-1] * len(paths) if labels is None else labels
-        self.num_skipped, self.max_skipped = num_skipped, max_skipped
-        self.image_ids: Sequence[int] = range(len(paths))
-        self.captions: Sequence[Sequence[str]] = [[]] * len(paths)
+        """Hold what was found and checked; without ``image_ids`` positions are ids."""
+        self.name, self.paths, self.num_skipped, self.max_skipped = name, paths, num_skipped, max_skipped
+        self.image_ids = range(len(paths)) if image_ids is None else image_ids
+        self.captions = [[]] * len(paths) if captions is None else captions
+        self.labels, self.classes = labels, classes
 
     def load_image(self, index: int, size: int) -> np.ndarray:
         """Decode image ``index``, squashed to a square; (size, size, 3). Raises ``DataError`` naming the file."""
         return decode_image(self.paths[index], size)
 
     def fingerprint(self) -> str:
-        """Digest of every file's path, size and time of change."""
-        digest = hashlib.sha256()
-        for path in self.paths:
-            status = path.stat()
-            digest.update(os.fsencode(f"{os.path.abspath(path)} {status.st_size} {status.st_mtime_ns}\n"))
-        return digest.hexdigest()
+        """Digest of every image file's path, size and time of change."""
+        wanted, stats = set(self.paths), {}
+        for folder in {path.parent for path in self.paths}:
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    if (path := folder / entry.name) in wanted:
+                        with contextlib.suppress(OSError):  # a link to nothing, or in a circle
+                            found = entry.stat()
+                            stats[path] = (found.st_size, found.st_mtime_ns)
+        lines = [f"{os.path.abspath(path)} {stats.get(path)}" for path in self.paths]
+        return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
 
 
-class FolderImages:
+class FolderImages(CaptionSource):
     """Every image below folders, at any depth; every so many-th is kept for validation.
 
     Args:
@@ -80,7 +78,7 @@ class FolderImages:
         if not 0 < val_share < 1:
             raise DataError(f"val_share must be between 0 and 1, found {val_share}")
 
-    def split(self, name: str) -> ImageFiles:
+    def split(self, name: str) -> FileRecords:
         """Return "train" or "val".
 
         Raises:
@@ -91,10 +89,10 @@ class FolderImages:
             raise DataError(f"{self.roots[0]}: {len(paths)} images in this folder, at least 2 are needed")
         every = min(max(2, round(1 / self.val_share)), len(paths))
         chosen = [path for i, path in enumerate(paths) if (i % every == every // 2) == (name == "val")]
-        return ImageFiles(name, chosen, num_skipped=num_skipped, max_skipped=self.max_skipped)
+        return FileRecords(name, chosen, num_skipped, self.max_skipped)
 
 
-class ClassFolders:
+class ClassFolders(CaptionSource):
     """ImageNet's layout: ``root/train/CLASS/*`` and ``root/val/CLASS/*``.
 
     Args:
@@ -105,7 +103,7 @@ class ClassFolders:
     def __init__(self, root: str | os.PathLike[str], max_skipped: float = MAX_SKIPPED) -> None:
         self.root, self.max_skipped = Path(root).expanduser(), max_skipped
 
-    def split(self, name: str) -> ImageFiles:
+    def split(self, name: str) -> FileRecords:
         """Return "train" or "val".
 
         Raises:
@@ -123,7 +121,7 @@ class ClassFolders:
             paths += inside
             labels += [label] * len(inside)
             num_skipped += left_out
-        return ImageFiles(name, paths, labels, classes, num_skipped, self.max_skipped)
+        return FileRecords(name, paths, num_skipped, self.max_skipped, labels=labels, classes=classes)
 
     def _classes(self, name: str) -> list[str]:
         folder = self.root / name

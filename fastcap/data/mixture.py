@@ -5,22 +5,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
 from fastcap.data.coco import normalise_caption, read_json
 from fastcap.data.errors import DataError
-from fastcap.types import CaptionRecords
+from fastcap.types import CaptionRecords, CaptionSource
 
 _ID_STRIDE = 10**12
-
-
-class CaptionSource(Protocol):
-    """A data set that hands out its splits."""
-
-    def split(self, name: str) -> CaptionRecords:
-        """Return one split; raises ``DataError`` naming the choices when there is none of that name."""
 
 
 class MixedRecords(CaptionRecords):
@@ -31,24 +23,21 @@ class MixedRecords(CaptionRecords):
         image_ids: The sets' image ids, those of set k raised by k times 10^12, so that no two are alike.
         own_ids: Of one set alone: the ids that it has itself, by image id.
         captions: Captions of each image.
-        parts: Number of the part that each image is from. (N,)
-        shares: Share of each part that one epoch shows.
     """
 
     def __init__(self, name: str, parts: Mapping[int, CaptionRecords], shares: Sequence[float]) -> None:
         """Join splits, given by the numbers of their sets."""
-        self.name, self.shares, self._parts = name, shares, list(parts.values())
-        sizes = [len(part.image_ids) for part in self._parts]
-        self.parts = np.repeat(np.arange(len(parts)), sizes)
+        self.name, self._parts = name, list(parts.values())
+        sizes = [len(part) for part in self._parts]
+        self._part_of = np.repeat(np.arange(len(parts)), sizes)
+        self.shares = [(self._part_of == number, share) for number, share in enumerate(shares)]
         self._first = np.cumsum(sizes) - sizes
         for part in self._parts:
             if not all(0 <= image_id < _ID_STRIDE for image_id in part.image_ids):
                 raise DataError(f"{part.name}: image ids must be in 0 to {_ID_STRIDE - 1} to be told from other sets'")
-        self.image_ids: Sequence[int] = [
-            number * _ID_STRIDE + i for number, part in parts.items() for i in part.image_ids
-        ]
+        self.image_ids = [number * _ID_STRIDE + i for number, part in parts.items() for i in part.image_ids]
         self.own_ids = {i: i % _ID_STRIDE for i in self.image_ids} if len(parts) == 1 else {}
-        self.captions: Sequence[Sequence[str]] = [texts for part in self._parts for texts in part.captions]
+        self.captions = [texts for part in self._parts for texts in part.captions]
         if all(part.paths for part in self._parts):
             self.paths = [path for part in self._parts for path in part.paths]
         self.num_skipped = sum(part.num_skipped for part in self._parts)
@@ -56,7 +45,7 @@ class MixedRecords(CaptionRecords):
 
     def load_image(self, index: int, size: int) -> np.ndarray:
         """Decode image ``index`` (position, not id), (size, size, 3); raises ``DataError`` naming the file."""
-        part = self.parts[index]
+        part = self._part_of[index]
         pixels: np.ndarray = self._parts[part].load_image(int(index - self._first[part]), size)
         return pixels
 
@@ -65,7 +54,7 @@ class MixedRecords(CaptionRecords):
         return hashlib.sha256(" ".join(part.fingerprint() for part in self._parts).encode()).hexdigest()
 
 
-class CaptionMixture:
+class CaptionMixture(CaptionSource):
     """Several caption sets as one.
 
     Its split "train" holds the images of all sets; so does "val", but training validates on each set's own, "val_NAME".
@@ -90,6 +79,7 @@ class CaptionMixture:
         text_weight: float = 1.0,
     ) -> None:
         self.sets, self.text, self.text_weight = dict(sets), [Path(path).expanduser() for path in text], text_weight
+        self.validation_splits = [f"val_{name}" for name in self.sets]
         self.shares = {name: 1.0 for name in self.sets} | dict(shares or {})
         if not self.sets:
             raise DataError("sets must name at least one data set")
@@ -97,11 +87,6 @@ class CaptionMixture:
             raise DataError(f"shares.{odd[0]} must be a share in (0, 1] of one of {', '.join(self.sets)}")
         if text_weight < 0:
             raise DataError(f"text_weight must not be negative, found {text_weight}")
-
-    @property
-    def validation_splits(self) -> list[str]:
-        """What training validates on: each set's "val", apart."""
-        return [f"val_{name}" for name in self.sets]
 
     def split(self, name: str) -> CaptionRecords:
         """Return a split of all sets together ("train", "val"), or of one ("val_coco").

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from fastcap.backbone.efficientnet_lite import EfficientNetLite, packaged_classifier
 from fastcap.cli import hydra_command
-from fastcap.data.images import ImageBatch
+from fastcap.data.dataset import ImageBatch
 from fastcap.jobs.pretrain import BackbonePretraining, run
 
 

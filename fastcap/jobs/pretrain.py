@@ -17,7 +17,8 @@ from torch.nn import functional as F
 from fastcap.backbone.weights import save_backbone
 from fastcap.build import build_backbone, build_trainer, construct
 from fastcap.cli import check_values, hydra_command, print_table
-from fastcap.data.images import ImageBatch, ImageDataModule
+from fastcap.data.datamodule import ImageDataModule
+from fastcap.data.dataset import ImageBatch
 from fastcap.module import TrainedModule
 from fastcap.training.checkpoints import resume_weights
 from fastcap.training.loggers import closing_loggers

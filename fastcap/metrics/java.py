@@ -196,7 +196,7 @@ def meteor(candidates: Sequence[str], references: Sequence[Sequence[str]], timeo
     Args:
         candidates: Tokenised captions, one for each image.
         references: Their tokenised references, at least one for each image.
-        timeout: Seconds until the jar is killed; by default 120 and a tenth of a second for each caption.
+        timeout: Seconds until the jar is killed; by default 300 and a tenth of a second for each caption.
 
     Returns:
         METEOR of the set in [0, 1].
@@ -206,7 +206,7 @@ def meteor(candidates: Sequence[str], references: Sequence[Sequence[str]], timeo
     """
     find_jar("meteor/data/paraphrase-en.gz")
     program = ["-Xmx2G", "-jar", str(find_jar(METEOR_JAR)), "-", "-", "-stdio", "-l", "en", "-norm"]
-    seconds = 120 + 0.1 * len(candidates) if timeout is None else timeout
+    seconds = 300 + 0.1 * len(candidates) if timeout is None else timeout
 
     def ask(lines: list[str], num_answers: int) -> list[str]:
         answers = run_java(program, "".join(f"{line}\n" for line in lines), seconds).splitlines()

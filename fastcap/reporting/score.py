@@ -72,7 +72,7 @@ def score(options: argparse.Namespace) -> dict[str, float]:
         Metrics by name, times 100.
     """
     names = check(options)
-    from fastcap.data.results import pair_results
+    from fastcap.data.coco import pair_results
     from fastcap.metrics import CaptionMetrics
 
     pairs = pair_results(options.results, options.references, options.allow_missing)

@@ -130,7 +130,7 @@ def test_shards(monkeypatch, world, items):
     assert len(set(flat(training))) == len(flat(training))
 
 
-class SidedRecords(CaptionRecords):
+class SidedRecords(CaptionRecords, CaptionSource):
     """Images whose pixels grow from left to right; every second one has a caption with a side in it."""
 
     name, image_ids = "train", range(40)
@@ -168,7 +168,7 @@ def test_outside_training_images_may_have_another_size(source, cached):
         images = next(iter(data.dataloader(split))).images
         assert images.shape[-2:] == (12, 12)
         assert torch.equal(images, next(iter(module(source, image_size=12).dataloader(split))).images)
-    with pytest.raises(DataError, match="eval_image_size must be positive, found 0"):
+    with pytest.raises(DataError, match="eval_image_size must be at least 1, found 0"):
         module(source, eval_image_size=0)
 
 

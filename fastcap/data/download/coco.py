@@ -1,4 +1,4 @@
-"""MS COCO's pieces: where they are, what they must be, and where they go.
+"""MS COCO's pieces (where they are, what they must be, where they go), and Karpathy's split files in COCO's format.
 
 Below the data folder, as ``conf/data/coco.yaml`` expects it:
 
@@ -11,17 +11,25 @@ Below the data folder, as ``conf/data/coco.yaml`` expects it:
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, NamedTuple
 
-from fastcap.data.coco import parse_annotations
-from fastcap.data.download.karpathy import COUNTS, SPLITS, convert
+from fastcap.data.coco import normalise_caption, parse_annotations, read_field, read_json
 from fastcap.data.download.transfer import check_space, copy, entries, fetch
 from fastcap.data.errors import DataError
+from fastcap.utils.files import write_json
 
 COCO_URL = "http://images.cocodataset.org"  # over HTTPS its certificate does not fit the name; MD5 settles the content
 KARPATHY_URL = "https://cs.stanford.edu/people/karpathy/deepimagesent"
+SPLITS = ("train", "val", "test")
+# Images of each split, for the three sets that Karpathy published; `restval` counts as train.
+COUNTS = {
+    "coco": {"train": 113_287, "val": 5_000, "test": 5_000},
+    "flickr8k": {"train": 6_000, "val": 1_000, "test": 1_000},
+    "flickr30k": {"train": 29_000, "val": 1_014, "test": 1_000},
+}
 
 
 @dataclass(frozen=True)
@@ -72,76 +80,128 @@ PIECES = {
 KARPATHY = Piece("karpathy", "caption_datasets.zip", 36_745_453)
 
 
-@dataclass
-class CocoFetcher:
-    """Brings COCO's pieces into a data folder; what is there and complete is left alone.
+def fetch_coco(pieces: Iterable[Piece], root: Path, say: Callable[[str], None] = print) -> None:
+    """Bring pieces into a data folder: fetch, unpack and check them; what is there and complete is left alone.
+
+    Raises:
+        DataError: Naming the address or file and what is wrong with it.
+    """
+    archives = root / "archives"
+    missing = [(piece, archives / Path(piece.file).name) for piece in pieces if not _complete(piece, root)]
+    # Unpacked pictures take what their archives take, and archives go one by one.
+    sizes = [piece.size for piece, archive in missing if not archive.is_file()]
+    check_space(root, sum(sizes) + max(sizes, default=0))
+    for piece, archive in missing:
+        say(f"{piece.name:<13} {piece.size / 1e9:.1f} GB")
+        fetch(f"{KARPATHY_URL if piece is KARPATHY else COCO_URL}/{piece.file}", archive, piece.md5)
+        _lay_out(piece, archive, root)
+        archive.unlink()
+        if not any(archives.iterdir()):
+            archives.rmdir()
+        say(f"{piece.name:<13} complete")
+
+
+def _lay_out(piece: Piece, archive: Path, root: Path) -> None:
+    annotations = root / "annotations"
+    for entry in entries(archive):
+        if piece.images and entry.name.suffix == ".jpg":
+            copy(entry, root / "images" / piece.name / entry.name.name)
+        elif entry.name.stem in piece.captions or (piece is KARPATHY and entry.name.name == "dataset_coco.json"):
+            copy(entry, annotations / f"{entry.name.stem}.unchecked.json")
+    if piece.images and (found := _count(piece, root)) < piece.images:
+        raise DataError(f"{archive}: {found} images, must be {piece.images}")
+    for name, counts in piece.captions.items():
+        checked = annotations / f"{name}.unchecked.json"
+        files, captions, empty = parse_annotations(checked)
+        numbers = len(files), sum(map(len, captions.values())) + len(empty)
+        if numbers != counts:
+            raise DataError(f"{checked}: {numbers} images and captions, must be {counts}")
+        os.replace(checked, annotations / f"{name}.json")
+    if piece is KARPATHY:
+        source = annotations / "dataset_coco.unchecked.json"
+        convert(source, annotations)
+        os.replace(source, annotations / "dataset_coco.json")
+
+
+def _complete(piece: Piece, root: Path) -> bool:
+    if piece.images:
+        return _count(piece, root) >= piece.images
+    names = list(piece.captions) or [f"captions_karpathy_{split}" for split in SPLITS]
+    return all((root / "annotations" / f"{name}.json").is_file() for name in names)  # named when checked
+
+
+def _count(piece: Piece, root: Path) -> int:
+    folder = root / "images" / piece.name
+    return sum(name.endswith(".jpg") for name in os.listdir(folder)) if folder.is_dir() else 0
+
+
+class KarpathyImage(NamedTuple):
+    """An image of Karpathy's split files (dataset_{coco,flickr8k,flickr30k}.json).
 
     Attributes:
-        root: The data folder.
-        say: Prints a line.
-        coco_url: Base address of COCO's archives.
-        karpathy_url: Base address of Karpathy's archive.
-        keep_archives: Whether archives stay after they are unpacked.
+        split: "train" (his ``restval`` too), "val" or "test".
+        image_id: COCO's own id, else the file's ``imgid``.
+        file_name: With the folder where the file names one (``val2014/COCO_val2014_....jpg``).
+        captions: By caption id.
     """
 
-    root: Path
-    say: Callable[[str], None] = print
-    coco_url: str = COCO_URL
-    karpathy_url: str = KARPATHY_URL
-    keep_archives: bool = False
+    split: str
+    image_id: int
+    file_name: str
+    captions: dict[int, str]
 
-    def fetch(self, pieces: Iterable[Piece]) -> None:
-        """Fetch, unpack and check pieces.
 
-        Raises:
-            DataError: Naming the address or file and what is wrong with it.
-        """
-        missing = [piece for piece in pieces if not self._complete(piece)]
-        # Unpacked pictures take what their archives take, and archives go one by one.
-        sizes = [piece.size for piece in missing if not self._archive(piece).is_file()]
-        check_space(self.root, sum(sizes) * (2 if self.keep_archives else 1) + max(sizes, default=0))
-        for piece in missing:
-            archive = self._archive(piece)
-            base = self.karpathy_url if piece is KARPATHY else self.coco_url
-            self.say(f"{piece.name:<13} {piece.size / 1e9:.1f} GB")
-            fetch(f"{base.rstrip('/')}/{piece.file}", archive, piece.md5)
-            self._lay_out(piece, archive)
-            if not self.keep_archives:
-                archive.unlink()
-                if not any(archive.parent.iterdir()):
-                    archive.parent.rmdir()
-            self.say(f"{piece.name:<13} complete")
+def read_karpathy(content: Any, source: str) -> Iterator[KarpathyImage]:
+    """Yield the images of a split file, given its JSON and what to call it in errors.
 
-    def _lay_out(self, piece: Piece, archive: Path) -> None:
-        annotations = self.root / "annotations"
-        for entry in entries(archive):
-            if piece.images and entry.name.suffix == ".jpg":
-                copy(entry, self.root / "images" / piece.name / entry.name.name)
-            elif entry.name.stem in piece.captions or (piece is KARPATHY and entry.name.name == "dataset_coco.json"):
-                copy(entry, annotations / f"{entry.name.stem}.unchecked.json")
-        if piece.images and (found := self._count(piece)) < piece.images:
-            raise DataError(f"{archive}: {found} images, must be {piece.images}")
-        for name, counts in piece.captions.items():
-            checked = annotations / f"{name}.unchecked.json"
-            files, captions, empty = parse_annotations(checked)
-            numbers = len(files), sum(map(len, captions.values())) + len(empty)
-            if numbers != counts:
-                raise DataError(f"{checked}: {numbers} images and captions, must be {counts}")
-            os.replace(checked, annotations / f"{name}.json")
-        if piece is KARPATHY:
-            source = annotations / "dataset_coco.unchecked.json"
-            convert(source, annotations, expected=COUNTS["coco"])
-            os.replace(source, annotations / "dataset_coco.json")
+    Raises:
+        DataError: Naming the file and field at the first thing that is not of his format.
+    """
+    if not isinstance(content, dict) or not isinstance(content.get("images"), list):
+        raise DataError(f"{source}: field 'images' must be a list")
+    seen: set[int] = set()
+    for index, entry in enumerate(content["images"]):
+        where = f"{source}: images[{index}]"
+        split = read_field(entry, "split", str, where)
+        if split not in (*SPLITS, "restval"):
+            raise DataError(f"{where}.split must be train, restval, val or test, found {split!r}")
+        image_id = read_field(entry, "cocoid" if "cocoid" in entry else "imgid", int, where)
+        if image_id in seen:
+            raise DataError(f"{where}: image id {image_id} is a duplicate")
+        seen.add(image_id)
+        file_name = read_field(entry, "filename", str, where)
+        if "filepath" in entry:
+            file_name = f"{read_field(entry, 'filepath', str, where)}/{file_name}"
+        sentences = entry.get("sentences")
+        if not isinstance(sentences, list) or not sentences:
+            raise DataError(f"{where}.sentences must be a list with captions")
+        captions = {}
+        for number, sentence in enumerate(sentences):
+            place = f"{where}.sentences[{number}]"
+            caption = normalise_caption(read_field(sentence, "raw", str, place))
+            captions[read_field(sentence, "sentid", int, place)] = caption
+        yield KarpathyImage("train" if split == "restval" else split, image_id, file_name, captions)
 
-    def _complete(self, piece: Piece) -> bool:
-        if piece.images:
-            return self._count(piece) >= piece.images
-        names = list(piece.captions) or [f"captions_karpathy_{split}" for split in SPLITS]
-        return all((self.root / "annotations" / f"{name}.json").is_file() for name in names)  # named when checked
 
-    def _count(self, piece: Piece) -> int:
-        folder = self.root / "images" / piece.name
-        return sum(name.endswith(".jpg") for name in os.listdir(folder)) if folder.is_dir() else 0
+def convert(source: Path, out: Path) -> None:
+    """Write Karpathy's ``dataset_coco.json`` as ``captions_karpathy_{train,val,test}.json`` in COCO's format.
 
-    def _archive(self, piece: Piece) -> Path:
-        return self.root / "archives" / Path(piece.file).name
+    Raises:
+        DataError: Naming the file, if it is not of his format or has other numbers of images.
+    """
+    splits: dict[str, list[KarpathyImage]] = {name: [] for name in SPLITS}
+    for image in read_karpathy(read_json(source, "Karpathy's split file"), str(source)):
+        splits[image.split].append(image)
+    counts = {name: len(images) for name, images in splits.items()}
+    if counts != COUNTS["coco"]:
+        raise DataError(f"{source}: {counts} images, must be {COUNTS['coco']}")
+    for name, images in splits.items():
+        content = {
+            "images": [{"id": image.image_id, "file_name": image.file_name} for image in images],
+            "annotations": [
+                {"id": caption_id, "image_id": image.image_id, "caption": caption}
+                for image in images
+                for caption_id, caption in image.captions.items()
+            ],
+        }
+        write_json(out / f"captions_karpathy_{name}.json", content)

@@ -18,8 +18,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fastcap.data.coco import normalise_caption, read_field
-from fastcap.data.download.karpathy import COUNTS, SPLITS
+from fastcap.data.coco import normalise_caption
+from fastcap.data.download.coco import COUNTS, SPLITS, read_karpathy
 from fastcap.data.download.transfer import Entry, copy, entries
 from fastcap.data.errors import MAX_SKIPPED, DataError, Skipped
 from fastcap.utils.files import write_json
@@ -93,7 +93,15 @@ def _take(entry: Entry, parts: _Parts, images: Path, source: Path) -> None:
         elif captions := _read_captions(text):
             parts.captions = captions
     elif suffix == ".json" and name.startswith("dataset_flickr"):
-        _read_karpathy(_text(entry, source), parts, f"{source}: {name}")
+        where = f"{source}: {name}"
+        try:
+            content = json.loads(_text(entry, source))
+        except ValueError as error:
+            raise DataError(f"{where} is not readable JSON ({error})") from error
+        parts.captions, parts.splits = {}, {split: [] for split in SPLITS}
+        for image in read_karpathy(content, where):
+            parts.captions[image.file_name] = list(image.captions.values())
+            parts.splits[image.split].append(image.file_name)
 
 
 def _text(entry: Entry, source: Path) -> str:
@@ -117,20 +125,6 @@ def _read_captions(text: str) -> dict[str, list[str]]:
         if caption := normalise_caption(caption):
             captions.setdefault(name.strip(), []).append(caption)
     return captions
-
-
-def _read_karpathy(text: str, parts: _Parts, where: str) -> None:
-    try:
-        images = json.loads(text)["images"]
-        parts.captions, parts.splits = {}, {split: [] for split in SPLITS}
-        for index, image in enumerate(images):
-            name = read_field(image, "filename", str, f"{where}: images[{index}]")
-            parts.captions[name] = [normalise_caption(sentence["raw"]) for sentence in image["sentences"]]
-            parts.splits[read_field(image, "split", str, f"{where}: images[{index}]")].append(name)
-    except (ValueError, KeyError, TypeError) as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(f"{where}: not Karpathy's format ({type(error).__name__}: {error})") from error
 
 
 def _write(

@@ -132,15 +132,10 @@ def entries(source: Path) -> Iterator[Entry]:
         raise DataError(f"{source}: is no whole archive ({error}); fetch it again") from error
 
 
-def open_bytes(path: Path) -> IO[bytes]:
-    """Open a file for reading."""
-    return open(path, "rb")
-
-
 def _read(source: Path) -> Iterator[Entry]:
     if source.is_dir():
         for path in walk_files(source):
-            yield Entry(PurePosixPath(path.relative_to(source)), path.stat().st_size, partial(open_bytes, path))
+            yield Entry(PurePosixPath(path.relative_to(source)), path.stat().st_size, partial(path.open, "rb"))
     elif zipfile.is_zipfile(source):
         with zipfile.ZipFile(source) as archive:
             for info in archive.infolist():
@@ -154,7 +149,7 @@ def _read(source: Path) -> Iterator[Entry]:
     elif source.suffix.lower() in (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz"):
         raise zipfile.BadZipFile("its end is missing")
     else:
-        yield Entry(PurePosixPath(source.name), source.stat().st_size, partial(open_bytes, source))
+        yield Entry(PurePosixPath(source.name), source.stat().st_size, partial(source.open, "rb"))
 
 
 def copy(entry: Entry, path: Path) -> None:

@@ -15,7 +15,7 @@ from fastcap.data.scenes import render
 from fastcap.data.scenes.accuracy import scene_accuracy
 from fastcap.data.scenes.language import draw_caption, draw_captions
 from fastcap.data.scenes.world import SPLITS, sample_scene
-from fastcap.types import CaptionRecords
+from fastcap.types import CaptionRecords, CaptionSource
 
 NUM_CAPTIONS = 5
 _ID_STRIDE = 10_000_000
@@ -65,7 +65,7 @@ class SceneRecords(CaptionRecords):
         return scene_accuracy(dict(zip(self.image_ids, self.facts, strict=True)), captions)
 
 
-class Scenes:
+class Scenes(CaptionSource):
     """The data set of drawn scenes."""
 
     def __init__(self, num_train: int = 8000, num_val: int = 500, num_test: int = 500, seed: int = 0) -> None:

@@ -61,7 +61,12 @@ def official(path):
 
 def karpathy(path):
     images = [
-        {"filename": name, "split": split, "sentences": [{"raw": text} for text in CAPTIONS[name]]}
+        {
+            "filename": name,
+            "imgid": NAMES.index(name),
+            "split": split,
+            "sentences": [{"raw": text, "sentid": number} for number, text in enumerate(CAPTIONS[name])],
+        }
         for split, names in SPLITS.items()
         for name in names
     ]

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from fastcap.data import CocoCaptions, DataError
-from fastcap.data.download.karpathy import convert
-from fastcap.jobs import fetch
+from fastcap.data import DataError
+from fastcap.data.download import coco
+from fastcap.data.download.coco import convert
 
 
 def _entry(number, split, **more):
@@ -22,31 +22,20 @@ def _write(path, entries):
 FLICKR = [_entry(0, "train"), _entry(1, "train"), _entry(2, "val"), _entry(3, "test")]
 
 
-def test_flickr_without_folders_and_coco_ids(tmp_path):
-    assert convert(_write(tmp_path / "dataset.json", FLICKR), tmp_path) == {"train": 2, "val": 1, "test": 1}
-    (tmp_path / "images").mkdir()
-    for number in range(4):
-        (tmp_path / f"images/{number}.jpg").write_bytes(b"")
-    files = {name: f"captions_karpathy_{name}.json" for name in ("train", "val", "test")}
-    records = CocoCaptions(tmp_path, annotations=files, max_skipped=0).split("train")
-    assert list(records.image_ids) == [0, 1] and records.captions[1][4] == "caption 1 4"
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    monkeypatch.setitem(coco.COUNTS, "coco", {"train": 3, "val": 1, "test": 1})
 
 
-def test_restval_joins_train_or_stays_out(tmp_path):
-    source = _write(tmp_path / "d.json", [*FLICKR, _entry(4, "restval", filepath="val2014", cocoid=77)])
-    assert convert(source, tmp_path)["train"] == 3
-    images = json.loads((tmp_path / "captions_karpathy_train.json").read_text())["images"]
-    assert images[-1] == {"id": 77, "file_name": "val2014/4.jpg"}
-    assert convert(source, tmp_path, restval=False)["train"] == 2
-
-
-def test_the_command_checks_known_sets(tmp_path, capsys):
-    source = _write(tmp_path / "dataset_flickr8k.json", FLICKR)
-    with pytest.raises(SystemExit) as stop:
-        fetch.main(["karpathy", str(source)])
-    assert stop.value.code == 2 and "dataset_flickr8k.json" in capsys.readouterr().err
-    fetch.main(["karpathy", str(source.rename(tmp_path / "dataset_mine.json")), "--out", str(tmp_path / "out")])
-    assert "train        2 images" in capsys.readouterr().out and len(list((tmp_path / "out").iterdir())) == 3
+def test_ids_folders_and_restval(tmp_path):
+    entries = [*FLICKR, _entry(4, "restval", filepath="val2014", cocoid=77)]
+    convert(_write(tmp_path / "d.json", entries), tmp_path)
+    content = json.loads((tmp_path / "captions_karpathy_train.json").read_text())
+    assert [image["id"] for image in content["images"]] == [0, 1, 77]
+    assert content["images"][-1]["file_name"] == "val2014/4.jpg"
+    assert content["annotations"][9] == {"id": 9, "image_id": 1, "caption": "caption 1 4"}
+    with pytest.raises(DataError, match=r"d\.json: .*'train': 2.* images, must be .*'train': 3"):
+        convert(_write(tmp_path / "d.json", FLICKR), tmp_path)
 
 
 @pytest.mark.parametrize(
