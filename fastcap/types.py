@@ -336,10 +336,6 @@ class CaptionRecords(Protocol):
     def fingerprint(self) -> str:
         """A string that changes whenever the pixels would; keys the pixel cache."""
 
-    def score(self, captions: Mapping[int, str]) -> dict[str, float]:
-        """Compute scores that only this data set knows, of captions by image id."""
-        return {}
-
 
 class CaptionSource(Protocol):
     """A data set that hands out its splits. Data sets inherit what they have nothing to say on.

@@ -11,8 +11,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from fastcap.data.errors import MAX_SKIPPED, DataError, Skipped
-from fastcap.data.folders import FileRecords
-from fastcap.data.image_files import resolve_name, same_name
+from fastcap.data.image_files import FileRecords, resolve_name, same_name
 from fastcap.types import CaptionSource
 from fastcap.utils.files import write_text
 
@@ -27,9 +26,8 @@ class CocoCaptions(CaptionSource):
         root: str | os.PathLike[str],
         images: str | Mapping[str, str] = "images",
         annotations: Mapping[str, str] | None = None,
-        max_images: Mapping[str, int] | int | None = None,
+        max_images: int | None = None,
         max_skipped: float = MAX_SKIPPED,
-        need_captions: bool = True,
     ) -> None:
         """Describe where the set lies; nothing is read before ``split``.
 
@@ -37,10 +35,9 @@ class CocoCaptions(CaptionSource):
             root: Data folder.
             images: Image folder below ``root``, or one for each split (COCO 2017: train2017, val2017).
             annotations: JSON file of each split, below ``root``; by default annotations/captions_{train,val,test}.json.
-            max_images: Use only the first so many images of each split, or of the splits named.
+            max_images: Use only the first so many images of each split.
             max_skipped: Share of a split's images that may be left out (no file, no caption, not decodable): they are
                 counted and reported, and above this share the split is refused.
-            need_captions: Leave out images without a caption; false keeps them, for distillation.
 
         Raises:
             DataError: When ``max_images`` or ``max_skipped`` is out of range.
@@ -48,12 +45,10 @@ class CocoCaptions(CaptionSource):
         self.root = Path(root).expanduser()
         self.images = images if isinstance(images, str) else dict(images)
         self.annotations = dict(_ANNOTATIONS if annotations is None else annotations)
-        self.max_images = max_images if max_images is None or isinstance(max_images, int) else dict(max_images)
-        self.max_skipped, self.need_captions = max_skipped, need_captions
+        self.max_images, self.max_skipped = max_images, max_skipped
         if not 0 <= max_skipped <= 1:
             raise DataError(f"max_skipped must be in [0, 1], found {max_skipped}")
-        limits = self.max_images.values() if isinstance(self.max_images, dict) else [self.max_images]
-        if any(limit is not None and limit < 1 for limit in limits):
+        if max_images is not None and max_images < 1:
             raise DataError(f"max_images must be positive, found {max_images}")
 
     def split(self, name: str) -> FileRecords:
@@ -68,7 +63,11 @@ class CocoCaptions(CaptionSource):
         Raises:
             DataError: When the folder, the JSON or a field of it is missing or malformed, or too much is left out.
         """
-        source = self.annotation_file(name)
+        if self.annotations.get(name) is None:
+            raise DataError(f"{self.root}: no split {name!r}; choose from {', '.join(sorted(self.annotations))}")
+        if not self.root.is_dir():
+            raise DataError(f"{self.root}: data folder (root) is missing")
+        source = self.root / self.annotations[name]
         folder = self.root / (self.images if isinstance(self.images, str) else self.images.get(name, "images"))
         if not folder.is_dir():
             raise DataError(f"{folder}: image folder (images) is missing")
@@ -85,28 +84,15 @@ class CocoCaptions(CaptionSource):
             path = disk.find(file_name)
             if path is None:
                 skipped.add("images whose file is absent", folder / file_name)
-            elif self.need_captions and not captions[image_id]:
+            elif not captions[image_id]:
                 skipped.add("images without a caption", f"image id {image_id}, {file_name}")
             else:
                 paths[image_id] = path
         skipped.check(len(files), self.max_skipped)
-        limit = self.max_images.get(name) if isinstance(self.max_images, dict) else self.max_images
-        usable = list(paths)[:limit]
+        usable = list(paths)[: self.max_images]
         texts, places = [captions[image_id] for image_id in usable], [paths[image_id] for image_id in usable]
-        num_skipped = skipped.total if limit is None else 0
+        num_skipped = skipped.total if self.max_images is None else 0
         return FileRecords(name, places, num_skipped, self.max_skipped, usable, texts)
-
-    def annotation_file(self, name: str) -> Path:
-        """Return where one split's JSON lies.
-
-        Raises:
-            DataError: When there is no such split, or no data folder.
-        """
-        if self.annotations.get(name) is None:
-            raise DataError(f"{self.root}: no split {name!r}; choose from {', '.join(sorted(self.annotations))}")
-        if not self.root.is_dir():
-            raise DataError(f"{self.root}: data folder (root) is missing")
-        return self.root / self.annotations[name]
 
 
 def normalise_caption(text: str) -> str:

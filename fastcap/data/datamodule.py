@@ -16,7 +16,7 @@ from fastcap.data.caches import PixelCache, cache_features
 from fastcap.data.concepts import Phrases, agreed_phrases, concept_agreement
 from fastcap.data.dataset import CaptionDataset, CaptionTokens, ImageDataset
 from fastcap.data.errors import DataError, log_once
-from fastcap.data.folders import FolderImages
+from fastcap.data.image_files import FolderImages
 from fastcap.data.sampler import EpochSampler, ResumableLoader
 from fastcap.data.tokenizer import CaptionTokenizer
 from fastcap.types import CaptionRecords, CaptionSource

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterable, Sequence
 
@@ -51,11 +50,6 @@ class CaptionTokenizer:
         """Number of ids, special tokens included."""
         return self._backend.get_vocab_size()
 
-    @property
-    def fingerprint(self) -> str:
-        """Digest that two tokenizers share when they are the same."""
-        return hashlib.sha256(self.to_json().encode()).hexdigest()
-
     def encode(self, text: str) -> list[int]:
         """Return the content ids of a caption: neither BOS nor EOS; [UNK] for a word outside a word vocabulary."""
         return self._backend.encode(text, add_special_tokens=False).ids
@@ -74,10 +68,6 @@ class CaptionTokenizer:
         special = self.special.ids
         return self._backend.decode([int(index) for index in ids if index not in special]).strip(" ")
 
-    def normalize(self, text: str) -> str:
-        """Return what is left of a caption before it is split: lower case, single blanks."""
-        return self._backend.normalizer.normalize_str(text)
-
     def concepts(self) -> list[int]:
         """Number the concept behind each id: words of one stem share it ("ring", "rings"), a special token has none.
 
@@ -95,19 +85,12 @@ class CaptionTokenizer:
         return concepts
 
     def to_json(self) -> str:
-        """Return everything there is to know of the tokenizer as one JSON string."""
+        """Return everything there is to know of the tokenizer as one JSON string; equal ones are the same tokenizer."""
         return self._backend.to_str()
 
     @classmethod
     def from_json(cls, text: str) -> CaptionTokenizer:
-        """Rebuild a tokenizer.
-
-        Args:
-            text: What ``to_json`` returned.
-
-        Raises:
-            DataError: When it is anything else.
-        """
+        """Rebuild a tokenizer from what ``to_json`` returned; raises ``DataError`` when it is anything else."""
         try:
             backend = Tokenizer.from_str(text)
         except Exception as error:  # the library raises a bare Exception

@@ -23,7 +23,7 @@ from torch.export import Dim
 
 from fastcap.build import LoadedCheckpoint, build_datamodule, load_checkpoint
 from fastcap.cli import UserError
-from fastcap.data.folders import FolderImages
+from fastcap.data.image_files import FolderImages
 from fastcap.data.tokenizer import CaptionTokenizer
 from fastcap.model import FastCap
 from fastcap.pretrained import EXPORT_INDEX

@@ -17,13 +17,8 @@ EPOCH, STEP = "epoch", "trainer/global_step"
 # What sweeps vary first, and what for.
 SWEPT = ("optim.optimizer.lr", "data.batch_size", "decoder.num_experts", "decoder.top_k", "refinement.num_steps")
 GOAL = "val/cider.max"
-SECTIONS = (
-    *("Quality", "Runs and sweeps compared", "Captions and refinement", "Losses", "Experts", "Time"),
-    "Drawn scenes: what the captions get right",
-)
-CLOSED = SECTIONS[-1:]
+SECTIONS = ("Quality", "Runs and sweeps compared", "Captions and refinement", "Losses", "Experts", "Time")
 _LOSSES = ("token", "length", "alignment", "concept")
-_KINDS = ("object", "colour", "count", "size", "position", "relation", "background")
 # Title, metrics and x axis of every plain plot, by section.
 PLOTS: dict[str, list[tuple[Any, ...]]] = {
     "Quality": [
@@ -44,7 +39,6 @@ PLOTS: dict[str, list[tuple[Any, ...]]] = {
         ("Training, images a second", ["time/images_per_s"]),
         ("Captioning in validation, images a second", ["time/eval_images_per_s"]),
     ],
-    SECTIONS[-1]: [(f"{kind.capitalize()}, % right", [f"val/{kind}_accuracy"]) for kind in _KINDS],
 }
 
 
@@ -64,7 +58,7 @@ def build_workspace(entity: str = "", project: str = "fastcap", name: str = "Fas
 
     def section(title: str, panels: list[Any]) -> Section:
         layout = ws.SectionLayoutSettings(columns=3, rows=-(-len(panels) // 3))
-        return ws.Section(name=title, panels=panels, is_open=title not in CLOSED, layout_settings=layout)
+        return ws.Section(name=title, panels=panels, is_open=True, layout_settings=layout)
 
     panels = {title: [_lines(*plot) for plot in plots] for title, plots in PLOTS.items()} | _other_panels()
     return ws.Workspace(

@@ -170,7 +170,7 @@ def read_checkpoint(path: Path | str, tokenizer: CaptionTokenizer | None = None)
         )
     if tokenizer:
         theirs = CaptionTokenizer.from_json(artifacts["tokenizer"])
-        if theirs.fingerprint != tokenizer.fingerprint:
+        if theirs.to_json() != tokenizer.to_json():
             raise CheckpointError(
                 f"{path}: field `fastcap.tokenizer` is another vocabulary ({theirs.vocab_size} words, this run "
                 f"{tokenizer.vocab_size}): go on with the data and tokenizer it was trained with"

@@ -8,8 +8,7 @@ import pytest
 from PIL import Image
 
 from fastcap.data import DataError
-from fastcap.data.folders import ClassFolders, FolderImages
-from fastcap.data.image_files import find_images, resolve_name
+from fastcap.data.image_files import ClassFolders, FolderImages, find_images, resolve_name
 
 
 def write(path):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from random import Random
 
@@ -12,7 +12,6 @@ import PIL
 
 from fastcap.data.errors import DataError
 from fastcap.data.scenes import render
-from fastcap.data.scenes.accuracy import scene_accuracy
 from fastcap.data.scenes.language import draw_caption, draw_captions
 from fastcap.data.scenes.world import SPLITS, sample_scene
 from fastcap.types import CaptionRecords, CaptionSource
@@ -59,10 +58,6 @@ class SceneRecords(CaptionRecords):
         for scene in self.facts:
             digest.update(repr(scene).encode())
         return f"scenes-{self.name}-{len(self)}-{digest.hexdigest()}"
-
-    def score(self, captions: Mapping[int, str]) -> dict[str, float]:
-        """Measure how much of what captions, by image id, claim is true of their scenes."""
-        return scene_accuracy(dict(zip(self.image_ids, self.facts, strict=True)), captions)
 
 
 class Scenes(CaptionSource):

@@ -1,6 +1,4 @@
-"""The language of the captions: its words, the grammar that writes captions, the parser that reads claims out of them.
-
-Grammar and parser share one table of words, so they cannot drift apart. The grammar:
+"""The language of the captions: its words, and the grammar that writes captions.
 
     caption  := clause | "there is" clause | "a picture of" clause | place "there is" noun ground?
     clause   := noun place? ground?                               one group
@@ -21,11 +19,9 @@ A caption shorter than ``MIN_WORDS`` or longer than ``MAX_WORDS`` is drawn again
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass
 from random import Random
 
-from fastcap.data.scenes.world import COLOURS, RELATIONS, Group, Scene, pick, related
+from fastcap.data.scenes.world import Group, Scene, pick
 
 # The words, each with its share; the first of a row is the usual one.
 Table = tuple[tuple[str, float], ...]
@@ -78,21 +74,13 @@ LINKS: dict[str, Table] = {
     "around": (("around", 0.75), ("surrounding", 0.25)),
 }
 
-SHAPE_OF = {form: shape for shape, table in NOUNS.items() for forms, _ in table for form in forms}
-SIZE_OF = {word: size for size, table in SIZES.items() for word, _ in table}
-COUNT_OF = {word: number for number, word in NUMBERS.items()} | {"an": 1, "one": 1}
-GROUND_OF = {name: name for name in GROUNDS} | {"sandy": "sand", "beach": "sand", "wooden": "wood", "bricks": "brick"}
-LINK_OF = {word: name for name, table in LINKS.items() for word, _ in table if " " not in word}
-ROW_OF = {"top": "top", "upper": "top", "bottom": "bottom", "lower": "bottom"}
-
 MIN_WORDS, MAX_WORDS = 5, 16
 
 _FRAMES = (("", 0.52), ("there", 0.25), ("a picture of", 0.15), ("place first", 0.08))
 _DETAILS = (("place ground", 0.4), ("ground", 0.35), ("place", 0.25))
 _PAIR_FORMS = (("", 0.65), ("is", 0.13), ("sits", 0.1), ("and", 0.12))
 _COLOURED, _SIZED, _CONVERSE, _GROUNDED, _BETWEEN = 0.96, 0.6, 0.1, 0.55, 0.8
-_CONVERSES = {"left of": "right of", "above": "below", "inside": "around"}
-_CONVERSES |= {back: there for there, back in _CONVERSES.items()}
+_RELATIONS = {"row": ("left of", "right of"), "column": ("above", "below"), "inside": ("inside", "around")}
 
 
 def draw_captions(rng: Random, scene: Scene, number: int) -> tuple[str, ...]:
@@ -151,9 +139,9 @@ def _one(rng: Random, scene: Scene) -> str:
 
 def _two(rng: Random, scene: Scene) -> str:
     first, second = scene.groups
-    relation = next(relation for relation in RELATIONS if related(first, relation, second))
+    relation, converse = _RELATIONS[scene.layout]
     if rng.random() < _CONVERSE:
-        first, second, relation = second, first, _CONVERSES[relation]
+        first, second, relation = second, first, converse
     noun, other = _nouns(rng, (first, second))
     form, frame = pick(rng, _PAIR_FORMS), pick(rng, _FRAMES)
     if form == "and":
@@ -179,120 +167,3 @@ def _three(rng: Random, scene: Scene) -> str:
 
 
 _CLAUSES = {1: _one, 2: _two, 3: _three}
-
-
-@dataclass(frozen=True)
-class GroupClaim:
-    """A noun phrase; None where it says nothing of the kind."""
-
-    shape: str
-    colour: str | None = None
-    size: str | None = None
-    count: int | None = None
-
-
-@dataclass(frozen=True)
-class PositionClaim:
-    """``group`` (index into ``Claims.groups``, None when the caption names none) is at ``position``."""
-
-    group: int | None
-    position: str
-
-
-@dataclass(frozen=True)
-class RelationClaim:
-    """``subject`` stands in ``relation`` to ``objects``: two of them for ``between``, one for all others.
-
-    Indices point into ``Claims.groups``; None stands for a noun phrase that is not there.
-    """
-
-    subject: int | None
-    relation: str
-    objects: tuple[int | None, ...]
-
-
-@dataclass(frozen=True)
-class Claims:
-    """Everything a caption says that a picture can make true or false, in order of mention."""
-
-    groups: tuple[GroupClaim, ...] = ()
-    positions: tuple[PositionClaim, ...] = ()
-    relations: tuple[RelationClaim, ...] = ()
-    backgrounds: tuple[str, ...] = ()
-
-
-def parse_caption(text: str) -> Claims:
-    """Read the claims out of any text; never raises.
-
-    A shape word makes a group; the unbroken run of numbers, sizes and colours before it (any order, the nearest of a
-    kind wins) describes it. A relation binds the nearest groups before and after its word. A position binds the nearest
-    group before it, else the next one. What is in no table is skipped.
-
-    Args:
-        text: A caption; case and punctuation do not matter.
-
-    Returns:
-        The claims, empty when nothing was understood.
-    """
-    words = re.findall(r"[a-z]+", text.lower())
-    groups: list[GroupClaim] = []
-    places: list[int] = []
-    for place, word in enumerate(words):
-        if word in SHAPE_OF:
-            groups.append(_noun_phrase(words, place))
-            places.append(place)
-
-    def before(place: int) -> int | None:
-        return max((index for index, at in enumerate(places) if at < place), default=None)
-
-    def after(place: int, skip: int = 0) -> int | None:
-        later = [index for index, at in enumerate(places) if at > place]
-        return later[skip] if len(later) > skip else None
-
-    positions: list[PositionClaim] = []
-    relations: list[RelationClaim] = []
-    backgrounds: list[str] = []
-    for place, word in enumerate(words):
-        following = words[place + 1] if place + 1 < len(words) else ""
-        if word in GROUND_OF and following not in ("beach", "night"):
-            backgrounds.append(GROUND_OF[word])
-        elif word == "between":
-            relations.append(RelationClaim(before(place), word, (after(place), after(place, skip=1))))
-        elif word in ("left", "right") and following == "of":
-            relations.append(RelationClaim(before(place), f"{word} of", (after(place),)))
-        elif word in LINK_OF:
-            relations.append(RelationClaim(before(place), LINK_OF[word], (after(place),)))
-        elif (position := _position(words, place)) is not None:
-            group = before(place)
-            positions.append(PositionClaim(after(place) if group is None else group, position))
-    return Claims(tuple(groups), tuple(positions), tuple(relations), tuple(dict.fromkeys(backgrounds)))
-
-
-def _noun_phrase(words: list[str], place: int) -> GroupClaim:
-    """The group whose shape word stands at ``place``."""
-    colour = size = count = None
-    for word in reversed(words[:place]):
-        if word in COLOURS:
-            colour = colour or word
-        elif word in SIZE_OF:
-            size = size or SIZE_OF[word]
-        elif word in COUNT_OF:
-            count = count or COUNT_OF[word]
-        else:
-            break
-    return GroupClaim(SHAPE_OF[words[place]], colour, size, count)
-
-
-def _position(words: list[str], place: int) -> str | None:
-    """The position that the word at ``place`` begins, if any."""
-    word = words[place]
-    following = words[place + 1] if place + 1 < len(words) else ""
-    if word in ROW_OF:
-        return f"{ROW_OF[word]} {following}" if following in ("left", "right") else ROW_OF[word]
-    if word in ("left", "right"):
-        return None if place and words[place - 1] in ROW_OF else word
-    if word in ("middle", "centre"):
-        return "middle"
-    if word == "corners" or (word == "corner" and words[place - 1 : place] == ["each"]):
-        return "corners"
-    return None

@@ -1,4 +1,4 @@
-"""Scenes: their parts, a sampler, and what is true of them.
+"""Scenes: their parts, and a sampler.
 
 A scene is a background and one to three groups. A group is one to four equal objects. No two groups of a scene
 share a shape or a colour, so "the circle" always names one group. All lengths are shares of the canvas side,
@@ -27,16 +27,14 @@ BACKGROUNDS = tuple("white grey sky grass sand night water road wood brick sunse
 SIZES = ("small", "large")
 DIAMETERS = {"small": 0.2, "large": 0.3}
 CONTAINER_DIAMETER = 0.54
-CORNERS = ("top left", "top right", "bottom left", "bottom right")
-POSITIONS = ("left", "right", "top", "bottom", "middle", *CORNERS, "corners")
-RELATIONS = ("left of", "right of", "above", "below", "inside", "around")
+POSITIONS = tuple("left right top bottom middle".split())
+POSITIONS += ("top left", "top right", "bottom left", "bottom right", "corners")
 SPLITS = ("train", "val", "test")
 
 TOO_ALIKE = {("green", "grass"), ("lime", "grass"), ("yellow", "sand"), ("brown", "road"), ("brown", "brick")}
 TOO_ALIKE |= {("brown", "night"), ("black", "night"), ("maroon", "night"), ("maroon", "carpet"), ("purple", "carpet")}
 _CELLS = {"left": 0.2, "top": 0.2, "middle": 0.5, "right": 0.8, "bottom": 0.8}
 _SPACING = {"small": 0.245, "large": 0.337}
-_NEAR, _FAR = 0.4, 0.6
 
 
 @dataclass(frozen=True)
@@ -64,26 +62,6 @@ class Group:
         """Number of objects."""
         return len(self.centres)
 
-    @property
-    def box(self) -> tuple[float, float, float, float]:
-        """Left, top, right and bottom of the whole group, in canvas sides."""
-        xs, ys = zip(*self.centres, strict=True)
-        radius = self.diameter / 2
-        return min(xs) - radius, min(ys) - radius, max(xs) + radius, max(ys) + radius
-
-    @property
-    def positions(self) -> frozenset[str]:
-        """Every position that is true of the group; an object in a corner is also at the top and on the left."""
-        xs, ys = zip(*self.centres, strict=True)
-        if self.place == "corners":
-            return frozenset({"corners"})
-        rows = ["top"] * (max(ys) < _NEAR) + ["bottom"] * (min(ys) > _FAR)
-        columns = ["left"] * (max(xs) < _NEAR) + ["right"] * (min(xs) > _FAR)
-        found = {*rows, *columns, *(f"{row} {column}" for row in rows for column in columns)}
-        if not found and _NEAR <= (min(xs) + max(xs)) / 2 <= _FAR and _NEAR <= (min(ys) + max(ys)) / 2 <= _FAR:
-            found.add("middle")
-        return frozenset(found)
-
 
 @dataclass(frozen=True)
 class Scene:
@@ -110,26 +88,6 @@ class Scene:
         """The one split that may hold this scene: a tenth of all facts is val, a tenth is test."""
         bucket = hashlib.blake2b(self.signature.encode(), digest_size=4).digest()[0] % 10
         return {0: "val", 1: "test"}.get(bucket, "train")
-
-
-def related(first: Group, relation: str, second: Group) -> bool:
-    """Whether ``first`` stands in ``relation`` (one of ``RELATIONS``) to ``second``, by their boxes."""
-    if relation in ("right of", "below", "around"):
-        converse = {"right of": "left of", "below": "above", "around": "inside"}
-        return related(second, converse[relation], first)
-    left, top, right, bottom = first.box
-    other_left, other_top, other_right, other_bottom = second.box
-    if relation == "left of":
-        return right < other_left
-    if relation == "above":
-        return bottom < other_top
-    return left > other_left and right < other_right and top > other_top and bottom < other_bottom
-
-
-def between(middle: Group, first: Group, second: Group) -> bool:
-    """Whether ``middle`` lies between the other two along either axis, in either order."""
-    pairs = ((first, second), (second, first))
-    return any(related(a, axis, middle) and related(middle, axis, b) for axis in ("left of", "above") for a, b in pairs)
 
 
 def pick(rng: Random, table: Sequence[tuple[T, float]]) -> T:
