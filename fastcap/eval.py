@@ -23,7 +23,7 @@ from fastcap.build import (
 )
 from fastcap.cli import UserError, hydra_command, one_clear_error, print_table
 from fastcap.data.coco import write_results
-from fastcap.data.pixels import decode_thumbnail
+from fastcap.data.pixels import decode_image
 from fastcap.metrics import caption_faults, count_lengths
 from fastcap.reporting.evaluation import Evaluation, ScoredCaption, write_page, write_scores
 from fastcap.training.checkpoints import find_checkpoint
@@ -138,7 +138,9 @@ def _album(records: CaptionRecords) -> Any:
 
     def picture(image_id: int) -> np.ndarray:
         position = positions[image_id]
-        return decode_thumbnail(records.paths[position], 640) if records.paths else records.load_image(position, 256)
+        if records.paths:
+            return decode_image(records.paths[position], 640, square=False)
+        return records.load_image(position, 256)
 
     return picture
 

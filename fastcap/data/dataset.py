@@ -48,13 +48,7 @@ class CaptionTokens:
 
     @classmethod
     def for_training(cls, records: CaptionRecords, tokenizer: CaptionTokenizer, max_length: int) -> CaptionTokens:
-        """Tokenise the captions worth learning from, and report those left out.
-
-        Args:
-            records: The split.
-            tokenizer: Turns words into ids.
-            max_length: Captions with more tokens are left out, like those without any known word.
-        """
+        """Tokenise captions of at most ``max_length`` tokens with a known word, and report those left out."""
         skipped, unknown = Skipped(f"{records.name}: captions for training"), {tokenizer.special.unk}
         rows: list[list[list[int]]] = []
         for captions, encoded in zip(records.captions, tokenizer.encode_nested(records.captions), strict=True):
@@ -82,13 +76,7 @@ class CaptionTokens:
     def distilled(
         cls, files: Sequence[Path], records: CaptionRecords, tokenizer: CaptionTokenizer, max_length: int
     ) -> CaptionTokens:
-        """Read the captions of one teacher or several (sequence-level distillation, Kim and Rush, arXiv 1606.07947).
-
-        Args:
-            files: Captions in COCO's result format.
-            records: The split that they are of.
-            tokenizer: Turns words into ids.
-            max_length: Longer captions are cut.
+        """Read the captions of one teacher or several, in COCO's result format; longer ones are cut.
 
         Raises:
             DataError: Naming the file, if it is malformed or names no image of the split.
@@ -287,17 +275,7 @@ class CaptionDataset(ImageDataset):
             self.may_flip &= [not any(map(_SIDED.search, texts)) for texts in self.records.captions]
 
     def __getitems__(self, index: BatchIndex) -> CaptionBatch:
-        """Build a batch.
-
-        Args:
-            index: The epoch, and positions among the usable images. (B,)
-
-        Returns:
-            The batch; smaller than asked for where an uncached image turns out to be bad.
-
-        Raises:
-            DataError: When none of its images can be decoded.
-        """
+        """Build the batch of an epoch's positions; smaller where an uncached image turns out to be bad."""
         features, positions = None, self.positions[index.positions]
         if self.features is not None:
             views = (index.epoch + index.positions) % len(self.features)
@@ -326,9 +304,7 @@ class CaptionDataset(ImageDataset):
     ) -> tuple[np.ndarray, np.ndarray]:
         """At random without replacement in training, else the first; cycled where too few. (B, K, L) and (B, K)."""
         counts = captions.counts[positions][:, None]
-        columns = np.broadcast_to(
-            np.arange(self.num_captions) % np.maximum(counts, 1), (len(positions), self.num_captions)
-        )
+        columns = np.arange(self.num_captions) % np.maximum(counts, 1)
         if self.training:
             width = int(captions.counts.max())
             slots = np.arange(width)

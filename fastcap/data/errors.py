@@ -9,6 +9,7 @@ import time
 from fastcap.utils.errors import UserError
 
 MAX_SKIPPED = 0.05  # share of a split's images that may be left out, where no setting says otherwise
+_INTERVAL = 15.0  # seconds between two lines on how far work has come
 _LOG = logging.getLogger("fastcap.data")
 
 
@@ -50,10 +51,10 @@ class Skipped:
         parts = (f"{count} {reason} (first: {self.examples[reason]})" for reason, count in self.counts.items())
         return f"{self.subject}: left out {'; '.join(parts)}"
 
-    def report(self, level: int = logging.WARNING) -> None:
+    def report(self) -> None:
         """Log one line, from the first process only; nothing when all was used."""
         if self.counts:
-            log_once(str(self), level)
+            log_once(str(self), logging.WARNING)
 
     def check(self, num_all: int, max_share: float, before: int = 0) -> None:
         """Report, and refuse to go on where too much is left out.
@@ -77,15 +78,15 @@ class Skipped:
 class ProgressLog:
     """Logs how far long work has come, now and then: items done, rate, time left."""
 
-    def __init__(self, task: str, total: int, interval: float = 15.0) -> None:
-        """Start the clock of ``task`` ("train: decoded", say) over ``total`` items; log every ``interval`` seconds."""
-        self.task, self.total, self.interval = task, total, interval
+    def __init__(self, task: str, total: int) -> None:
+        """Start the clock of ``task`` ("train: decoded", say) over ``total`` items."""
+        self.task, self.total = task, total
         self.start = self.last = time.monotonic()
 
     def update(self, done: int) -> None:
         """Log a line where it is time for one."""
         now = time.monotonic()
-        if done and now - self.last >= self.interval:
+        if done and now - self.last >= _INTERVAL:
             self.last, rate = now, done / (now - self.start)
             left = (self.total - done) / rate / 60
             log_once(f"{self.task} {done} of {self.total} images, {rate:.1f} images/s, {left:.1f} minutes left")

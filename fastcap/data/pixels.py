@@ -6,7 +6,6 @@ import functools
 import io
 import os
 import stat
-from collections.abc import Callable
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -20,82 +19,41 @@ _BAND = 1 << 20  # samples of more than 8 bits that are scaled at once
 _DEPTHS = (8, 10, 12, 14, 16)  # bits that integer samples are stored with, whatever type they are stored in
 
 
-def decode_image(source: str | os.PathLike[str] | bytes, size: int, name: str | None = None) -> np.ndarray:
+def decode_image(
+    source: str | os.PathLike[str] | bytes | Image.Image | np.ndarray,
+    size: int,
+    name: str | None = None,
+    square: bool = True,
+) -> np.ndarray:
     """Decode an image and squash it to a square: the whole picture, no crop, aspect ratio given up.
 
     EXIF rotation is applied, transparency is laid on white, more than 8 bits are reduced to 8 by the range of the
     samples, and the first frame of an animation is taken.
 
     Args:
-        source: Path of an image file, or its bytes.
+        source: Path of an image file, or its bytes; a Pillow image of any mode; or RGB pixels, uint8 (H, W, 3), which
+            pass through where they have the size.
         size: Side of the square, in pixels.
-        name: What to call the image in errors; by default its path, or "image" for bytes.
+        name: What to call the image in errors; by default its path, or "image".
+        square: False keeps the aspect ratio, for people to look at: the image is shrunk to fit the square.
 
     Returns:
         RGB pixels, uint8. (size, size, 3)
 
     Raises:
         DataError: When the file is missing, is no image, is cut short, or has more pixels than
-            ``PIL.Image.MAX_IMAGE_PIXELS``.
+            ``PIL.Image.MAX_IMAGE_PIXELS``; or when an array is no RGB image in uint8.
     """
-    return np.asarray(_decode(source, size, name, lambda image: image.resize((size, size), Image.Resampling.BICUBIC)))
-
-
-def square_pixels(image: Image.Image | np.ndarray, size: int, name: str = "image") -> np.ndarray:
-    """Squash an image that is already in memory, as ``decode_image`` does with a file.
-
-    Args:
-        image: A Pillow image of any mode, or RGB pixels, uint8. (H, W, 3)
-        size: Side of the square, in pixels.
-        name: What to call the image in errors.
-
-    Returns:
-        RGB pixels, uint8. (size, size, 3)
-
-    Raises:
-        DataError: When the array is no RGB image in uint8, or the image cannot be decoded.
-    """
-    if isinstance(image, np.ndarray):
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
-            raise DataError(f"{name}: pixels must be uint8 (H, W, 3), found {image.dtype} {image.shape}")
-        if image.shape[:2] == (size, size):
-            return image
-        image = Image.fromarray(image)
+    name = name or (os.fspath(source) if isinstance(source, str | os.PathLike) else "image")
     try:
-        return np.asarray(_to_rgb(_to_8_bits(_upright(image))).resize((size, size), Image.Resampling.BICUBIC))
-    except MemoryError:
-        raise
-    except Exception as error:  # as in _decode: a lazily loaded image is decoded here
-        raise DataError(f"{name}: image cannot be decoded ({type(error).__name__}: {error})") from error
-
-
-def decode_thumbnail(source: str | os.PathLike[str] | bytes, side: int, name: str | None = None) -> np.ndarray:
-    """Decode an image for people to look at: shrunk to fit a square, never stretched, aspect ratio kept.
-
-    Args:
-        source: As in ``decode_image``.
-        side: Longest side, in pixels.
-        name: As in ``decode_image``.
-
-    Returns:
-        RGB pixels, uint8. (H, W, 3)
-
-    Raises:
-        DataError: As ``decode_image``.
-    """
-
-    def shrink(image: Image.Image) -> Image.Image:
-        image.thumbnail((side, side), Image.Resampling.BICUBIC)
-        return image
-
-    return np.asarray(_decode(source, side, name, shrink))
-
-
-def _decode(
-    source: str | os.PathLike[str] | bytes, size: int, name: str | None, resize: Callable[[Image.Image], Image.Image]
-) -> Image.Image:
-    name = name or ("image" if isinstance(source, bytes) else os.fspath(source))
-    try:
+        if isinstance(source, np.ndarray):
+            if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3 or 0 in source.shape:
+                raise DataError(f"{name}: pixels must be uint8 (H, W, 3), found {source.dtype} {source.shape}")
+            if source.shape[:2] == (size, size):
+                return source
+            source = Image.fromarray(source)
+        if isinstance(source, Image.Image):
+            return _resized(source, size, square)
         if not isinstance(source, bytes) and not stat.S_ISREG(os.stat(source).st_mode):
             raise DataError(f"{name}: not a regular file")  # a pipe would be waited for
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=_formats()) as image:
@@ -103,7 +61,7 @@ def _decode(
             if limit is not None and image.width * image.height > limit:
                 raise DataError(f"{name}: {image.width} x {image.height} pixels are more than the limit of {limit}")
             image.draft(None, (size, size))  # JPEG: decode at 1/2, 1/4, 1/8 where enough
-            return resize(_shrunk(_to_8_bits(_upright(image)), size))
+            return _resized(image, size, square)
     except (DataError, MemoryError):
         raise
     except FileNotFoundError as error:
@@ -112,6 +70,14 @@ def _decode(
         raise DataError(f"{name}: not an image, or of a kind that Pillow cannot read") from error
     except Exception as error:  # Pillow's decoders raise many kinds: OSError, SyntaxError, struct.error, ...
         raise DataError(f"{name}: image cannot be decoded ({type(error).__name__}: {error})") from error
+
+
+def _resized(image: Image.Image, size: int, square: bool) -> np.ndarray:
+    image = _shrunk(_to_8_bits(_upright(image)), size)
+    if square:
+        return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC))
+    image.thumbnail((size, size), Image.Resampling.BICUBIC)
+    return np.asarray(image)
 
 
 @functools.cache

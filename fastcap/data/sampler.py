@@ -38,6 +38,14 @@ class EpochSampler(Sampler[BatchIndex]):
     processes, and all processes yield equally many batches (DistributedDataParallel syncs buffers at each, and would
     wait for ever), the last one split where a process would have one too few.
 
+    Args:
+        num_items: Images in the data set.
+        batch_size: Images of one batch, of each process.
+        training: Whether to drop remainders, and to shuffle.
+        seed: Seed of the permutation.
+        shuffle: False keeps the order of the data in training too.
+        parts: Where an epoch is to show shares of parts of the data: each part's positions and its share.
+
     Attributes:
         epoch: Current epoch, set by ``set_epoch``.
         start: Batches left out at the beginning of the next iteration only, for resuming.
@@ -52,16 +60,6 @@ class EpochSampler(Sampler[BatchIndex]):
         shuffle: bool = True,
         parts: Sequence[tuple[np.ndarray, float]] = (),
     ) -> None:
-        """Describe the order.
-
-        Args:
-            num_items: Images in the data set.
-            batch_size: Images of one batch, of each process.
-            training: Whether to drop remainders, and to shuffle.
-            seed: Seed of the permutation.
-            shuffle: False keeps the order of the data in training too.
-            parts: Where an epoch is to show shares of parts of the data: each part's positions and its share.
-        """
         self.parts = [(positions, max(1, round(share * len(positions)))) for positions, share in parts]
         self.num_items = sum(number for _, number in self.parts) if parts else num_items
         self.batch_size, self.training = batch_size, training
@@ -87,24 +85,18 @@ class EpochSampler(Sampler[BatchIndex]):
     def __iter__(self) -> Iterator[BatchIndex]:
         """Yield the batches of the current epoch, from ``start`` on."""
         start, self.start = self.start, 0
-        for positions in self._batches()[start:]:
-            yield BatchIndex(self.epoch, positions)
-
-    def _batches(self) -> list[np.ndarray]:
-        shard = self._share(*_world())
-        batches = [shard[low : low + self.batch_size] for low in range(0, len(shard), self.batch_size)]
-        if not self.training and 0 < len(batches) < len(self) and len(batches[-1]) > 1:
-            batches[-1:] = np.array_split(batches[-1], 2)
-        return batches[: len(self)]
-
-    def _share(self, rank: int, world: int) -> np.ndarray:
-        """Positions that one process visits in the current epoch, in order."""
         order = np.arange(self.num_items)
         if self.shuffle:
             order = np.random.default_rng([self.seed, self.epoch]).permutation(self.num_items)
         if self.parts:
             order = np.concatenate([self._portion(part) for part in range(len(self.parts))])[order]
-        return order[rank::world]
+        rank, world = _world()
+        shard = order[rank::world]
+        batches = [shard[low : low + self.batch_size] for low in range(0, len(shard), self.batch_size)]
+        if not self.training and 0 < len(batches) < len(self) and len(batches[-1]) > 1:
+            batches[-1:] = np.array_split(batches[-1], 2)
+        for positions in batches[start : len(self)]:
+            yield BatchIndex(self.epoch, positions)
 
     def _portion(self, part: int) -> np.ndarray:
         """Positions of a part that the current epoch shows: the next ones of an endless row of permutations."""
@@ -121,22 +113,18 @@ class ResumableLoader(DataLoader[CaptionBatch]):
 
     Lightning stores ``state_dict`` in its checkpoints. Iteration starts lazily, with the first batch asked for,
     because Lightning makes the iterator before it has settled the epoch.
+
+    Args:
+        dataset: With ``__getitems__``.
+        sampler: Yields what that takes.
+        num_workers: Processes that build batches; 0 builds them in this one.
+        batch_bytes: Size of a batch, which workers hand over in shared memory.
+
+    Raises:
+        DataError: If the workers' batches do not fit into shared memory: torch would wait for them for ever.
     """
 
-    def __init__(
-        self, dataset: Dataset[Any], sampler: EpochSampler, num_workers: int = 0, batch_bytes: int = 0
-    ) -> None:
-        """Join a data set and its sampler.
-
-        Args:
-            dataset: With ``__getitems__``.
-            sampler: Yields what that takes.
-            num_workers: Processes that build batches; 0 builds them in this one.
-            batch_bytes: Size of a batch, which workers hand over in shared memory.
-
-        Raises:
-            DataError: If the workers' batches do not fit into shared memory: torch would wait for them for ever.
-        """
+    def __init__(self, dataset: Dataset[Any], sampler: EpochSampler, num_workers: int, batch_bytes: int) -> None:
         # A generator of its own: DataLoader would otherwise draw from torch's global one at every epoch.
         own = torch.Generator().manual_seed(0)
         batches: Any = sampler  # typed as lists of indices; anything that __getitems__ takes will do
@@ -166,11 +154,9 @@ class ResumableLoader(DataLoader[CaptionBatch]):
         Raises:
             DataError: If a worker dies or brings nothing for minutes.
         """
-        epoch = self.epochs.epoch
-        start = self.resume.get("batches", 0) if self.resume.get("epoch") == epoch else 0
-        self.resume = {}
-        self.epochs.start = start
-        self.progress = {"epoch": epoch, "batches": start}
+        epoch, resume, self.resume = self.epochs.epoch, self.resume, {}
+        self.epochs.start = resume.get("batches", 0) if resume.get("epoch") == epoch else 0
+        self.progress = {"epoch": epoch, "batches": self.epochs.start}
         batches = super().__iter__()
         while True:
             try:

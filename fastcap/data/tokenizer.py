@@ -31,14 +31,7 @@ class CaptionTokenizer:
     special = SpecialTokens(pad=0, mask=1, unk=2, bos=3, eos=4)
 
     def __init__(self, backend: Tokenizer) -> None:
-        """Wrap a tokenizer of the ``tokenizers`` library.
-
-        Args:
-            backend: Its ids 0 to 4 must be [PAD], [MASK], [UNK], [BOS] and [EOS].
-
-        Raises:
-            DataError: When they are not.
-        """
+        """Wrap a tokenizer of the ``tokenizers`` library, whose ids 0 to 4 must be those; ``DataError`` otherwise."""
         found = tuple(backend.id_to_token(index) for index in range(len(SPECIAL_TOKENS)))
         if found != SPECIAL_TOKENS:
             raise DataError(f"tokenizer: ids 0 to 4 must be {', '.join(SPECIAL_TOKENS)}, found {found}")
@@ -69,10 +62,10 @@ class CaptionTokenizer:
         return self._backend.decode([int(index) for index in ids if index not in special]).strip(" ")
 
     def concepts(self) -> list[int]:
-        """Number the concept behind each id: words of one stem share it ("ring", "rings"), a special token has none.
+        """Number the concept behind each id from zero: words of one stem share it ("ring", "rings").
 
         Returns:
-            A concept number from zero for each id, -1 for special tokens. (V,)
+            Concepts, -1 for special tokens. (V,)
         """
         stem = snowballstemmer.stemmer("english").stemWord
         numbers: dict[str, int] = {}

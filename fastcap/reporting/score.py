@@ -113,9 +113,9 @@ def score(options: argparse.Namespace) -> dict[str, float]:
 
 def photograph(folder: Path | None, file_name: str) -> np.ndarray | None:
     """Read an image of the page; None where no folder or no file name was given."""
-    from fastcap.data.pixels import decode_thumbnail
+    from fastcap.data.pixels import decode_image
 
-    return decode_thumbnail(folder / file_name, 640) if folder and file_name else None
+    return decode_image(folder / file_name, 640, square=False) if folder and file_name else None
 
 
 @one_clear_error

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from fastcap.data.pixels import decode_image, square_pixels
+from fastcap.data.pixels import decode_image
 from fastcap.pretrained import SHIPPED, find_model, verified
 from fastcap.types import Refinement, RefinementStep
 
@@ -149,9 +149,7 @@ class Captioner:
         Raises:
             DataError: If the image cannot be read, naming its file.
         """
-        if isinstance(image, str | os.PathLike | bytes):
-            return decode_image(image, self._network.image_size)
-        return square_pixels(image, self._network.image_size)
+        return decode_image(image, self._network.image_size)
 
     def caption(self, image: Picture, *, num_steps: int | None = None, record_steps: bool = False) -> Caption:
         """Caption one image: a path, a file's bytes, a Pillow image or uint8 pixels (H, W, 3).
