@@ -11,7 +11,7 @@ Below the data folder, as ``conf/data/coco.yaml`` expects it:
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,23 +34,14 @@ COUNTS = {
 
 @dataclass(frozen=True)
 class Piece:
-    """One archive and what comes out of it.
-
-    Attributes:
-        name: What a user calls it.
-        file: Path of the archive below its host's base address.
-        size: Bytes, as once published.
-        md5: Published digest; None where there is none.
-        images: Pictures that it must hold.
-        captions: Images and captions that each annotation file must hold, by name.
-    """
+    """One archive and what comes out of it."""
 
     name: str
-    file: str
-    size: int
+    file: str  # below its host's base address
+    size: int  # bytes, as once published
     md5: str | None = None
-    images: int = 0
-    captions: dict[str, tuple[int, int]] = field(default_factory=dict)
+    images: int = 0  # that it must hold
+    captions: dict[str, tuple[int, int]] = field(default_factory=dict)  # images and captions of each annotation file
 
 
 PIECES = {
@@ -80,7 +71,7 @@ PIECES = {
 KARPATHY = Piece("karpathy", "caption_datasets.zip", 36_745_453)
 
 
-def fetch_coco(pieces: Iterable[Piece], root: Path, say: Callable[[str], None] = print) -> None:
+def fetch_coco(pieces: Iterable[Piece], root: Path) -> None:
     """Bring pieces into a data folder: fetch, unpack and check them; what is there and complete is left alone.
 
     Raises:
@@ -92,13 +83,13 @@ def fetch_coco(pieces: Iterable[Piece], root: Path, say: Callable[[str], None] =
     sizes = [piece.size for piece, archive in missing if not archive.is_file()]
     check_space(root, sum(sizes) + max(sizes, default=0))
     for piece, archive in missing:
-        say(f"{piece.name:<13} {piece.size / 1e9:.1f} GB")
+        print(f"{piece.name:<13} {piece.size / 1e9:.1f} GB")
         fetch(f"{KARPATHY_URL if piece is KARPATHY else COCO_URL}/{piece.file}", archive, piece.md5)
         _lay_out(piece, archive, root)
         archive.unlink()
         if not any(archives.iterdir()):
             archives.rmdir()
-        say(f"{piece.name:<13} complete")
+        print(f"{piece.name:<13} complete")
 
 
 def _lay_out(piece: Piece, archive: Path, root: Path) -> None:
@@ -136,19 +127,12 @@ def _count(piece: Piece, root: Path) -> int:
 
 
 class KarpathyImage(NamedTuple):
-    """An image of Karpathy's split files (dataset_{coco,flickr8k,flickr30k}.json).
+    """An image of Karpathy's split files (dataset_{coco,flickr8k,flickr30k}.json)."""
 
-    Attributes:
-        split: "train" (his ``restval`` too), "val" or "test".
-        image_id: COCO's own id, else the file's ``imgid``.
-        file_name: With the folder where the file names one (``val2014/COCO_val2014_....jpg``).
-        captions: By caption id.
-    """
-
-    split: str
-    image_id: int
-    file_name: str
-    captions: dict[int, str]
+    split: str  # train (his restval too), val or test
+    image_id: int  # COCO's own, else the file's imgid
+    file_name: str  # with the folder where the file names one (val2014/COCO_val2014_....jpg)
+    captions: dict[int, str]  # by caption id
 
 
 def read_karpathy(content: Any, source: str) -> Iterator[KarpathyImage]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -38,27 +38,20 @@ _SIZES = {"flickr8k": [COUNTS["flickr8k"]], "flickr30k": [COUNTS["flickr30k"], _
 
 @dataclass
 class _Parts:
-    """What was found so far.
-
-    Attributes:
-        images: File names of photographs.
-        captions: Captions by file name.
-        splits: File names of each split, by the lists.
-    """
+    """What was found so far: names of photographs, captions by name, and names of each split by the lists."""
 
     images: set[str] = field(default_factory=set)
     captions: dict[str, list[str]] = field(default_factory=dict)
     splits: dict[str, list[str]] = field(default_factory=dict)
 
 
-def lay_out(name: str, sources: Iterable[Path], root: Path, say: Callable[[str], None] = print) -> dict[str, int]:
+def lay_out(name: str, sources: Iterable[Path], root: Path) -> dict[str, int]:
     """Take a set out of archives, folders and files.
 
     Args:
         name: "flickr8k" or "flickr30k".
         sources: Where its parts are.
         root: The data folder.
-        say: Prints a line.
 
     Returns:
         Images of each split.
@@ -76,7 +69,7 @@ def lay_out(name: str, sources: Iterable[Path], root: Path, say: Callable[[str],
         raise DataError(f"{root}: no captions among the archives (captions.txt, *.token.txt, results.csv, Karpathy's)")
     if not {"train", "val"} <= parts.splits.keys():
         raise DataError(_NO_SPLITS.format(name=name))
-    return _write(parts, root / "annotations", _SIZES[name], say)
+    return _write(parts, root / "annotations", _SIZES[name])
 
 
 def _take(entry: Entry, parts: _Parts, images: Path, source: Path) -> None:
@@ -127,15 +120,13 @@ def _read_captions(text: str) -> dict[str, list[str]]:
     return captions
 
 
-def _write(
-    parts: _Parts, folder: Path, known: Sequence[Mapping[str, int]], say: Callable[[str], None]
-) -> dict[str, int]:
+def _write(parts: _Parts, folder: Path, known: Sequence[Mapping[str, int]]) -> dict[str, int]:
     """Write a file for each split; ids count the captioned photographs in order of their names."""
     ids = {name: number for number, name in enumerate(sorted(parts.captions), start=1)}
     listed = {name for names in parts.splits.values() for name in names}
     splits = {**parts.splits, "extra": sorted(parts.images & ids.keys() - listed)}
     if "test" not in splits:
-        say(f"There is no test list among the archives: {len(splits['extra'])} photographs of no list go to `extra`.")
+        print(f"There is no test list among the archives: {len(splits['extra'])} photographs of no list go to `extra`.")
     contents = {}
     for split, names in splits.items():
         sizes = [each[split] for each in known if split in each]

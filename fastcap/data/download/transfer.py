@@ -66,8 +66,9 @@ def fetch(url: str, path: Path, md5: str | None = None, attempts: int = ATTEMPTS
         part.unlink()
         if not resumed:  # a whole download that is wrong is wrong again
             raise
-        return fetch(url, path, md5, attempts, backoff)
-    os.replace(part, path)
+        fetch(url, path, md5, attempts, backoff)
+    else:
+        os.replace(part, path)
 
 
 def _run_curl(url: str, part: Path) -> str | None:
@@ -103,13 +104,7 @@ def _length(path: Path) -> int:
 
 
 class Entry(NamedTuple):
-    """A file in an archive, or beside one.
-
-    Attributes:
-        name: Its path there.
-        size: Bytes.
-        open: Opens it for reading; before the next entry is asked for.
-    """
+    """A file in an archive, or beside one; it must be opened before the next entry is asked for."""
 
     name: PurePosixPath
     size: int
@@ -117,11 +112,7 @@ class Entry(NamedTuple):
 
 
 def entries(source: Path) -> Iterator[Entry]:
-    """Yield the visible files of a zip or tar archive or of a folder, or a file itself.
-
-    Raises:
-        DataError: If there is no such file, or the archive is broken.
-    """
+    """Yield the visible files of a zip or tar archive or a folder, or a file itself; ``DataError`` if it is broken."""
     try:
         for entry in _read(source):
             if not any(map(is_hidden, entry.name.parts)):
@@ -153,13 +144,10 @@ def _read(source: Path) -> Iterator[Entry]:
 
 
 def copy(entry: Entry, path: Path) -> None:
-    """Write an entry to ``path``, which appears when it is whole; one of its size that is there already stays.
-
-    Raises:
-        DataError: If it cannot be written.
-    """
+    """Write an entry to ``path``, which appears when it is whole; one of its size that is there already stays."""
     if path.is_file() and path.stat().st_size == entry.size:
         return
+    # Not atomic_write: a hundred thousand images would each wait for the disk twice, and a lost one is written again.
     part = path.with_name(path.name + ".part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
