@@ -6,15 +6,9 @@ import itertools
 import numpy as np
 import pytest
 
-from fastcap.data.scenes import SceneRecords, Scenes
+from fastcap.data.scenes import Scenes
 from fastcap.data.scenes.render import PAINT
-from fastcap.data.scenes.world import (
-    COLOURS,
-    Group,
-    Scene,
-)
 
-SALAD = [*SHAPE_OF, *SIZE_OF, *COUNT_OF, *COLOURS, *GROUND_OF, *"left of top corner each between inside and".split()]
 # Of drawn scenes and their captions, the same on every machine.
 GOLDEN = "04801630903ed545"
 
@@ -27,6 +21,13 @@ def val():
 def digest(records):
     text = repr((records.facts, records.captions, records.oracle_captions))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def box(group):
+    """Left, top, right and bottom, in canvas sides."""
+    xs, ys = zip(*group.centres, strict=True)
+    radius = group.diameter / 2
+    return min(xs) - radius, min(ys) - radius, max(xs) + radius, max(ys) + radius
 
 
 def paint_mask(pixels, colour):
@@ -42,6 +43,16 @@ def test_splits_share_no_facts_and_no_ids():
     for first, second in itertools.combinations(splits, 2):
         assert not {scene.signature for scene in first.facts} & {scene.signature for scene in second.facts}
         assert not set(first.image_ids) & set(second.image_ids)
+
+
+def test_groups_follow_their_layout_and_stay_inside(val):
+    for scene in val.facts:
+        for group in scene.groups:
+            assert min(box(group)) > 0 and max(box(group)) < 1
+        if scene.layout in ("row", "column"):
+            side = 0 if scene.layout == "row" else 1
+            for first, second in itertools.pairwise(scene.groups):
+                assert box(first)[side + 2] < box(second)[side], "captions say left of, or above"
 
 
 def test_pictures_agree_with_facts(val):
@@ -60,60 +71,3 @@ def test_pictures_agree_with_facts(val):
             if group.shape != "ring":
                 x, y = (int(value * 64) for value in group.centres[0])
                 assert paint_mask(pixels[y, x], group.colour), (scene.signature, pixels[y, x])
-
-
-def test_parser_inverts_the_grammar(val):
-    for captions in (*zip(*val.captions, strict=True), val.oracle_captions.values()):
-        values = val.score(dict(zip(val.image_ids, captions, strict=True)))
-        assert all(value == 100 for value in values.values()), values
-
-
-def test_parser_reads_every_claim():
-    claims = parse_caption("There are two big red discs to the left of an orange box, on plain grey.")
-    assert [(g.shape, g.colour, g.size, g.count) for g in claims.groups] == [
-        ("circle", "red", "large", 2),
-        ("square", "orange", None, 1),
-    ]
-    assert [(r.subject, r.relation, r.objects) for r in claims.relations] == [(0, "left of", (1,))]
-    assert claims.backgrounds == ("grey",) and claims.positions == ()
-    claims = parse_caption("at the upper left there is a heart on a sandy beach")
-    assert [(p.group, p.position) for p in claims.positions] == [(0, "top left")] and claims.backgrounds == ("sand",)
-    assert parse_caption("four hearts one in each corner").positions[0].position == "corners"
-    assert parse_caption("a ring between a square and a heart").relations[0].objects == (1, 2)
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.lists(st.sampled_from(SALAD)))
-def test_parser_survives_word_salad(words):
-    claims = parse_caption(" ".join(words))
-    assert len(claims.groups) == sum(word in SHAPE_OF for word in words)
-    records = SceneRecords("val", 1)
-    assert all(0 <= value <= 100 for value in records.score({records.image_ids[0]: " ".join(words)}).values())
-
-
-def test_wrong_captions_score_low(val):
-    shifted = [captions[0] for captions in val.captions[1:] + val.captions[:1]]
-    values = val.score(dict(zip(val.image_ids, shifted, strict=True)))
-    assert all(value < 35 for value in values.values()), values
-    assert values["colour_accuracy"] < 10 and values["relation_accuracy"] < 10
-
-
-def test_each_claim_is_checked():
-    heart = Group("heart", "red", "small", ((0.25, 0.5),), 0.16)
-    ring = Group("ring", "blue", "large", ((0.75, 0.5),), 0.28)
-    scenes = {7: Scene("sky", (heart, ring), "row")}
-
-    def score(caption):
-        return scene_accuracy(scenes, {7: caption})
-
-    assert score("a small red heart to the left of a large blue ring in the sky")["relation_accuracy"] == 100
-    swapped = score("a small blue heart to the right of two large red rings at night")
-    assert swapped["object_accuracy"] == swapped["size_accuracy"] == swapped["object_recall"] == 100
-    assert swapped["colour_accuracy"] == swapped["relation_accuracy"] == swapped["background_accuracy"] == 0
-    assert swapped["count_accuracy"] == 50
-    assert score("in the sky")["object_accuracy"] == 0, "naming nothing is no way to be right"
-    repeated = score("a red heart and a red heart")
-    assert repeated["object_accuracy"] == repeated["colour_accuracy"] == repeated["object_recall"] == 50
-    assert score("a red heart to the left of")["relation_accuracy"] == 0
-    assert score("a red heart on the left")["position_accuracy"] == 100
-    assert score("a red heart on the right")["position_accuracy"] == 0

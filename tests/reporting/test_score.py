@@ -6,7 +6,7 @@ import json
 import pytest
 from PIL import Image
 
-from fastcap.data.results import pair_results
+from fastcap.data.coco import pair_results
 from fastcap.reporting import score as score_command
 
 NUMBER = 12

@@ -123,7 +123,7 @@ def test_a_piece_already_there_is_used(site, tmp_path):
     assert not archives.exists()
 
 
-def _fails(site, root, capsys, *more):
+def _fails(root, capsys, *more):
     with pytest.raises(SystemExit) as stop:
         _run(root, *more)
     error = capsys.readouterr().err
