@@ -52,13 +52,7 @@ class CocoCaptions(CaptionSource):
             raise DataError(f"max_images must be positive, found {max_images}")
 
     def split(self, name: str) -> FileRecords:
-        """Read and check one split.
-
-        Args:
-            name: A key of ``annotations``.
-
-        Returns:
-            Its records, without the images that cannot be used.
+        """Read and check one split; images that cannot be used are left out.
 
         Raises:
             DataError: When the folder, the JSON or a field of it is missing or malformed, or too much is left out.
@@ -101,11 +95,7 @@ def normalise_caption(text: str) -> str:
 
 
 def read_json(source: Path, what: str) -> Any:
-    """Read a JSON file.
-
-    Raises:
-        DataError: Naming the file, when it is absent or no JSON.
-    """
+    """Read a JSON file; raises ``DataError`` naming it, and what it is, when it is absent or no JSON."""
     try:
         if not stat.S_ISREG(os.stat(source).st_mode):
             raise DataError(f"{source}: {what} is not a regular file")  # a pipe would be waited for
@@ -225,19 +215,12 @@ class _Files:
 
 @dataclass
 class ScoredPair:
-    """One generated caption with all that it is scored against.
-
-    Attributes:
-        image_id: The image's id.
-        caption: The caption, as it stands in the result file.
-        references: The image's reference captions, at least one.
-        file_name: The image's file as the references name it, or "".
-    """
+    """One generated caption with all that it is scored against."""
 
     image_id: int
-    caption: str
-    references: list[str]
-    file_name: str
+    caption: str  # as it stands in the result file
+    references: list[str]  # at least one
+    file_name: str  # the image's file as the references name it, or ""
 
 
 def write_results(path: Path, captions: Iterable[tuple[int, str]]) -> None:

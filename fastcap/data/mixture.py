@@ -16,14 +16,7 @@ _ID_STRIDE = 10**12
 
 
 class MixedRecords(CaptionRecords):
-    """One split of several sets, one after the other.
-
-    Attributes:
-        name: Name of the split.
-        image_ids: The sets' image ids, those of set k raised by k times 10^12, so that no two are alike.
-        own_ids: Of one set alone: the ids that it has itself, by image id.
-        captions: Captions of each image.
-    """
+    """One split of several sets, one after the other; image ids of set k are raised by k times 10^12 to differ."""
 
     def __init__(self, name: str, parts: Mapping[int, CaptionRecords], shares: Sequence[float]) -> None:
         """Join splits, given by the numbers of their sets."""
@@ -46,8 +39,7 @@ class MixedRecords(CaptionRecords):
     def load_image(self, index: int, size: int) -> np.ndarray:
         """Decode image ``index`` (position, not id), (size, size, 3); raises ``DataError`` naming the file."""
         part = self._part_of[index]
-        pixels: np.ndarray = self._parts[part].load_image(int(index - self._first[part]), size)
-        return pixels
+        return np.asarray(self._parts[part].load_image(int(index - self._first[part]), size))
 
     def fingerprint(self) -> str:
         """Digest that changes whenever the pixels of a part would."""
@@ -89,11 +81,7 @@ class CaptionMixture(CaptionSource):
             raise DataError(f"text_weight must not be negative, found {text_weight}")
 
     def split(self, name: str) -> CaptionRecords:
-        """Return a split of all sets together ("train", "val"), or of one ("val_coco").
-
-        Raises:
-            DataError: When a set has no such split or cannot read it.
-        """
+        """Return a split of all sets together ("train", "val"), or of one ("val_coco")."""
         split, _, chosen = name.partition("_")
         numbers = {each: number for number, each in enumerate(self.sets)}
         taken = {chosen: numbers[chosen]} if chosen in numbers else numbers
@@ -101,11 +89,7 @@ class CaptionMixture(CaptionSource):
         return MixedRecords(name, parts, [self.shares[each] for each in taken])
 
     def text_captions(self) -> list[str]:
-        """Read the captions without images, white space normalised, empty ones left out.
-
-        Raises:
-            DataError: Naming the file, if it cannot be read or holds something else.
-        """
+        """Read the captions without images; raises ``DataError`` naming a file that cannot be read."""
         return [caption for path in self.text for caption in _read_text(path)]
 
 

@@ -46,15 +46,7 @@ class _Parts:
 
 
 def lay_out(name: str, sources: Iterable[Path], root: Path) -> dict[str, int]:
-    """Take a set out of archives, folders and files.
-
-    Args:
-        name: "flickr8k" or "flickr30k".
-        sources: Where its parts are.
-        root: The data folder.
-
-    Returns:
-        Images of each split.
+    """Take "flickr8k" or "flickr30k" out of archives, folders and files; returns the number of images of each split.
 
     Raises:
         DataError: Naming what is missing or malformed, or what does not have the numbers that the set is known to have.

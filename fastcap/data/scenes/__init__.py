@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from pathlib import Path
 from random import Random
 
@@ -21,29 +20,24 @@ _ID_STRIDE = 10_000_000
 
 
 class SceneRecords(CaptionRecords):
-    """One split of the drawn scenes.
+    """One split of the drawn scenes; scene i and its five captions depend on the seed, the split and i only.
+
+    The oracle's caption is a sixth one drawn by the same grammar: the bar for a model that sees all.
 
     Attributes:
-        name: ``train``, ``val`` or ``test``.
-        image_ids: Ids, unique over all splits.
-        captions: Five differing captions of each scene.
         facts: The scene at each position.
-        oracle_captions: By image id, a sixth caption drawn by the same grammar: the bar for a model that sees all.
     """
 
-    def __init__(self, name: str, num_scenes: int, seed: int = 0) -> None:
-        """Draw ``num_scenes`` scenes and their captions; scene i depends on the seed, the split and i only."""
-        self.name = name
-        positions = range(num_scenes)
-        self.image_ids: Sequence[int] = [SPLITS.index(name) * _ID_STRIDE + index for index in positions]
-        self.facts = [sample_scene(seed, name, index) for index in positions]
-        self.captions: Sequence[Sequence[str]] = [
+    def __init__(self, name: str, num_scenes: int, seed: int) -> None:
+        self.name, self.facts = name, [sample_scene(seed, name, index) for index in range(num_scenes)]
+        self.image_ids = [SPLITS.index(name) * _ID_STRIDE + index for index in range(num_scenes)]
+        self.captions = [
             draw_captions(Random(f"{seed}/{name}/{index}/captions"), scene, NUM_CAPTIONS)
             for index, scene in enumerate(self.facts)
         ]
         self.oracle_captions = {
-            image_id: draw_caption(Random(f"{seed}/{name}/{index}/oracle"), scene)
-            for index, (image_id, scene) in enumerate(zip(self.image_ids, self.facts, strict=True))
+            self.image_ids[index]: draw_caption(Random(f"{seed}/{name}/{index}/oracle"), scene)
+            for index, scene in enumerate(self.facts)
         }
 
     def load_image(self, index: int, size: int) -> np.ndarray:
@@ -69,11 +63,7 @@ class Scenes(CaptionSource):
         self.seed = seed
 
     def split(self, name: str) -> SceneRecords:
-        """Draw a split.
-
-        Raises:
-            DataError: There is no split of that name.
-        """
+        """Draw a split; raises ``DataError`` when there is none of that name."""
         if name not in self.sizes:
             raise DataError(f"scenes have no split {name!r}; choose from {', '.join(self.sizes)}")
         return SceneRecords(name, self.sizes[name], self.seed)
