@@ -187,8 +187,8 @@ class ImageDataset(Dataset[Any]):
     def __getitems__(self, index: BatchIndex) -> Any:
         """Build the batch of an epoch's positions; smaller where an uncached image turns out to be bad."""
         images, positions = self.pixels(index.epoch, self.positions[index.positions])
-        labels = self.records.labels or [-1] * len(self.records)
-        return ImageBatch(images, torch.tensor([labels[position] for position in positions]))
+        labels = self.records.labels
+        return ImageBatch(images, torch.tensor([labels[position] if labels else -1 for position in positions]))
 
     def leave_out(self, bad: list[tuple[int, str, str]]) -> None:
         """Mark images, each with reason and example, as not to be used; raises ``DataError`` if they are too many."""
@@ -272,7 +272,8 @@ class CaptionDataset(ImageDataset):
             silent, reason = np.flatnonzero(captions.counts == 0).tolist(), "with no caption to learn from"
             self.leave_out([(index, reason, f"image id {self.image_ids[index]}") for index in silent])
             self.positions = np.flatnonzero(self.usable)
-            self.may_flip &= [not any(map(_SIDED.search, texts)) for texts in self.records.captions]
+            if self.may_flip.any():
+                self.may_flip[:] = [not any(map(_SIDED.search, texts)) for texts in self.records.captions]
 
     def __getitems__(self, index: BatchIndex) -> CaptionBatch:
         """Build the batch of an epoch's positions; smaller where an uncached image turns out to be bad."""
