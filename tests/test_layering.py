@@ -32,7 +32,7 @@ BUDGETS = {
     "decoder": 654,
     "generation": 1_018,
     "jobs": 638,
-    "metrics": 733,
+    "metrics": 732,
     "pretrained": 93,
     "reporting": 1045,
     "serving": 1811,
