@@ -13,6 +13,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from functools import partial
+from io import FileIO
 from pathlib import Path, PurePosixPath
 from typing import IO, NamedTuple
 
@@ -126,7 +127,7 @@ def entries(source: Path) -> Iterator[Entry]:
 def _read(source: Path) -> Iterator[Entry]:
     if source.is_dir():
         for path in walk_files(source):
-            yield Entry(PurePosixPath(path.relative_to(source)), path.stat().st_size, partial(path.open, "rb"))
+            yield Entry(PurePosixPath(path.relative_to(source)), path.stat().st_size, partial(FileIO, path))
     elif zipfile.is_zipfile(source):
         with zipfile.ZipFile(source) as archive:
             for info in archive.infolist():
@@ -140,7 +141,7 @@ def _read(source: Path) -> Iterator[Entry]:
     elif source.suffix.lower() in (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz"):
         raise zipfile.BadZipFile("its end is missing")
     else:
-        yield Entry(PurePosixPath(source.name), source.stat().st_size, partial(source.open, "rb"))
+        yield Entry(PurePosixPath(source.name), source.stat().st_size, partial(FileIO, source))
 
 
 def copy(entry: Entry, path: Path) -> None:
