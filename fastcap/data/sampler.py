@@ -157,27 +157,22 @@ class ResumableLoader(DataLoader[CaptionBatch]):
         epoch, resume, self.resume = self.epochs.epoch, self.resume, {}
         self.epochs.start = resume.get("batches", 0) if resume.get("epoch") == epoch else 0
         self.progress = {"epoch": epoch, "batches": self.epochs.start}
-        batches = super().__iter__()
-        while True:
-            try:
-                batch = next(batches)
-            except StopIteration:
-                return
-            except DataError as error:
-                if "Original Traceback" not in str(error):
-                    raise
-                # A worker's own error comes with its traceback: its last line is what was said.
-                raise DataError(str(error).splitlines()[-1].partition("DataError: ")[2]) from error
-            except RuntimeError as error:
-                if "DataLoader" not in str(error):
-                    raise
-                free = _free_shared_memory() / 1e6
-                raise DataError(
-                    f"a process that builds batches (data.num_workers={self.num_workers}) is gone or stuck: {error}; "
-                    f"{_SHARED_MEMORY} has {free:.1f} MB free"
-                ) from error
-            self.progress["batches"] += 1
-            yield batch
+        try:
+            for batch in super().__iter__():
+                self.progress["batches"] += 1
+                yield batch
+        except DataError as error:
+            if "Original Traceback" not in str(error):
+                raise
+            # A worker's own error comes with its traceback: its last line is what was said.
+            raise DataError(str(error).splitlines()[-1].partition("DataError: ")[2]) from error
+        except RuntimeError as error:
+            if "DataLoader" not in str(error):
+                raise
+            raise DataError(
+                f"a process that builds batches (data.num_workers={self.num_workers}) is gone or stuck: {error}; "
+                f"{_SHARED_MEMORY} has {_free_shared_memory() / 1e6:.1f} MB free"
+            ) from error
 
     def state_dict(self) -> dict[str, int]:
         """Return the epoch and how many of its batches have been handed out."""
