@@ -12,7 +12,7 @@ from fastcap.data import CocoCaptions, DataError, sampler
 from fastcap.data.datamodule import CaptionDataModule
 from fastcap.data.sampler import EpochSampler
 from fastcap.data.tokenizer import train_word_tokenizer
-from fastcap.types import CaptionRecords
+from fastcap.types import CaptionRecords, CaptionSource
 
 NUMBERS = ["one", "two", "three", "four", "five", "six", "seven"]
 train_tokenizer = partial(train_word_tokenizer, min_frequency=1)
