@@ -230,7 +230,7 @@ def build_module(cfg: DictConfig, datamodule: CaptionDataModule, model: FastCap 
         backbone_lr_scale=cfg.optim.backbone_lr_scale,
         alignment_lr_scale=cfg.optim.alignment_lr_scale,
         evaluation=CaptionEvaluation(
-            datamodule.source.validation_splits,
+            datamodule.validation_splits,
             OmegaConf.to_container(cfg.metrics, resolve=True),  # type: ignore[arg-type]
             datamodule.records,
         ),

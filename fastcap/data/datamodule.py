@@ -70,6 +70,7 @@ class ImageDataModule(LightningDataModule):
         self._check_least(0, "seed", "num_workers")
         if not 0 < crop_scale <= 1:
             raise DataError(f"crop_scale must be in (0, 1], found {crop_scale}")
+        self.validation_splits: Sequence[str] = ("val",)
         self._caption_bytes = 0  # of one image in a batch
         self._records: dict[str, CaptionRecords] = {}
         self._caches: dict[tuple[str, int], PixelCache] = {}
@@ -106,11 +107,7 @@ class ImageDataModule(LightningDataModule):
         Raises:
             DataError: When a split is missing, malformed or has nothing usable.
         """
-        stages = {
-            "fit": ("train", *self.source.validation_splits),
-            "validate": self.source.validation_splits,
-            "test": ("test",),
-        }
+        stages = {"fit": ("train", *self.validation_splits), "validate": self.validation_splits, "test": ("test",)}
         for split in stages.get(stage or "", ()):
             self._dataset(split, training=split == "train")
 
@@ -130,7 +127,7 @@ class ImageDataModule(LightningDataModule):
 
     def val_dataloader(self) -> ResumableLoader | list[ResumableLoader]:
         """Return "val" in order, or each validation split where there are several."""
-        loaders = [self.dataloader(split) for split in self.source.validation_splits]
+        loaders = [self.dataloader(split) for split in self.validation_splits]
         return loaders[0] if len(loaders) == 1 else loaders
 
     def test_dataloader(self) -> ResumableLoader:
@@ -226,6 +223,7 @@ class CaptionDataModule(ImageDataModule):
         self._check_least(0, "feature_views")
         if not 0 <= distilled_share <= 1:
             raise DataError(f"distilled_share must be in [0, 1], found {distilled_share}")
+        self.validation_splits = source.validation_splits
         self._caption_bytes = 8 * captions_per_image * max_length
         self._tokenizer = tokenizer
 

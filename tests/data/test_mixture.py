@@ -59,7 +59,7 @@ def test_an_epoch_shows_each_sets_share_and_goes_on_where_the_last_ended(mixture
 
 def test_sets_are_evaluated_apart_and_together(mixture):
     data = module(mixture)
-    assert data.source.validation_splits == ["val_left", "val_right"]
+    assert data.validation_splits == ["val_left", "val_right"]
     sizes = [len([i for batch in loader for i in batch.image_ids]) for loader in data.val_dataloader()]
     assert sizes == [10, 8]
     both, right = mixture.split("val"), mixture.split("val_right")
