@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -74,21 +75,19 @@ def _agreement(
     Returns:
         What was found, ascending, in how many captions, and r^2 of each.
     """
-    encoded = iter(tokenizer.encode_batch([text for texts in captions for text in texts]))
-    codes, counts, others = [], [], []
-    for texts in captions:
-        held = [np.unique(units(np.array(next(encoded), np.int64))) for _ in texts]
-        code, count = np.unique(np.concatenate([np.zeros(0, np.int64), *held]), return_counts=True)
-        codes.append(code[code >= 0])
-        counts.append(count[code >= 0])
-        others.append(np.full(len(codes[-1]), len(texts) - 1))
-    found, place = np.unique(np.concatenate([np.zeros(0, np.int64), *codes]), return_inverse=True)
-    held_by, beside = (np.concatenate([np.zeros(0, np.int64), *c]) for c in (counts, others))
-    mentions, chances, both = (
-        np.bincount(place, weights, minlength=len(found))
-        for weights in (held_by, held_by * beside, held_by * (held_by - 1))
+    encoded = tokenizer.encode_nested(captions)
+    mentions, others, both = Counter[int](), Counter[int](), Counter[int]()  # captions, pairs of them, pairs that agree
+    for rows in encoded:
+        held = Counter(code for ids in rows for code in set(units(np.array(ids, np.int64)).tolist()) if code >= 0)
+        for code, count in held.items():
+            mentions[code] += count
+            others[code] += count * (len(rows) - 1)
+            both[code] += count * (count - 1)
+    found = np.array(sorted(mentions), np.int64)
+    counted, possible, agreeing = (
+        np.array([count[code] for code in sorted(mentions)]) for count in (mentions, others, both)
     )
-    agreement = both / np.maximum(chances, 1)
-    expected = mentions / max(sum(map(len, captions)), 1)
+    agreement = agreeing / np.maximum(possible, 1)
+    expected = counted / max(sum(map(len, captions)), 1)
     weight = np.clip((agreement - expected) / np.maximum(1 - expected, 1e-6), 0.0, 1.0) ** 2
-    return found, mentions, weight
+    return found, counted, weight
