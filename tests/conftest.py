@@ -80,24 +80,30 @@ def pytest_configure(config: pytest.Config) -> None:
     _block_network(_network_patch)
 
 
-# The files that take longest: xdist hands files out in order, and a long one at the end would leave a worker idle.
-LONGEST = [
-    "test_training.py",
-    "test_captioner.py",
-    "test_two_processes.py",
-    "test_kills.py",
-    "test_disk_and_signals.py",
-    "test_distill.py",
-    "test_features.py",
-    "test_configs.py",
-    "test_entry_points.py",
-    "test_callbacks_wandb.py",
-]
+# Tests that share what takes long to make (the process that commands are forked from and their runs, an export), so that
+# one of xdist's workers makes it. They and other long files come first: one at the end would leave a worker idle.
+TOGETHER = {
+    "processes": ("tests/training/", "tests/test_entry_points", "tests/tools/test_dashboard"),
+    "training": ("tests/test_training",),
+    "export": ("tests/serving/test_captioner", "tests/serving/test_exporting", "tests/serving/test_api"),
+    "jobs": ("tests/jobs/", "tests/data/test_features", "tests/data/test_mixture"),
+    "configs": ("tests/test_configs",),
+}
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the longest files first."""
-    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+    """Group the tests for xdist: the groups above, else file by file."""
+    groups = {prefix: name for name, prefixes in TOGETHER.items() for prefix in prefixes}
+    order = list(TOGETHER)
+
+    def group(item: pytest.Item) -> str:
+        file = item.nodeid.partition("::")[0]
+        return next((name for prefix, name in groups.items() if file.startswith(prefix)), file)
+
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(group(item)))
+    items.sort(key=lambda item: order.index(group(item)) if group(item) in order else len(order))
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
