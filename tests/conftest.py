@@ -80,8 +80,8 @@ def pytest_configure(config: pytest.Config) -> None:
     _block_network(_network_patch)
 
 
-# Tests that share what takes long to make (the process that commands are forked from and their runs, an export), so that
-# one of xdist's workers makes it. They and other long files come first: one at the end would leave a worker idle.
+# Tests for one of xdist's workers, as they share what takes long to make: the process that commands are forked from,
+# runs, an export. They and other long files come first: one at the end would leave a worker idle.
 TOGETHER = {
     "processes": ("tests/training/", "tests/test_entry_points", "tests/tools/test_dashboard"),
     "training": ("tests/test_training",),
