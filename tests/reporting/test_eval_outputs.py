@@ -14,7 +14,7 @@ from fastcap.data.scenes import Scenes
 from fastcap.train import train
 from fastcap.utils.provenance import code_state
 from tests.data.conftest import write_scenes
-from tests.tiny import tiny_config
+from tests.tiny import QUICK, tiny_config
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,8 @@ def run(tmp_path_factory):
     source = Scenes(16, 16, 16)
     for split in ("train", "val"):
         write_scenes(source.split(split), folder / "data", 48)
-    cfg = tiny_config("trainer.max_epochs=1", "data.cache_dir=null", "data.eval_batch_size=5")
+    base = [setting for setting in QUICK if setting != "callbacks.samples=null"]  # they write captions.json
+    cfg = tiny_config("trainer.max_epochs=1", "data.cache_dir=null", "data.eval_batch_size=5", base=base)
     cfg.data.source = {"_target_": "fastcap.data.CocoCaptions", "root": str(folder / "data")}
     (folder / "run").mkdir()
     return folder, train(cfg, folder / "run")

@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import runpy
 import sys
+import warnings
 from pathlib import Path
 
 from tests import tiny
@@ -36,6 +37,7 @@ def _run(folder, arguments, environment, output):
     os.dup2(file.fileno(), 1)
     os.dup2(file.fileno(), 2)
     sys.stdout = sys.stderr = file
+    warnings.filterwarnings("ignore", ".* found in sys.modules after import", RuntimeWarning)  # of what was forked
     sys.argv = ["fastcap", *arguments]
     runpy.run_module("fastcap.cli", run_name="__main__", alter_sys=True)
 
