@@ -71,7 +71,7 @@ class TrainedModule(L.LightningModule):
 
 
 class CaptioningModule(TrainedModule):
-    """Train and evaluate a ``FastCap``; ``forward`` captions images.
+    """Train and evaluate a ``FastCap``.
 
     All random numbers of a step follow from (seed, epoch, image), those of dropout from (seed, epoch, batch, rank): a
     resumed run equals an unbroken one, and without dropout two processes equal one that takes their batches together.
@@ -115,10 +115,6 @@ class CaptioningModule(TrainedModule):
         self.reward = reward
         self.artifacts = dict(artifacts or {})
         self._sums: dict[tuple[str, str], tuple[Tensor, int]] = {}
-
-    def forward(self, images: Tensor, record_steps: bool = False) -> Refinement:
-        """Caption images. images: uint8 (B, 3, H, W)."""
-        return self.model(images, record_steps)
 
     def texts(self, refinement: Refinement) -> list[str]:
         """Turn generated ids into captions, one an image."""

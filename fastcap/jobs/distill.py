@@ -82,8 +82,6 @@ class DistillationModule(BackbonePretraining):
         teacher_size: Side of the same images for the teacher.
     """
 
-    helpers = ("teacher",)
-
     def __init__(
         self,
         backbone: Any,
@@ -93,7 +91,7 @@ class DistillationModule(BackbonePretraining):
         **training: Any,
     ) -> None:
         super().__init__(backbone, **training)
-        self.teacher = teacher
+        self.teachers = (teacher.eval(),)  # in a tuple it is no part of the module: checkpoints leave it out
         self.image_size, self.teacher_size = image_size, teacher_size
         self.normalizer = ChannelNormalizer(teacher.feature_dim)
         self.feature_head = nn.Linear(backbone.feature_dim, teacher.feature_dim)
@@ -102,7 +100,8 @@ class DistillationModule(BackbonePretraining):
     def losses(self, batch: ImageBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the sum of the terms; they, the mean cosine similarity and the top-1 agreement by name."""
         with torch.inference_mode():
-            seen, classes = self.teacher(self.normalize(batch.images, self.teacher_size))
+            teacher = self.teachers[0].to(self.device)
+            seen, classes = teacher(self.normalize(batch.images, self.teacher_size))
         target, classes = self.normalizer(seen.clone()), classes.float().clone()  # clones: autograd keeps them
         features = self.backbone(self.normalize(batch.images, self.image_size))
         predicted = self.feature_head(to_grid(features, target.shape[1:3])).float()

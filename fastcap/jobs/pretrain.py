@@ -35,7 +35,7 @@ WEIGHTS_FILE = "backbone.safetensors"
 class BackbonePretraining(TrainedModule):
     """Train a backbone on images; after every validation its weights alone lie in ``backbone.safetensors``.
 
-    Subclasses say what is lost in ``losses`` and may name modules that are not trained in ``helpers``.
+    Subclasses say what is lost in ``losses``.
 
     Args:
         backbone: Normalized images (B, 3, H, W) to features (B, N, D).
@@ -45,7 +45,6 @@ class BackbonePretraining(TrainedModule):
 
     image_mean: Tensor
     image_std: Tensor
-    helpers: tuple[str, ...] = ()
 
     def __init__(self, backbone: nn.Module, config: Mapping[str, Any], **training: Any) -> None:
         super().__init__(**training)
@@ -91,19 +90,9 @@ class BackbonePretraining(TrainedModule):
         """Where the weights go."""
         return Path(self.trainer.default_root_dir) / WEIGHTS_FILE
 
-    def trained_state(self) -> dict[str, Tensor]:
-        """Weights and buffers without those of helpers, which never change."""
-        return {k: v for k, v in self.state_dict().items() if k.partition(".")[0] not in self.helpers}
-
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leave helpers' weights out, and add the configuration."""
-        checkpoint["state_dict"] = self.trained_state()
+        """Add the configuration."""
         checkpoint["fastcap"] = {"config": self.config}
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Put helpers' weights back in."""
-        own = self.state_dict()
-        checkpoint["state_dict"] |= {k: v for k, v in own.items() if k.partition(".")[0] in self.helpers}
 
 
 class ClassificationModule(BackbonePretraining):
@@ -165,7 +154,7 @@ def pretrain_backbone(
         **(facts(images) if facts else {}),
     )
     if cfg.resume:
-        resume_weights(cfg.resume, module.trained_state())
+        resume_weights(cfg.resume, module.state_dict())
     trainer = build_trainer(cfg, run_dir, overrides)
     with closing_loggers(trainer.loggers):
         trainer.fit(module, datamodule=images, ckpt_path=cfg.resume, weights_only=True)
