@@ -17,17 +17,11 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(
         prog="fastcap results",
-        description="Write finished runs into the table of runs, once each, and the tables of Markdown pages anew.",
+        description="Write finished runs into the table of runs, once each, and anew the tables that README.md and the "
+        "pages below docs/ and experiments/ mark by <!-- quality: ... --> and <!-- speed: ... -->.",
     )
     parser.add_argument("runs", nargs="*", type=Path, help="run folders, or folders of them, to write into the table")
     parser.add_argument("--csv", type=Path, default=TABLE, help="the table of runs (default: %(default)s)")
-    parser.add_argument(
-        "--pages",
-        nargs="*",
-        type=Path,
-        help="Markdown pages with markers <!-- quality: ... --> and <!-- speed: ... --> (default: README.md and those "
-        "below docs/ and experiments/)",
-    )
     return parser.parse_args(arguments)
 
 
@@ -38,10 +32,7 @@ def main(arguments: list[str] | None = None) -> None:
     if options.runs:
         new, changed = add_runs(options.csv, find_runs(options.runs), Path.cwd())
         print(f"Runs        {options.csv} ({new} new, {changed} changed)")
-    pages = options.pages
-    if pages is None:
-        pages = [page for pattern in PAGES for page in sorted(Path().glob(pattern))]
-    for page in pages:
+    for page in (page for pattern in PAGES for page in sorted(Path().glob(pattern))):
         if count := rebuild(page):
             print(f"Tables      {page} ({count})")
 

@@ -5,8 +5,9 @@ Their weights are not at hand offline. What a caption costs does not depend on t
 
 from __future__ import annotations
 
+import copy
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from fastcap.utils.errors import UserError
 
 _CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 _HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-Options = Mapping[str, Mapping[str, Any]]
+Settings = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -28,65 +29,21 @@ class Architecture:
     """How to build a baseline, and what is published of it.
 
     Attributes:
-        make: From the settings of its parts ``text`` and ``vision`` to the model.
-        parts: Settings of the published model where they differ from the library's defaults.
+        model: Its class in transformers.
+        settings: Of the published model, as its configuration takes them, where they differ from the library's
+            defaults.
         size: Side of the images it was trained on, in pixels.
         parameters: Published number of parameters, tied ones counted once.
         pixels: Mean and standard deviation of its pixels (0 to 1).
         prompt: Tokens of the published prompt beside those of the image; None where there is no prompt.
     """
 
-    make: Callable[[Options], nn.Module]
-    parts: Options
+    model: str
+    settings: Settings
     size: int
     parameters: float
     pixels: tuple[tuple[float, float, float], tuple[float, float, float]]
     prompt: int | None = None
-
-
-def _blip(parts: Options) -> nn.Module:
-    from transformers import BlipConfig, BlipForConditionalGeneration
-
-    config = BlipConfig(text_config=dict(parts["text"]), vision_config=dict(parts["vision"]))
-    return BlipForConditionalGeneration(config)
-
-
-def _git(parts: Options) -> nn.Module:
-    from transformers import GitConfig, GitForCausalLM
-
-    return GitForCausalLM(GitConfig(vision_config=dict(parts["vision"]), **parts["text"]))
-
-
-def _vit_gpt2(parts: Options) -> nn.Module:
-    from transformers import GPT2Config, VisionEncoderDecoderConfig, VisionEncoderDecoderModel, ViTConfig
-
-    decoder = GPT2Config(**parts["text"], is_decoder=True, add_cross_attention=True)
-    config = VisionEncoderDecoderConfig.from_encoder_decoder_configs(ViTConfig(**parts["vision"]), decoder)
-    model: nn.Module = VisionEncoderDecoderModel(config)
-    settings: Any = model.generation_config
-    settings.decoder_start_token_id = settings.bos_token_id = decoder.bos_token_id
-    settings.eos_token_id = settings.pad_token_id = decoder.eos_token_id
-    return model
-
-
-def _florence(parts: Options) -> nn.Module:
-    from transformers import Florence2Config, Florence2ForConditionalGeneration
-
-    image = parts["text"]["vocab_size"] - 1
-    config = Florence2Config(text_config=dict(parts["text"]), vision_config=dict(parts["vision"]), image_token_id=image)
-    return Florence2ForConditionalGeneration(config)
-
-
-def _smolvlm(parts: Options) -> nn.Module:
-    from transformers import SmolVLMConfig, SmolVLMForConditionalGeneration
-
-    config = SmolVLMConfig(
-        text_config={"model_type": "llama", **parts["text"]},
-        vision_config=dict(parts["vision"]),
-        scale_factor=4,
-        image_token_id=parts["text"]["vocab_size"] - 2,
-    )
-    return SmolVLMForConditionalGeneration(config)
 
 
 # As published: Salesforce/blip-image-captioning-base, microsoft/git-base-coco, nlpconnect/vit-gpt2-image-captioning,
@@ -95,25 +52,35 @@ def _smolvlm(parts: Options) -> nn.Module:
 # vanishing numbers.
 ARCHITECTURES = {
     "blip-base": Architecture(
-        _blip,
-        {"text": {"num_attention_heads": 12}, "vision": {"initializer_range": 0.02}},
+        "BlipForConditionalGeneration",
+        {"text_config": {"num_attention_heads": 12}, "vision_config": {"initializer_range": 0.02}},
         size=384,
         parameters=224.0e6,
         pixels=_CLIP,
     ),
-    "git-base": Architecture(_git, {"text": {}, "vision": {}}, size=224, parameters=176.6e6, pixels=_CLIP),
-    "vit-gpt2": Architecture(_vit_gpt2, {"text": {}, "vision": {}}, size=224, parameters=239.2e6, pixels=_HALF),
-    "florence-2-base": Architecture(
-        _florence,
+    "git-base": Architecture("GitForCausalLM", {"vision_config": {}}, size=224, parameters=176.6e6, pixels=_CLIP),
+    "vit-gpt2": Architecture(
+        "VisionEncoderDecoderModel",
         {
-            "text": {
+            "encoder": {"model_type": "vit"},
+            "decoder": {"model_type": "gpt2", "is_decoder": True, "add_cross_attention": True},
+        },
+        size=224,
+        parameters=239.2e6,
+        pixels=_HALF,
+    ),
+    "florence-2-base": Architecture(
+        "Florence2ForConditionalGeneration",
+        {
+            "text_config": {
                 "d_model": 768,
                 **{f"{part}_layers": 6 for part in ("encoder", "decoder")},
                 **{f"{part}_attention_heads": 12 for part in ("encoder", "decoder")},
                 **{f"{part}_ffn_dim": 3072 for part in ("encoder", "decoder")},
                 "vocab_size": 51290,
             },
-            "vision": {"projection_dim": 768},
+            "vision_config": {"projection_dim": 768},
+            "image_token_id": 51289,
         },
         size=768,
         parameters=231.4e6,
@@ -121,9 +88,10 @@ ARCHITECTURES = {
         prompt=9,
     ),
     "smolvlm-256m": Architecture(
-        _smolvlm,
+        "SmolVLMForConditionalGeneration",
         {
-            "text": {
+            "text_config": {
+                "model_type": "llama",
                 "hidden_size": 576,
                 "intermediate_size": 1536,
                 "num_hidden_layers": 30,
@@ -135,13 +103,15 @@ ARCHITECTURES = {
                 "pad_token_id": 2,
                 "eos_token_id": 49279,
             },
-            "vision": {
+            "vision_config": {
                 "hidden_size": 768,
                 "num_hidden_layers": 12,
                 "num_attention_heads": 12,
                 "image_size": 512,
                 "patch_size": 16,
             },
+            "scale_factor": 4,
+            "image_token_id": 49278,
         },
         size=512,
         parameters=256.5e6,
@@ -162,12 +132,12 @@ def architecture(name: str) -> Architecture:
     return ARCHITECTURES[name]
 
 
-def build_baseline(name: str, parts: Options | None = None) -> nn.Module:
+def build_baseline(name: str, changes: Settings | None = None) -> nn.Module:
     """Build a baseline with random weights.
 
     Args:
         name: One of ``ARCHITECTURES``.
-        parts: Settings of its parts beyond the published ones (for tests: shrunk).
+        changes: Settings beyond the published ones (for tests: shrunk).
 
     Raises:
         UserError: If there is no such baseline, or transformers is missing.
@@ -175,13 +145,22 @@ def build_baseline(name: str, parts: Options | None = None) -> nn.Module:
     known = architecture(name)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     try:
+        import transformers
         from transformers.utils import logging
     except ImportError as error:
         raise UserError("baselines need transformers: pip install 'fastcap[baselines]'") from error
     logging.set_verbosity_error()
-    settings = {part: {**given, **(parts or {}).get(part, {})} for part, given in known.parts.items()}
+    settings = dict(known.settings)
+    for key, value in (changes or {}).items():
+        settings[key] = {**settings[key], **value} if isinstance(settings.get(key), dict) else value
     torch.manual_seed(0)
-    return known.make(settings).eval()
+    kind = getattr(transformers, known.model)
+    model: Any = kind(kind.config_class(**copy.deepcopy(settings))).eval()
+    if name == "vit-gpt2":
+        decoder, generation = model.config.decoder, model.generation_config
+        generation.decoder_start_token_id = generation.bos_token_id = decoder.bos_token_id
+        generation.eos_token_id = generation.pad_token_id = decoder.eos_token_id
+    return model
 
 
 class Baseline:

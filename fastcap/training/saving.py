@@ -197,21 +197,11 @@ class RunCheckpoint(LastCheckpoint):
     Args:
         monitor: The metric.
         mode: ``max`` or ``min``.
-        every_n_steps: As in ``LastCheckpoint``.
-        every_minutes: As in ``LastCheckpoint``.
-        dirpath: As in ``LastCheckpoint``.
+        **options: As in ``LastCheckpoint``.
     """
 
-    def __init__(
-        self,
-        monitor: str = "val/cider",
-        mode: str = "max",
-        every_n_steps: int | None = None,
-        every_minutes: float | None = None,
-        dirpath: str | None = None,
-    ) -> None:
-        best = {"monitor": monitor, "mode": mode, "filename": "best", "save_top_k": 1}
-        super().__init__(every_n_steps, every_minutes, dirpath, **best)
+    def __init__(self, monitor: str = "val/cider", mode: str = "max", **options: Any) -> None:
+        super().__init__(**options, monitor=monitor, mode=mode, filename="best", save_top_k=1)
 
 
 def validate_best(trainer: L.Trainer, module: L.LightningModule, data: L.LightningDataModule) -> dict[str, float]:

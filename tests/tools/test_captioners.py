@@ -33,7 +33,7 @@ def measured(checkpoint, tmp_path_factory):
     small = baselines.build_baseline("git-base", SHRUNK["git-base"])
     with pytest.MonkeyPatch.context() as patch:
         known = baselines.ARCHITECTURES["git-base"]
-        parts = known.make, known.parts, 32, known.parameters, known.pixels
+        parts = known.model, known.settings, 32, known.parameters, known.pixels
         patch.setitem(baselines.ARCHITECTURES, "git-base", baselines.Architecture(*parts))
         patch.setattr(baselines, "build_baseline", lambda name: small)
 
