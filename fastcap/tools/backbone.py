@@ -6,7 +6,7 @@ import argparse
 import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from hydra.errors import HydraException
@@ -24,14 +24,6 @@ METHOD = (
     "convolutions and attention (torch.utils.flop_counter), not element-wise work. Memory: rise of peak resident "
     "memory above the loaded model in one forward pass, in a fresh process."
 )
-
-
-class Case(NamedTuple):
-    """One line of the table: a backbone at an image size and a batch size."""
-
-    backbone: str
-    size: int
-    batch: int
 
 
 def build(name: str, prepared: bool = True) -> nn.Module:
@@ -70,41 +62,40 @@ def measure(options: argparse.Namespace, report: Callable[[str], None]) -> Itera
     """
     names, sizes = list(dict.fromkeys(options.backbones)), sorted(set(options.sizes))
     models: dict[str, nn.Module] = {}
-    about: dict[tuple[str, int], dict[str, Any]] = {}
+    parameters: dict[str, float] = {}
+    gflop: dict[tuple[str, int], float] = {}
     for name in names:
         report(f"{name}: building")
         trained = build(name, prepared=False)
-        parameters = round(sum(p.numel() for p in trained.parameters()) / 1e6, 2)
-        for size in sizes:
-            gflop = round(count_gflop(trained, torch.randn(1, 3, size, size)), 3)
-            about[name, size] = {"parameters_m": parameters, "gflop_per_image": gflop}
+        parameters[name] = round(sum(p.numel() for p in trained.parameters()) / 1e6, 2)
+        gflop |= {(name, size): round(count_gflop(trained, torch.randn(1, 3, size, size)), 3) for size in sizes}
         models[name] = build(name)
 
-    def start(case: Case) -> Work:
-        images = torch.randn(case.batch, 3, case.size, case.size)
-        return torch.inference_mode()(functools.partial(models[case.backbone], images))
+    def start(name: str, size: int, batch: int) -> Work:
+        return torch.inference_mode()(functools.partial(models[name], torch.randn(batch, 3, size, size)))
 
-    cases = [Case(name, size, batch) for size in sizes for batch in sorted(set(options.batches)) for name in names]
-    rows: dict[Case, dict[str, Any]] = {}
-    builders = {case: functools.partial(start, case) for case in cases}
-    for case, seconds in time_in_turns(builders, options.seconds, options.rounds):
-        ms, known = quantile_ms(seconds), about[case.backbone, case.size]
-        rows[case] = {
-            "backbone": case.backbone,
-            "parameters_m": known["parameters_m"],
-            "size_px": case.size,
-            "batch": case.batch,
+    cases = [(name, size, batch) for size in sizes for batch in sorted(set(options.batches)) for name in names]
+    rows: dict[tuple[str, int, int], dict[str, Any]] = {}
+    builders = {case: functools.partial(start, *case) for case in cases}
+    for (name, size, batch), seconds in time_in_turns(builders, options.seconds, options.rounds):
+        ms = quantile_ms(seconds)
+        rows[name, size, batch] = {
+            "backbone": name,
+            "parameters_m": parameters[name],
+            "size_px": size,
+            "batch": batch,
             "latency_p50_ms": round(ms, 3),
-            "ms_per_image": round(ms / case.batch, 3),
-            "gflop_per_image": known["gflop_per_image"],
-            "gflop_per_s": round(1e3 * known["gflop_per_image"] * case.batch / ms, 2),
+            "ms_per_image": round(ms / batch, 3),
+            "gflop_per_image": gflop[name, size],
+            "gflop_per_s": round(1e3 * gflop[name, size] * batch / ms, 2),
             "peak_memory_mb": "",
             "runs": len(seconds),
         }
-        report(f"{case.backbone}, {case.size} px, batch {case.batch}: {ms:.2f} ms")
+        report(f"{name}, {size} px, batch {batch}: {ms:.2f} ms")
         yield list(rows.values())
-    for case in cases if options.memory else ():
-        rows[case]["peak_memory_mb"] = round(in_fresh_process(peak_memory_mb, build, (case.backbone,), *case[1:]), 1)
+    for name, size, batch in cases if options.memory else ():
+        memory = in_fresh_process(peak_memory_mb, build, (name,), size, batch)
+        rows[name, size, batch]["peak_memory_mb"] = round(memory, 1)
         yield list(rows.values())
 
 
