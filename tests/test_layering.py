@@ -31,13 +31,13 @@ BUDGETS = {
     "data": 3303,
     "decoder": 654,
     "generation": 1_018,
-    "jobs": 638,
+    "jobs": 626,
     "metrics": 732,
     "pretrained": 93,
-    "reporting": 1045,
+    "reporting": 1036,
     "serving": 1811,
-    "tools": 1104,
-    "training": 1468,
+    "tools": 1068,
+    "training": 1451,
     "utils": 504,
 }
 

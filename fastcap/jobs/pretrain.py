@@ -182,7 +182,7 @@ def run(cfg: DictConfig, facts: Callable[[ImageDataModule], dict[str, Any]] | No
     """Run a job in the folder that Hydra made for it, which nobody else then writes to."""
     job = HydraConfig.get()
     run_dir, overrides = Path(job.runtime.output_dir), list(job.overrides.task)
-    check_values(job.job.config_name, cfg, overrides)
+    check_values(str(job.job.config_name), cfg, overrides)
     with exit_if_preempted(), only_writer(run_dir):
         return pretrain_backbone(cfg, run_dir, facts, overrides)
 
