@@ -116,6 +116,7 @@ def quantize_onnx(
         drop_outputs(model, probes)
         chosen = [layer for layer in found.layers if layer.name not in found.kept]
         result = _quantized(model, ranges, means, chosen)
+        read_bytes(result, scratch)
         store_tables_in_16_bits(result)
         del result.metadata_props[:]
         result.metadata_props.extend(onnx.load(source, load_external_data=False).metadata_props)
@@ -204,6 +205,46 @@ def drop_outputs(model: Any, names: Sequence[str]) -> None:
     tensors = [tensor for tensor in model.graph.initializer if tensor.name in needed]
     del model.graph.initializer[:]
     model.graph.initializer.extend(tensors)
+
+
+def read_bytes(model: Any, scratch: Path) -> bool:
+    """Let the first layer read an image's bytes where its quantised input is these bytes anyway.
+
+    Pixels that are normalized as (x - 127) / 128 and then quantised over all their range come out as they went in: a
+    tenth of the time from pixels to caption.
+
+    Args:
+        model: Quantised, in QDQ form; its input is uint8, channels last. Changed in place.
+        scratch: A file to write to.
+
+    Returns:
+        Whether it was so.
+    """
+    import onnx
+
+    pixels, rounded = (
+        model.graph.input[0],
+        next((n.output[0] for n in model.graph.node if n.op_type == "QuantizeLinear"), None),
+    )
+    shape = [dim.dim_value for dim in pixels.type.tensor_type.shape.dim]
+    if rounded is None or pixels.type.tensor_type.elem_type != onnx.TensorProto.UINT8 or len(shape) != 4:
+        return False
+    part = copy.deepcopy(model)
+    del part.graph.output[:]
+    part.graph.output.append(onnx.helper.make_tensor_value_info(rounded, onnx.TensorProto.UINT8, None))
+    drop_outputs(part, ())
+    onnx.save(part, scratch)
+    image = np.resize(np.arange(256, dtype=np.uint8).repeat(3), (1, *shape[1:]))  # every value in every channel
+    (found,) = open_onnx(scratch, 1).run(None, {pixels.name: image})
+    if not np.array_equal(found, image.transpose(0, 3, 1, 2)):
+        return False
+    for node in model.graph.node:
+        node.input[:] = ["image_bytes" if name == rounded else name for name in node.input]
+    model.graph.node.insert(
+        0, onnx.helper.make_node("Transpose", [pixels.name], ["image_bytes"], "image_bytes", perm=[0, 3, 1, 2])
+    )
+    drop_outputs(model, ())
+    return True
 
 
 def store_tables_in_16_bits(model: Any) -> None:

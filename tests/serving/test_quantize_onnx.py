@@ -141,3 +141,28 @@ def test_what_is_kept_is_computed_in_fp32(tmp_path):
     truth = _run(tmp_path / "b.onnx", feeds, sess_options=plain)
     assert noise([truth], [_run(tmp_path / "b.onnx", feeds)]) < 1e-6
     assert noise([_run(source, feeds)], [truth]) == pytest.approx(found.noise, rel=0.01) and found.noise < 0.1
+
+
+@pytest.mark.parametrize(("divisor", "read"), [(128.0, True), (50.0, False)])
+def test_bytes_are_read_as_they_are_where_normalizing_and_rounding_undo_each_other(tmp_path, divisor, read):
+    """(x - 127) / 128 over its whole range is rounded back to x: nothing stands between pixels and the convolution."""
+    rng = np.random.default_rng(0)
+    weights = {"w": rng.normal(size=(8, 3, 3, 3)).astype(np.float32), "mean": np.float32(127)}
+    weights |= {"deviation": np.array([128, divisor, 128], np.float32).reshape(3, 1, 1)}
+    steps = [("Transpose", ["pixels"], {"perm": [0, 3, 1, 2]}), ("Cast", ["n0"], {"to": onnx.TensorProto.FLOAT})]
+    steps += [("Sub", ["n1", "mean"], {}), ("Div", ["n2", "deviation"], {}), ("Conv", ["n3", "w"], {})]
+    nodes = [
+        onnx.helper.make_node(kind, given, [f"n{place}"], f"node{place}", **options)
+        for place, (kind, given, options) in enumerate(steps)
+    ]
+    inputs = [onnx.helper.make_tensor_value_info("pixels", onnx.TensorProto.UINT8, ["batch", 16, 16, 3])]
+    outputs = [onnx.helper.make_tensor_value_info("n4", onnx.TensorProto.FLOAT, None)]
+    tensors = [onnx.numpy_helper.from_array(value, name) for name, value in weights.items()]
+    graph = onnx.helper.make_graph(nodes, "g", inputs, outputs, tensors)
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=10)
+    onnx.save(model, tmp_path / "a.onnx")
+    feeds = [{"pixels": rng.integers(0, 256, (1, 16, 16, 3), np.uint8)} for _ in range(4)]
+    quantize_onnx(tmp_path / "a.onnx", tmp_path / "b.onnx", feeds)
+    kinds = {node.op_type for node in onnx.load(tmp_path / "b.onnx").graph.node}
+    assert kinds.isdisjoint({"Cast", "Sub", "Div"}) == read
+    assert noise([_run(tmp_path / "a.onnx", feeds)], [_run(tmp_path / "b.onnx", feeds)]) < 1e-3
