@@ -7,7 +7,7 @@ matrix products (SSD, arXiv 2405.21060), then mixes channels with an FFN. Cost i
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -252,7 +252,7 @@ class SpatialMambaBackbone(nn.Module):
         else:
             self.levels = StemLevels(stem, dims, stem_dropout)
         rates = torch.linspace(0, drop_path, sum(depths)).tolist()
-        halve = _convolution if stem is None else _merging
+        halve: Callable[[int, int], nn.Module] = _convolution if stem is None else _merging
         self.downsamples = nn.ModuleList(halve(a, b) for a, b in pairwise(dims))
         self.stages = nn.ModuleList()
         for dim, depth in zip(dims, depths, strict=True):
