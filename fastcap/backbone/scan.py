@@ -97,8 +97,9 @@ def grid_scan(x: Tensor, log_decay: Tensor, b: Tensor, c: Tensor, chunk_size: in
         (B, H, W, heads, P)
     """
     shape, device = x.shape, x.device
+    _, height, width, heads, _ = shape
     # A traced tensor must not outlive its trace.
-    routes = (_routes if torch.compiler.is_compiling() else _cached)(*shape[1:4], chunk_size, device)
+    routes = (_routes if torch.compiler.is_compiling() else _cached)(height, width, heads, chunk_size, device)
     decays = log_decay.flatten(1).to(torch.promote_types(x.dtype, torch.float32))
     tables = x.flatten(1, 3), decays, b.flatten(1, 2).to(x.dtype), c.flatten(1, 2).to(x.dtype)
     with torch.autocast(device.type, enabled=False) if torch.is_autocast_enabled(device.type) else nullcontext():
@@ -161,7 +162,7 @@ class _Scan(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
-        tables, routes = ctx.saved_tensors[:4], Routes(*ctx.saved_tensors[4:], ctx.shape)
+        tables, routes = ctx.saved_tensors[:4], Routes._make([*ctx.saved_tensors[4:], ctx.shape])
         return (*_scan_backward(grad_y, tables, routes), *[None] * 5)
 
 
