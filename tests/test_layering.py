@@ -27,7 +27,7 @@ MAX_LINES = 400
 BUDGETS = {
     "*.py": 2348,
     "alignment": 315,
-    "backbone": 1_198,
+    "backbone": 1_199,
     "data": 3303,
     "decoder": 654,
     "generation": 1_018,
@@ -206,7 +206,7 @@ def test_whole_keeps_its_budget() -> None:
     assert folders <= BUDGETS.keys()
     sizes = {
         "files of fastcap": (len(list(PACKAGE.rglob("*.py"))), 120),
-        "lines of fastcap": (lines_of(PACKAGE), 16_972),
+        "lines of fastcap": (lines_of(PACKAGE), 16_177),
         "entries of fastcap": (len([path for path in PACKAGE.iterdir() if path.name != "__pycache__"]), 25),
         "lines of tests": (lines_of(ROOT / "tests"), 9_400),
         "files of conf": (len(list((ROOT / "conf").rglob("*.yaml"))), 50),
