@@ -81,11 +81,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 # Tests for one of xdist's workers, as they share what takes long to make: the process that commands are forked from,
-# runs, an export. They and other long files come first: one at the end would leave a worker idle.
+# runs, checkpoints. They and other long files come first: one at the end would leave a worker idle.
 TOGETHER = {
     "processes": ("tests/training/", "tests/test_entry_points", "tests/tools/test_dashboard"),
     "training": ("tests/test_training",),
-    "export": ("tests/serving/test_captioner", "tests/serving/test_exporting", "tests/serving/test_api"),
+    "serving": ("tests/serving/test_captioner", "tests/serving/test_exporting", "tests/serving/test_api"),
     "jobs": ("tests/jobs/", "tests/data/test_features", "tests/data/test_mixture"),
     "configs": ("tests/test_configs",),
 }
@@ -93,7 +93,7 @@ TOGETHER = {
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Group the tests for xdist: the groups above, else file by file."""
+    """Group the tests for xdist: the groups above, else file by file. Those that need an export are slow."""
     groups = {prefix: name for name, prefixes in TOGETHER.items() for prefix in prefixes}
     order = list(TOGETHER)
 
@@ -103,6 +103,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
     for item in items:
         item.add_marker(pytest.mark.xdist_group(group(item)))
+        if "tiny_export" in item.fixturenames:
+            item.add_marker(pytest.mark.slow)  # exporting takes longer than most files of tests
     items.sort(key=lambda item: order.index(group(item)) if group(item) in order else len(order))
 
 

@@ -252,7 +252,7 @@ def test_no_damaged_picture_is_a_failure_of_the_server():
     assert {200, 415} <= set(seen) <= {200, 413, 415, 422}, seen
 
 
-@pytest.mark.parametrize("model", ["tiny_checkpoint", "tiny_export"])
+@pytest.mark.parametrize("model", ["tiny_checkpoint", pytest.param("tiny_export", marks=pytest.mark.slow)])
 def test_a_real_model_answers_as_its_captioner_does(model, request):
     model = request.getfixturevalue(model)
     captioner = Captioner.load(model[0] if isinstance(model, tuple) else model, num_threads=1)

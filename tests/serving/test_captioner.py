@@ -35,7 +35,7 @@ def photo(tmp_path):
     return path
 
 
-@pytest.fixture(scope="module", params=["tiny_checkpoint", "tiny_export"])
+@pytest.fixture(scope="module", params=["tiny_checkpoint", pytest.param("tiny_export", marks=pytest.mark.slow)])
 def captioner(request):
     if request.param == "tiny_checkpoint":
         return Captioner.load(request.getfixturevalue("tiny_checkpoint"))
