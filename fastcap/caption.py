@@ -18,7 +18,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastcap.cli import UserError, one_clear_error
+from fastcap.cli import UserError, one_clear_error, refuse_below_one
 
 if TYPE_CHECKING:
     import numpy as np
@@ -94,7 +94,6 @@ def caption_files(
 
     waiting = iter(files)
     taken: set[Path] = set()
-    recording = arguments.steps or bool(arguments.picture)
 
     with ThreadPoolExecutor(2) as pool:
 
@@ -105,19 +104,18 @@ def caption_files(
         while batch:
             upcoming = begin()
             rows: list[dict[str, Any]] = []
-            pixels: dict[int, np.ndarray] = {}
+            pixels: list[np.ndarray] = []
             for file, future in batch:
                 rows.append({"file": str(file)})
                 try:
-                    pixels[len(rows) - 1] = future.result()
+                    pixels.append(future.result())
                 except DataError as error:
                     rows[-1]["error"] = str(error)
-            captions = dict(
-                zip(pixels, captioner.caption_batch([*pixels.values()], record_steps=recording), strict=True)
-            )
-            for number, row in enumerate(rows):
-                if number in captions:
-                    caption = captions[number]
+            captions = captioner.caption_batch(pixels, record_steps=arguments.steps or bool(arguments.picture))
+            captioned = zip(captions, pixels, strict=True)
+            for row in rows:
+                if "error" not in row:
+                    caption, image = next(captioned)
                     row["caption"] = caption.text
                     row["confidence"] = round(caption.confidence, 4)
                     if caption.confidence < LOW_CONFIDENCE:
@@ -129,7 +127,7 @@ def caption_files(
                         ]
                     if arguments.picture:
                         path = free_path(arguments.picture, row["file"], taken)
-                        draw_refinement(path, pixels[number], caption.text, caption.steps, caption.expert_weights or [])
+                        draw_refinement(path, image, caption.text, caption.steps, caption.expert_weights or [])
                         row["picture"] = str(path)
                 yield row
             batch = upcoming
@@ -224,10 +222,7 @@ def written(file: Path) -> set[str]:
 def main(arguments: list[str] | None = None) -> None:
     """Entry point; exit status 1 when some image could not be captioned."""
     options = parse_arguments(arguments)
-    for name in ("batch_size", "threads", "num_steps", "length_beam"):
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            raise UserError(f"--{name.replace('_', '-')} {value} must be at least 1")
+    refuse_below_one(options, "batch_size", "threads", "num_steps", "length_beam")
     if options.picture and options.picture.exists() and not options.picture.is_dir():
         raise UserError(f"--picture {options.picture} is not a folder")
     for stream in (sys.stdin, sys.stdout):  # names that are no UTF-8 come and go as they are

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import functools
 import os
 import runpy
@@ -16,29 +17,19 @@ from fastcap.utils.errors import UserError
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-COMMANDS = {
-    "train": "train a captioner (Hydra overrides: data=flickr8k trainer.max_epochs=5 ...; -m for a sweep)",
-    "eval": "score a checkpoint on a split (ckpt=PATH split=val refinement.num_steps=8)",
-    "caption": "caption image files and folders",
-    "export": "export a checkpoint to ONNX, fp32 and int8 (export [ckpt=]PATH --out DIR)",
-    "demo": "try a captioner in the browser: a local page and its HTTP API (--model PATH)",
-    "score": "score anybody's COCO result file (RESULTS.json REFERENCES.json)",
-    "results": "write runs into experiments/results.csv, and the tables of Markdown pages anew (results RUN ...)",
-    "bench": "measure speed, memory and arithmetic (bench backbone --sizes 224 --batches 1)",
-    "distill": "teach a backbone what a packaged ImageNet encoder sees, on any images (folder=DIR)",
-    "pretrain": "train a backbone on class folders, ImageNet's layout (data_dir=DIR)",
-    "data": "fetch MS COCO (data coco), lay out what you have (data flickr8k --archive FILE..., data karpathy FILE)",
-    "dashboard": "build the W&B dashboard of all runs (--print shows its definition without an account)",
-}
-MODULES = {  # where the module is not called like its command
-    "demo": "serving.demo",
-    "score": "reporting.score",
-    "results": "reporting.results",
-    "bench": "tools.bench",
-    "distill": "jobs.distill",
-    "pretrain": "jobs.pretrain",
-    "data": "jobs.fetch",
-    "dashboard": "tools.dashboard",
+COMMANDS = {  # each with its module
+    "train": ("train", "train a captioner (Hydra overrides: data=flickr8k trainer.max_epochs=5 ...; -m for a sweep)"),
+    "eval": ("eval", "score a checkpoint on a split (ckpt=PATH split=val refinement.num_steps=8)"),
+    "caption": ("caption", "caption image files and folders"),
+    "export": ("export", "export a checkpoint to ONNX, fp32 and int8 (export [ckpt=]PATH --out DIR)"),
+    "demo": ("serving.demo", "try a captioner in the browser: a local page and its HTTP API (--model PATH)"),
+    "score": ("reporting.score", "score anybody's COCO result file (RESULTS.json REFERENCES.json)"),
+    "results": ("reporting.results", "write runs into experiments/results.csv, and the tables of pages anew (RUN ...)"),
+    "bench": ("tools.bench", "measure speed, memory and arithmetic (bench backbone --sizes 224 --batches 1)"),
+    "distill": ("jobs.distill", "teach a backbone what a packaged ImageNet encoder sees, on any images (folder=DIR)"),
+    "pretrain": ("jobs.pretrain", "train a backbone on class folders, ImageNet's layout (data_dir=DIR)"),
+    "data": ("jobs.fetch", "fetch MS COCO (coco), lay out what you have (flickr8k --archive FILE..., karpathy FILE)"),
+    "dashboard": ("tools.dashboard", "build the W&B dashboard of all runs (--print shows it without an account)"),
 }
 # The extras of pyproject.toml and the modules that each brings beside the light package's.
 EXTRAS = {
@@ -49,7 +40,7 @@ EXTRAS = {
     "tensorboard": ["tensorboard"],
     "dashboard": ["wandb_workspaces"],
 }
-USAGE = "usage: fastcap COMMAND ...\n\n" + "\n".join(f"  {name:<11}{text}" for name, text in COMMANDS.items())
+USAGE = "usage: fastcap COMMAND ...\n\n" + "\n".join(f"  {name:<11}{text}" for name, (_, text) in COMMANDS.items())
 
 
 def one_clear_error(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -234,6 +225,14 @@ def _reader_left() -> bool:
         return False
 
 
+def refuse_below_one(options: argparse.Namespace, *names: str) -> None:
+    """Raise a ``UserError`` if an option that is given, or has a default, is below one."""
+    for name in names:
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise UserError(f"--{name.replace('_', '-')} {value} must be at least 1")
+
+
 def print_table(title: str, values: Mapping[str, float]) -> None:
     """Print metrics as a table."""
     from rich.console import Console
@@ -256,13 +255,8 @@ def main() -> None:
     if command not in COMMANDS:
         print(f"fastcap: error: unknown command {command!r}\n\n{USAGE}", file=sys.stderr)
         sys.exit(2)
-    _run(f"fastcap.{MODULES.get(command, command)}")
-
-
-@one_clear_error
-def _run(module: str) -> None:
     # As `python -m fastcap.COMMAND`: Lightning starts the further processes of a DDP run by that name.
-    runpy.run_module(module, run_name="__main__", alter_sys=True)
+    runpy.run_module(f"fastcap.{COMMANDS[command][0]}", run_name="__main__", alter_sys=True)
 
 
 if __name__ == "__main__":

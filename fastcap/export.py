@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from fastcap.cli import UserError, one_clear_error
+from fastcap.cli import UserError, one_clear_error, refuse_below_one
 
 PRECISIONS = ("fp32", "int8")
 
@@ -57,14 +57,12 @@ def _precisions(text: str) -> tuple[str, ...]:
 def main(arguments: list[str] | None = None) -> None:
     """Entry point."""
     chosen = parse_arguments(arguments)
-    for name in ("calibration", "compare", "threads", "num_steps", "length_beam"):
-        value = getattr(chosen, name)
-        if value is not None and value < 1:
-            raise UserError(f"--{name.replace('_', '-')} {value} must be at least 1")
+    refuse_below_one(chosen, "calibration", "compare", "threads", "num_steps", "length_beam")
 
     from fastcap.pretrained import SHIPPED
-    from fastcap.serving.compare import COLUMNS, table
-    from fastcap.serving.export import ExportOptions, export
+    from fastcap.reporting.tables import markdown_table
+    from fastcap.serving.compare import table
+    from fastcap.serving.export import export
     from fastcap.training.checkpoints import find_checkpoint
 
     ckpt = Path(find_checkpoint(chosen.ckpt and chosen.ckpt.removeprefix("ckpt=")))
@@ -72,28 +70,10 @@ def main(arguments: list[str] | None = None) -> None:
         raise UserError("export pretrained: name a folder or a file with --out")
     out = chosen.out or ckpt.parent.parent / "export"
     file = out.suffix == ".onnx" and not out.is_dir()
-    options = ExportOptions(
-        precisions=chosen.precisions or (("fp32",) if file else PRECISIONS),
-        num_steps=chosen.num_steps,
-        length_beam=chosen.length_beam,
-        num_calibration=chosen.calibration,
-        num_compared=chosen.compare,
-        images=chosen.images,
-        num_threads=chosen.threads,
-        data_root=chosen.data_root,
-    )
-    report = export(ckpt, out, options, lambda line: print(line, file=sys.stderr, flush=True))
+    chosen.precisions = chosen.precisions or (("fp32",) if file else PRECISIONS)
+    report = export(ckpt, out, chosen, lambda line: print(line, file=sys.stderr, flush=True))
 
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    shown = Table(title=Text(f"{ckpt}, exported"))  # names in it may look like rich's markup
-    for name in COLUMNS:
-        shown.add_column(name, no_wrap=name == "variant")
-    for row in table(report["rows"]):
-        shown.add_row(*row)
-    Console().print(shown)
+    print(f"{ckpt}, exported\n\n{markdown_table(table(report['rows']))}")
     print(f"Export      {out}" + ("" if file else f" ({report['default']} is taken by itself)"))
     print(f"Next        fastcap caption --model {out} photo.jpg")
 

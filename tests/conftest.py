@@ -183,9 +183,10 @@ def tiny_export(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory)
     """Its export to ONNX: (folder, report)."""
     for package in ("onnxscript", "onnxruntime"):
         pytest.importorskip(package, reason="exporting needs the extra `train`")
-    from fastcap.serving.export import ExportOptions, export
+    from fastcap.export import parse_arguments
+    from fastcap.serving.export import export
 
-    options = ExportOptions(precisions=("fp32",), num_compared=16, num_threads=1)
+    options = parse_arguments(["--precisions", "fp32", "--compare", "16", "--threads", "1"])
 
     def make(folder: Path) -> tuple[Path, dict[str, Any]]:
         return folder / "export", export(tiny_checkpoint, folder / "export", options, lambda line: None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import time
 from collections.abc import Sequence
@@ -39,11 +38,6 @@ class Caption:
     expert_weights: list[float] | None = None
     milliseconds: dict[str, float] = field(default_factory=dict)
 
-    @property
-    def score(self) -> float:
-        """Mean log-probability of the caption's tokens."""
-        return math.log(self.confidence) if self.confidence > 0 else -math.inf
-
 
 class Network(Protocol):
     """A trained network, ready to run; any number of threads may call it at a time.
@@ -79,11 +73,12 @@ class Captioner:
 
     Args:
         network: What runs; ``Captioner.load`` makes it.
+        num_steps: Refinement steps, if not the network's own.
     """
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: Network, num_steps: int | None = None) -> None:
         self._network = network
-        self._num_steps: int | None = None
+        self._num_steps = self._checked(num_steps)
 
     @classmethod
     def load(
@@ -124,19 +119,12 @@ class Captioner:
             from fastcap.serving.eager import open_eager  # torch, Hydra and Lightning: an export does without
 
             network = open_eager(file, num_threads, length_beam)
-        captioner = cls(network)
-        if num_steps is not None:
-            captioner.num_steps = num_steps
-        return captioner
+        return cls(network, num_steps)
 
     @property
     def num_steps(self) -> int | None:
         """Refinement steps of each caption unless told otherwise; None for a model that writes word after word."""
-        return self._network.num_steps if self._num_steps is None else self._num_steps
-
-    @num_steps.setter
-    def num_steps(self, value: int) -> None:
-        self._num_steps = self._checked(value)
+        return self._num_steps or self._network.num_steps
 
     @property
     def info(self) -> dict[str, Any]:
@@ -169,7 +157,7 @@ class Captioner:
         self, images: Sequence[Picture], *, num_steps: int | None = None, record_steps: bool = False
     ) -> list[Caption]:
         """Caption images in one batch; a caption does not depend on what shares its batch. As ``caption``."""
-        steps = self._num_steps if num_steps is None else self._checked(num_steps)
+        steps = self._checked(num_steps) or self._num_steps
         if not images:
             return []
         start = time.perf_counter()
@@ -194,7 +182,9 @@ class Captioner:
             milliseconds=milliseconds,
         )
 
-    def _checked(self, value: int) -> int:
+    def _checked(self, value: int | None) -> int | None:
+        if value is None:
+            return None
         if self._network.num_steps is None:
             raise ValueError("num_steps: this model writes word after word and refines nothing")
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:

@@ -4,26 +4,17 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from fastcap.serving.captioner import Caption, Captioner
 
 REFERENCE = "checkpoint"
-COLUMNS = ("variant", "MB", "captions equal", "CIDEr", "CIDEr lost", "ms")
 
 
-@dataclass
-class Photo:
-    """An image to compare on.
-
-    Attributes:
-        image_id: Its id.
-        pixels: uint8, RGB. (S, S, 3)
-        references: Captions by people; none where nobody wrote any.
-    """
+class Photo(NamedTuple):
+    """An image to compare on: its id, its pixels, uint8 RGB (S, S, 3), and captions by people, if any."""
 
     image_id: int
     pixels: np.ndarray
@@ -34,7 +25,7 @@ def compare(
     captioners: dict[str, Captioner],
     photos: Sequence[Photo],
     metric_options: dict[str, Any],
-    progress: Callable[[int], None],
+    say: Callable[[str], None],
 ) -> list[dict[str, Any]]:
     """Caption every photo with every captioner in turn, one at a time.
 
@@ -42,7 +33,7 @@ def compare(
         captioners: By name; ``REFERENCE`` is what the others are compared with.
         photos: The photos.
         metric_options: Options of ``CaptionMetrics``.
-        progress: Called with the number of photos done.
+        say: Told how many photos are done.
 
     Returns:
         A row a captioner: what it is, the share of captions equal to the reference's, CIDEr where there are captions
@@ -52,18 +43,16 @@ def compare(
     for number, photo in enumerate(photos):
         for name, captioner in captioners.items():
             captions[name].append(captioner.caption(photo.pixels))
-        progress(number + 1)
+        if number % 100 == 99:
+            say(f"  {number + 1} images")
     rows: list[dict[str, Any]] = []
     scored = all(photo.references for photo in photos)
+    truth = [caption.text for caption in captions[REFERENCE]]
     for name, captioner in captioners.items():
         texts = [caption.text for caption in captions[name]]
-        truth = [caption.text for caption in captions[REFERENCE]]
-        info = captioner.info
         row = {
             "variant": name,
-            "runtime": info["kind"],
-            "precision": info["precision"],
-            "file_bytes": info["file_bytes"],
+            "file_bytes": captioner.info["file_bytes"],
             "images": len(photos),
             "equal_captions": sum(a == b for a, b in zip(texts, truth, strict=True)) / len(photos),
             "ms": round(statistics.median(caption.milliseconds["caption"] for caption in captions[name]), 3),
@@ -75,12 +64,12 @@ def compare(
     return rows
 
 
-def preferred(rows: Sequence[dict[str, Any]], max_loss_percent: float = 1.0, min_equal: float = 0.99) -> str:
+def preferred(rows: Sequence[dict[str, Any]]) -> str:
     """Name the fastest variant that keeps the checkpoint's captions: by its CIDEr, else by equal captions."""
 
     def faithful(row: dict[str, Any]) -> bool:
         loss = row["cider_loss_percent"]
-        return row["equal_captions"] >= min_equal if loss is None else loss <= max_loss_percent
+        return row["equal_captions"] >= 0.99 if loss is None else loss <= 1.0
 
     variants = [row for row in rows if row["variant"] != REFERENCE]
     candidates = [row for row in variants if faithful(row)]
@@ -89,17 +78,17 @@ def preferred(rows: Sequence[dict[str, Any]], max_loss_percent: float = 1.0, min
     return str(max(variants, key=lambda row: row["equal_captions"])["variant"])
 
 
-def table(rows: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
-    """Lay the comparison out as text, a tuple a row, in the order of ``COLUMNS``."""
+def table(rows: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
+    """Lay the comparison out as text, by column."""
     return [
-        (
-            row["variant"],
-            f"{row['file_bytes'] / 1e6:.1f}",
-            f"{row['equal_captions']:.1%}",
-            "-" if row["cider"] is None else f"{row['cider']:.2f}",
-            "-" if row["cider_loss_percent"] is None else f"{row['cider_loss_percent']:.2f} %",
-            f"{row['ms']:.2f}",
-        )
+        {
+            "variant": row["variant"],
+            "MB": f"{row['file_bytes'] / 1e6:.1f}",
+            "captions equal": f"{row['equal_captions']:.1%}",
+            "CIDEr": "–" if row["cider"] is None else f"{row['cider']:.2f}",
+            "CIDEr lost": "–" if row["cider_loss_percent"] is None else f"{row['cider_loss_percent']:.2f} %",
+            "ms": f"{row['ms']:.2f}",
+        }
         for row in rows
     ]
 

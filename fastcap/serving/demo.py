@@ -11,7 +11,7 @@ import warnings
 import webbrowser
 from ipaddress import ip_address
 
-from fastcap.cli import UserError, one_clear_error
+from fastcap.cli import UserError, one_clear_error, refuse_below_one
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -84,8 +84,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parse_arguments(arguments)
     if not options.max_megabytes > 0:
         raise UserError(f"--max-megabytes {options.max_megabytes} must be more than 0")
-    if options.threads is not None and options.threads < 1:
-        raise UserError(f"--threads {options.threads} must be at least 1")
+    refuse_below_one(options, "threads")
     import uvicorn
     from PIL import Image
 

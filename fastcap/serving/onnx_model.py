@@ -7,6 +7,7 @@ point, name, licence. ``fastcap.serving.export`` writes it.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,25 +28,9 @@ class ModelFileError(UserError, ValueError):
     """A model file that cannot be used; the message says which, why, and what to do."""
 
 
-class Vocabulary:
-    """Token ids to text, without a tokenizer.
-
-    Args:
-        kind: ``words``, joined by blanks; or ``bytes``, UTF-8 in pieces, each byte as the character of its number.
-        pieces: What each id stands for; nothing for special tokens. (V,)
-    """
-
-    def __init__(self, kind: str, pieces: list[str]) -> None:
-        if kind not in ("words", "bytes"):
-            raise ValueError(f"kind {kind!r}")
-        self.kind, self.pieces = kind, pieces
-
-    def text(self, tokens: list[int]) -> str:
-        """Spell token ids out."""
-        pieces = [piece for piece in (self.pieces[token] for token in tokens) if piece]
-        if self.kind == "words":
-            return " ".join(pieces)
-        return "".join(pieces).encode("latin-1").decode("utf-8", "replace").strip(" ")
+def spell(pieces: Sequence[str], tokens: Sequence[int]) -> str:
+    """Spell token ids out, given what each stands for: nothing for special tokens."""
+    return " ".join(filter(None, (pieces[token] for token in tokens)))
 
 
 class OnnxNetwork:
@@ -75,7 +60,7 @@ class OnnxNetwork:
             point = json.loads(about[f"{PREFIX}operating_point"])
             self.num_steps: int | None = int(point["num_steps"])
             self.length_beam = int(point["length_beam"])
-            self._vocabulary = Vocabulary(**json.loads(about[f"{PREFIX}vocabulary"]))
+            self._pieces: list[str] = json.loads(about[f"{PREFIX}vocabulary"])["pieces"]
             parameters = int(about[f"{PREFIX}parameters"])
         except ModelFileError:
             raise
@@ -111,7 +96,7 @@ class OnnxNetwork:
 
     def text(self, tokens: list[int]) -> str:
         """Spell token ids out."""
-        return self._vocabulary.text(tokens)
+        return spell(self._pieces, tokens)
 
 
 def _fixed(name: str, asked: int | None, own: int | None) -> str:
@@ -119,13 +104,14 @@ def _fixed(name: str, asked: int | None, own: int | None) -> str:
     return f"{name} = {asked}: this model was exported with {own}; export its checkpoint again with --{option} {asked}"
 
 
-def open_onnx(path: Path, num_threads: int | None = None, optimized: Path | None = None) -> Any:
+def open_onnx(path: Path, num_threads: int | None = None, optimized: Path | None = None, level: str = "ALL") -> Any:
     """Open a graph with ONNX Runtime, as an ``InferenceSession``.
 
     Args:
         path: The file.
         num_threads: Threads; None leaves it to ONNX Runtime.
-        optimized: Where to store the graph as the optimiser leaves it on any CPU, if anywhere.
+        optimized: Where to store the graph as the optimiser leaves it, if anywhere.
+        level: ONNX Runtime's level of optimisation; what BASIC and EXTENDED leave runs on any CPU.
 
     Raises:
         ModelFileError: If the file is missing or corrupt, or ONNX Runtime is not installed.
@@ -140,8 +126,8 @@ def open_onnx(path: Path, num_threads: int | None = None, optimized: Path | None
     options.log_severity_level = 4
     options.inter_op_num_threads = 1
     options.intra_op_num_threads = num_threads or 0
+    options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, f"ORT_ENABLE_{level}")
     if optimized is not None:
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
         options.optimized_model_filepath = str(optimized)
     try:
         return onnxruntime.InferenceSession(

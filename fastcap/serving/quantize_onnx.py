@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,7 @@ import numpy as np
 from fastcap.serving.onnx_edits import MIN_WEIGHTS, drop_outputs, read_bytes, store_tables_in_16_bits
 from fastcap.serving.onnx_model import open_onnx
 
-TARGET_DB = (
-    15.0  # signal to noise that a graph's probes are to keep; activations of 8 bits alone make 19 on photographs
-)
+TARGET_DB = 15.0  # signal to noise that probes are to keep; activations of 8 bits alone make 19 on photographs
 MAX_MEASURED = 16  # feeds that errors are measured on
 MAX_WEIGHT = 64  # of a quantised weight: 7 bits
 ABSORBED = ("Clip", "Relu")  # a quantised convolution does these by where its range ends
@@ -99,16 +97,16 @@ def quantize_onnx(
         onnx.save(model, prepared)
         say(f"ranges of {len(feeds)} images")
         ranges = _ranges(prepared, scratch, feeds)
-        judged = feeds[:: math.ceil(len(feeds) / MAX_MEASURED)]
-        means = _mean_inputs(model, scratch, judged)
+        few = feeds[:: math.ceil(len(feeds) / MAX_MEASURED)]
+        means = _mean_inputs(model, scratch, few)
         measured = list(probes) or [output.name for output in model.graph.output]
         part = onnx.utils.Extractor(model).extract_model([i.name for i in model.graph.input], measured)
         onnx.save(part, scratch)
-        truth = _outputs(scratch, judged)
+        truth = _outputs(scratch, few)
 
         def measure(chosen: Sequence[Layer]) -> float:
             onnx.save(_quantized(part, ranges, means, chosen), scratch)
-            return noise(truth, _outputs(scratch, judged))
+            return noise(truth, _outputs(scratch, few))
 
         reached = {layer.name for layer in layers(part)}
         found = Quantized([layer for layer in layers(model) if layer.name in reached])
@@ -118,8 +116,6 @@ def quantize_onnx(
         result = _quantized(model, ranges, means, chosen)
         read_bytes(result, scratch)
         store_tables_in_16_bits(result)
-        del result.metadata_props[:]
-        result.metadata_props.extend(onnx.load(source, load_external_data=False).metadata_props)
         onnx.save(result, target)
     finally:
         prepared.unlink(missing_ok=True)
@@ -190,29 +186,21 @@ def noise(truth: Sequence[np.ndarray], outputs: Sequence[np.ndarray]) -> float:
     return max(shares)
 
 
-class _Reader:
-    """Feeds as ONNX Runtime's calibration reads them."""
-
-    def __init__(self, feeds: Sequence[dict[str, np.ndarray]]) -> None:
-        self._feeds = iter(feeds)
-
-    def get_next(self) -> dict[str, np.ndarray] | None:
-        """Return the next feed, None after the last."""
-        return next(self._feeds, None)
-
-    def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
-        return self._feeds
-
-
 def _ranges(graph: Path, scratch: Path, feeds: Sequence[dict[str, np.ndarray]]) -> Any:
     """Smallest and largest value of what layers take and give."""
-    from onnxruntime.quantization import CalibrationMethod
+    from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod
     from onnxruntime.quantization.calibrate import create_calibrator
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]
+        waiting = iter(feeds)
+
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            return next(self.waiting, None)
 
     calibrator = create_calibrator(
         graph, [*KINDS, *ABSORBED], augmented_model_path=str(scratch), calibrate_method=CalibrationMethod.MinMax
     )
-    calibrator.collect_data(_Reader(feeds))
+    calibrator.collect_data(Reader())
     return calibrator.compute_data()
 
 
@@ -220,16 +208,16 @@ def _mean_inputs(model: Any, scratch: Path, feeds: Sequence[dict[str, np.ndarray
     """Mean of each channel that a convolution takes, by the name of its weights."""
     import onnx
 
-    model = copy.deepcopy(model)
     convolutions = {node.input[1]: node.input[0] for node in model.graph.node if node.op_type == "Conv"}
+    if not convolutions:
+        return {}
+    model = copy.deepcopy(model)
     model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([0, 2, 3], np.int64), "all_but_channels"))
     del model.graph.output[:]
     for weights, name in convolutions.items():
         output = f"{weights}_mean_input"
         model.graph.node.append(onnx.helper.make_node("ReduceMean", [name, "all_but_channels"], [output], keepdims=0))
         model.graph.output.append(onnx.helper.make_tensor_value_info(output, onnx.TensorProto.FLOAT, None))
-    if not convolutions:
-        return {}
     onnx.save(model, scratch)
     session = open_onnx(scratch, 1)
     runs = [session.run(None, feed) for feed in feeds]
@@ -283,12 +271,7 @@ def _outputs(path: Path, feeds: Sequence[dict[str, np.ndarray]]) -> list[np.ndar
     session = open_onnx(path, 1)
     names = [output.name for output in session.get_outputs() if output.type == "tensor(float)"]
     runs = [session.run(names, feed) for feed in feeds]
-    outputs = [[run[place] for run in runs] for place in range(len(names))]
-    same = [len({value.shape for value in values}) == 1 for values in outputs]
-    return [
-        np.stack(values) if alike else np.concatenate([value.ravel() for value in values])
-        for values, alike in zip(outputs, same, strict=True)
-    ]
+    return [np.stack([run[place] for run in runs]) for place in range(len(names))]
 
 
 def _quantized(model: Any, ranges: Any, means: dict[str, np.ndarray], chosen: Sequence[Layer]) -> Any:

@@ -96,27 +96,22 @@ def gather_rows(rows: Tensor) -> Tensor:
     Returns:
         Those of the first process first. (B of all processes, ...)
     """
-    return rows if num_ranks() == 1 else _GatherRows.apply(rows)
-
-
-class _GatherRows(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor) -> Tensor:
-        ranks, rank = distributed.get_world_size(), distributed.get_rank()
-        counts = torch.zeros(ranks, dtype=torch.long, device=rows.device)
-        counts[rank] = len(rows)
-        sizes = total(counts).tolist()
-        padded = rows.new_zeros(max(sizes), *rows.shape[1:])
-        padded[: len(rows)] = rows.detach()
-        parts = [torch.empty_like(padded) for _ in sizes]
-        distributed.all_gather(parts, padded)
-        ctx.own = (ranks, sum(sizes[:rank]), len(rows))
-        return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        ranks, start, count = ctx.own
-        return ranks * gradients[0][start : start + count]
+    ranks = num_ranks()
+    if ranks == 1:
+        return rows
+    rank = distributed.get_rank()
+    counts = torch.zeros(ranks, dtype=torch.long, device=rows.device)
+    counts[rank] = len(rows)
+    sizes = total(counts).tolist()
+    padded = rows.new_zeros(max(sizes), *rows.shape[1:])
+    padded[: len(rows)] = rows.detach()
+    parts = [torch.empty_like(padded) for _ in sizes]
+    distributed.all_gather(parts, padded)
+    joined = [part[:size] for part, size in zip(parts, sizes, strict=True)]
+    joined[rank] = rows.clone()
+    if joined[rank].requires_grad:
+        joined[rank].register_hook(lambda gradient: ranks * gradient)
+    return torch.cat(joined)
 
 
 class _SumWithGradient(torch.autograd.Function):
@@ -128,9 +123,7 @@ class _SumWithGradient(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        gradient = gradients[0].clone()
-        distributed.all_reduce(gradient)
-        return gradient
+        return _SumWithGradient.forward(ctx, gradients[0])
 
 
 class SyncedBatchNorm2d(nn.BatchNorm2d):

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -112,16 +111,10 @@ def create_app(captioner: Captioner, limits: Limits | None = None, hosts: Sequen
     worker = ThreadPoolExecutor(1, thread_name_prefix="captioner")
     written = waiting = 0
 
-    @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        yield
-        worker.shutdown(cancel_futures=True)
-
     app = FastAPI(
         title="FastCap",
         version=fastcap.__version__,
         description="Captions for pictures, written whole and at once, then refined.",
-        lifespan=lifespan,
         docs_url=None,  # FastAPI's own pages load scripts and fonts from elsewhere
         redoc_url=None,
     )
