@@ -53,7 +53,6 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--length-beam", type=int, help="length candidates, of a checkpoint (default: the model's)")
     parser.add_argument("--batch-size", type=int, default=8, help="images a batch (default: %(default)s)")
     parser.add_argument("--threads", type=int, help="threads of the network (default: what runs it decides)")
-    parser.add_argument("--no-progress", action="store_true", help="do not tell the speed and what is left")
     return parser.parse_args(arguments)
 
 
@@ -238,12 +237,11 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"fastcap: {len(done)} images were done before", file=sys.stderr)
     stdin = Path("-")
     named, failed = find(path for path in options.paths if path != stdin)
-    files = [file for file in named if str(file) not in done]
-    piped = (file for file in (named_on(sys.stdin) if stdin in options.paths else ()) if str(file) not in done)
-    total = None if stdin in options.paths else len(files)
-    rows = caption_files(chain(files, piped), open_model(options), options)
-    if not options.no_progress:
-        rows = with_progress(rows, total, 1.0 if sys.stderr.isatty() else 10.0)
+    piped = stdin in options.paths
+    files = chain(named, named_on(sys.stdin) if piped else ())
+    total = None if piped else sum(str(file) not in done for file in named)
+    rows = caption_files((file for file in files if str(file) not in done), open_model(options), options)
+    rows = with_progress(rows, total, 1.0 if sys.stderr.isatty() else 10.0)
     with open(options.out, "a", encoding="utf-8") if options.out else nullcontext() as out:
         for row in rows:
             if out:

@@ -235,14 +235,8 @@ def refuse_below_one(options: argparse.Namespace, *names: str) -> None:
 
 def print_table(title: str, values: Mapping[str, float]) -> None:
     """Print metrics as a table."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(title=Text(title), show_header=False)  # names in it may look like rich's markup
-    for name, value in values.items():
-        table.add_row(name, f"{value:.3f}")
-    Console().print(table)
+    width = max(map(len, values), default=0)
+    print(title, *(f"  {name:<{width}}  {value:10.3f}" for name, value in values.items()), sep="\n")
 
 
 @one_clear_error

@@ -116,9 +116,14 @@ class Captioner:
 
             network = OnnxNetwork(file, num_threads, length_beam)
         else:
-            from fastcap.serving.eager import open_eager  # torch, Hydra and Lightning: an export does without
+            import torch  # Hydra and Lightning too: an export does without
 
-            network = open_eager(file, num_threads, length_beam)
+            from fastcap.build import load_checkpoint
+            from fastcap.serving.eager import EagerNetwork
+
+            if num_threads is not None:
+                torch.set_num_threads(num_threads)
+            network = EagerNetwork(load_checkpoint(file), length_beam)
         return cls(network, num_steps)
 
     @property

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -10,7 +9,7 @@ import torch
 from torch import nn
 
 from fastcap.backbone.fold import prepare_for_inference
-from fastcap.build import LoadedCheckpoint, load_checkpoint
+from fastcap.build import LoadedCheckpoint
 from fastcap.model import FastCap
 from fastcap.types import Refinement, StepTensors
 
@@ -26,7 +25,7 @@ class EagerNetwork:
     @torch.inference_mode(False)
     def __init__(self, loaded: LoadedCheckpoint, length_beam: int | None = None) -> None:
         self.model = loaded.model
-        self.tokenizer = loaded.tokenizer
+        self.text = loaded.tokenizer.decode
         self.image_size = loaded.image_size
         self.length_beam = length_beam
         self.num_steps: int | None = getattr(self.model.refinement, "num_steps", None)
@@ -51,26 +50,6 @@ class EagerNetwork:
         steps: Any = [StepTensors(*(value.numpy() for value in vars(step).values())) for step in result.steps]
         experts: Any = None if weights is None else weights.float().numpy()
         return Refinement(**arrays, num_passes=result.num_passes, steps=steps, expert_weights=experts)
-
-    def text(self, tokens: list[int]) -> str:
-        """Spell token ids out."""
-        return self.tokenizer.decode(tokens)
-
-
-def open_eager(path: Path, num_threads: int | None = None, length_beam: int | None = None) -> EagerNetwork:
-    """Load a checkpoint to run it.
-
-    Args:
-        path: The file.
-        num_threads: Torch's threads, in the whole process; None leaves them as they are.
-        length_beam: Length candidates, if not those of its configuration.
-
-    Raises:
-        CheckpointError: If the checkpoint is unusable.
-    """
-    if num_threads is not None:
-        torch.set_num_threads(num_threads)
-    return EagerNetwork(load_checkpoint(path), length_beam=length_beam)
 
 
 def count_parameters(model: FastCap) -> int:
