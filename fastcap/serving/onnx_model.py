@@ -130,13 +130,7 @@ def open_onnx(path: Path, num_threads: int | None = None, optimized: Path | None
     if optimized is not None:
         options.optimized_model_filepath = str(optimized)
     try:
-        return onnxruntime.InferenceSession(
-            path,
-            options,
-            providers=["CPUExecutionProvider"],
-            # It would round weights that an int8 graph keeps in fp32, all channels with one scale.
-            disabled_optimizers=["WeightBiasQuantization"],
-        )
+        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime raises kinds of its own
         reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
         raise ModelFileError(

@@ -304,8 +304,8 @@ def _quantized(model: Any, ranges: Any, means: dict[str, np.ndarray], chosen: Se
 def _shield(model: Any) -> None:
     """Keep ONNX Runtime from rounding what stays in fp32.
 
-    Its WeightBiasQuantization rounds a convolution between two quantised ones by itself, all channels with one scale,
-    and only some of its languages can turn that off. A maximum with the lowest number between the two hides it.
+    Its WeightBiasQuantization rounds a convolution between two quantised ones by itself, all channels with one scale.
+    A maximum with the lowest number between the two hides it, in every language.
     """
     import onnx
 
