@@ -93,7 +93,7 @@ def export(ckpt: Path, out: Path, options: argparse.Namespace, say: Callable[[st
             feeds = [
                 {INPUT: train.load_image(i, network.image_size)[None]} for i in _spread(train, options.calibration)
             ]
-            quantized = quantize_onnx(source, int8, feeds, PROBES, say=say).summary()
+            quantized = quantize_onnx(source, int8, feeds, PROBES, say=say)
             finish(int8, int8, {**facts, "precision": "int8"}, words)
             # Stored as the optimiser leaves it on any CPU, it opens in a third of the time. Its fused operators are
             # ONNX Runtime's own, so the fp32 file stays plain ONNX.

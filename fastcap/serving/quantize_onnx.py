@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import copy
 import math
+import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,39 +31,6 @@ ABSORBED = ("Clip", "Relu")  # a quantised convolution does these by where its r
 KINDS = ("Conv", "MatMul", "Gemm")
 
 
-@dataclass
-class Layer:
-    """Weights, and the nodes that multiply by them: one a refinement step, where steps share weights.
-
-    Attributes:
-        name: Name of the weights.
-        nodes: The nodes, and the activations that they absorb.
-    """
-
-    name: str
-    nodes: list[str]
-
-
-@dataclass
-class Quantized:
-    """How a graph was quantised.
-
-    Attributes:
-        layers: Its layers.
-        kept: Those that stay in fp32, and the noise of each.
-        noise: Power of the error at the measured outputs, as a share of the signal's.
-    """
-
-    layers: list[Layer]
-    kept: dict[str, float] = field(default_factory=dict)
-    noise: float = 0.0
-
-    def summary(self) -> dict[str, Any]:
-        """Say what stays in fp32, for a report."""
-        kept = {name: _decibels(share) for name, share in self.kept.items()}
-        return {"layers": len(self.layers), "signal_to_noise_db": _decibels(self.noise), "kept_in_fp32": kept}
-
-
 def quantize_onnx(
     source: Path,
     target: Path,
@@ -71,7 +38,7 @@ def quantize_onnx(
     probes: Sequence[str] = (),
     target_db: float = TARGET_DB,
     say: Callable[[str], None] = lambda line: None,
-) -> Quantized:
+) -> dict[str, Any]:
     """Quantise an ONNX graph to int8; what large tables it has are stored in 16 bits.
 
     Args:
@@ -84,13 +51,14 @@ def quantize_onnx(
         say: Told what is being done.
 
     Returns:
-        The graph's layers, and which of them stay in fp32.
+        How many ``layers`` there are, the ``signal_to_noise_db`` that was reached, and which are ``kept_in_fp32``, with
+        the signal to noise that each had alone.
     """
     import onnx
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    prepared, scratch = target.with_suffix(".prepared.onnx"), target.with_suffix(".scratch.onnx")
-    try:
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        prepared, scratch = Path(folder, "prepared.onnx"), Path(folder, "scratch.onnx")
         quant_pre_process(source, prepared, skip_symbolic_shape=True)
         model = onnx.load(prepared)
         _separate_tables(model)
@@ -104,30 +72,31 @@ def quantize_onnx(
         onnx.save(part, scratch)
         truth = _outputs(scratch, few)
 
-        def measure(chosen: Sequence[Layer]) -> float:
-            onnx.save(_quantized(part, ranges, means, chosen), scratch)
+        def measure(chosen: Sequence[str]) -> float:
+            onnx.save(_quantized(part, ranges, means, {name: found[name] for name in chosen}), scratch)
             return noise(truth, _outputs(scratch, few))
 
-        reached = {layer.name for layer in layers(part)}
-        found = Quantized([layer for layer in layers(model) if layer.name in reached])
-        keep_noisiest(found, measure, 10 ** (-target_db / 10), say)
+        reached = layers(part)
+        found = {name: nodes for name, nodes in layers(model).items() if name in reached}
+        kept, left = keep_noisiest(list(found), measure, 10 ** (-target_db / 10), say)
         drop_outputs(model, probes)
-        chosen = [layer for layer in found.layers if layer.name not in found.kept]
-        result = _quantized(model, ranges, means, chosen)
+        result = _quantized(model, ranges, means, {name: found[name] for name in found if name not in kept})
         read_bytes(result, scratch)
         store_tables_in_16_bits(result)
         onnx.save(result, target)
-    finally:
-        prepared.unlink(missing_ok=True)
-        scratch.unlink(missing_ok=True)
-    return found
+    shares = {name: _decibels(share) for name, share in kept.items()}
+    return {"layers": len(found), "signal_to_noise_db": _decibels(left), "kept_in_fp32": shares}
 
 
-def layers(model: Any) -> list[Layer]:
-    """List a graph's layers: convolutions, and products with matrices that are worth it."""
+def layers(model: Any) -> dict[str, list[str]]:
+    """List a graph's layers, convolutions and products with matrices that are worth it, by the name of their weights.
+
+    Each has the nodes that multiply by them (one a refinement step, where steps share weights) and the activations that
+    these absorb.
+    """
     sizes = {tensor.name: list(tensor.dims) for tensor in model.graph.initializer}
     readers = _readers(model)
-    found: dict[str, Layer] = {}
+    found: dict[str, list[str]] = {}
     for node in model.graph.node:
         name = next((name for name in node.input[:2] if name in sizes), None)
         if node.op_type not in KINDS or name is None:
@@ -137,36 +106,40 @@ def layers(model: Any) -> list[Layer]:
             continue
         follows = readers.get(node.output[0], [])
         absorbed = [n.name for n in follows if convolution and len(follows) == 1 and n.op_type in ABSORBED]
-        found.setdefault(name, Layer(name, [])).nodes.extend([node.name, *absorbed])
-    return list(found.values())
+        found.setdefault(name, []).extend([node.name, *absorbed])
+    return found
 
 
 def keep_noisiest(
-    found: Quantized, measure: Callable[[Sequence[Layer]], float], most: float, say: Callable[[str], None]
-) -> None:
+    names: Sequence[str], measure: Callable[[Sequence[str]], float], most: float, say: Callable[[str], None]
+) -> tuple[dict[str, float], float]:
     """Keep the noisiest layers in fp32, until the others together are no noisier than allowed.
 
     Args:
-        found: Its layers are read, the rest is filled in.
+        names: The layers.
         measure: Quantises some layers and returns the noise at the outputs.
         most: Noise allowed.
         say: Told of each step.
+
+    Returns:
+        The noise of each layer that is kept, and that of the others together: shares of the signal's power.
     """
-    groups = [(measure(found.layers), found.layers)] if found.layers else []
-    found.noise = sum(share for share, _ in groups)
-    while found.noise > most:
+    kept: dict[str, float] = {}
+    groups = [(measure(names), names)] if names else []
+    left = sum(share for share, _ in groups)
+    while left > most:
         groups.sort(key=lambda group: group[0])
         share, group = groups.pop()
         if len(group) == 1:
-            found.kept[group[0].name] = share
+            kept[group[0]] = share
         else:
             half = len(group) // 2
             groups += [(measure(part), part) for part in (group[:half], group[half:])]
         left = sum(share for share, _ in groups)
         if left <= most:  # as far as noises add up; what counts is all of it
-            left = measure([layer for _, group in groups for layer in group]) if groups else 0.0
-        found.noise = left
-        say(f"{_decibels(left)} dB with {len(found.kept)} of {len(found.layers)} layers in fp32")
+            left = measure([name for _, group in groups for name in group]) if groups else 0.0
+        say(f"{_decibels(left)} dB with {len(kept)} of {len(names)} layers in fp32")
+    return kept, left
 
 
 def noise(truth: Sequence[np.ndarray], outputs: Sequence[np.ndarray]) -> float:
@@ -191,7 +164,7 @@ def _ranges(graph: Path, scratch: Path, feeds: Sequence[dict[str, np.ndarray]]) 
     from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod
     from onnxruntime.quantization.calibrate import create_calibrator
 
-    class Reader(CalibrationDataReader):  # type: ignore[misc]
+    class Reader(CalibrationDataReader):
         waiting = iter(feeds)
 
         def get_next(self) -> dict[str, np.ndarray] | None:
@@ -254,7 +227,7 @@ def _readers(model: Any) -> dict[str, list[Any]]:
 def _separate_tables(model: Any) -> None:
     """Give a table that is also a layer's weights (tied embeddings) a copy of its own: that one stays as it is."""
     readers = _readers(model)
-    chosen = {name for layer in layers(model) for name in layer.nodes}
+    chosen = {name for nodes in layers(model).values() for name in nodes}
     for tensor in list(model.graph.initializer):
         multiply = [node for node in readers.get(tensor.name, []) if node.name in chosen]
         others = [node for node in readers.get(tensor.name, []) if node.name not in chosen]
@@ -274,14 +247,14 @@ def _outputs(path: Path, feeds: Sequence[dict[str, np.ndarray]]) -> list[np.ndar
     return [np.stack([run[place] for run in runs]) for place in range(len(names))]
 
 
-def _quantized(model: Any, ranges: Any, means: dict[str, np.ndarray], chosen: Sequence[Layer]) -> Any:
+def _quantized(model: Any, ranges: Any, means: dict[str, np.ndarray], chosen: dict[str, list[str]]) -> Any:
     from onnxruntime.quantization import QuantType
     from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
     model = copy.deepcopy(model)
     if not chosen:
         return model
-    _correct_biases(model, means, {layer.name for layer in chosen})
+    _correct_biases(model, means, set(chosen))
     quantizer = QDQQuantizer(
         model,
         True,  # a scale an output channel
@@ -289,7 +262,7 @@ def _quantized(model: Any, ranges: Any, means: dict[str, np.ndarray], chosen: Se
         QuantType.QInt8,
         QuantType.QUInt8,
         ranges,
-        [node for layer in chosen for node in layer.nodes],
+        [node for nodes in chosen.values() for node in nodes],
         [],
         [*KINDS, *ABSORBED],
         # What follows a matrix product is fp32 anyway: rounding its result would only lose accuracy.
