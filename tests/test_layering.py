@@ -25,7 +25,7 @@ MAX_LINES = 400
 # Lines of Python at most, docstrings counted; "*.py" are the top-level modules. Growth is a decision: raise a number in
 # the commit that needs it, and say why there.
 BUDGETS = {
-    "*.py": 2348,
+    "*.py": 2_309,
     "alignment": 315,
     "backbone": 1_199,
     "data": 3303,
@@ -35,10 +35,10 @@ BUDGETS = {
     "metrics": 732,
     "pretrained": 93,
     "reporting": 1036,
-    "serving": 1870,
+    "serving": 1663,
     "tools": 1068,
     "training": 1451,
-    "utils": 504,
+    "utils": 497,
 }
 
 
@@ -205,10 +205,10 @@ def test_whole_keeps_its_budget() -> None:
     folders = {path.name for path in PACKAGE.iterdir() if path.is_dir() and any(path.glob("*.py"))}
     assert folders <= BUDGETS.keys()
     sizes = {
-        "files of fastcap": (len(list(PACKAGE.rglob("*.py"))), 120),
-        "lines of fastcap": (lines_of(PACKAGE), 16_177),
+        "files of fastcap": (len(list(PACKAGE.rglob("*.py"))), 114),
+        "lines of fastcap": (lines_of(PACKAGE), 15_928),
         "entries of fastcap": (len([path for path in PACKAGE.iterdir() if path.name != "__pycache__"]), 25),
-        "lines of tests": (lines_of(ROOT / "tests"), 9_400),
+        "lines of tests": (lines_of(ROOT / "tests"), 9_295),
         "files of conf": (len(list((ROOT / "conf").rglob("*.yaml"))), 50),
     }
     assert not {name: size for name, size in sizes.items() if size[0] > size[1]}
