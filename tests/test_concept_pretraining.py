@@ -32,7 +32,7 @@ def test_the_image_memory_is_trained_and_no_decoder_runs():
 
 def test_afterwards_the_image_memory_may_learn_slower_than_the_decoder():
     module, _ = _system("optim.alignment_lr_scale=0.05", "optim.backbone_lr_scale=0.1", "optim.optimizer.lr=1.0")
-    optimizer = module.make_optimizer(parameter_groups(module.model, module.weight_decay, module.lr_scales))
+    optimizer = module.make_optimizer(parameter_groups(module, module.weight_decay, module.lr_scales))
     scale_learning_rates(optimizer)
     rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
     for child, expected in (("backbone", 0.1), ("alignment", 0.05), ("decoder", 1.0), ("length", 1.0)):
