@@ -29,9 +29,9 @@ def _payloads(data):
     """Yield each record; a long one is spread over fragments: 1 whole, 2 first, 3 middle, 4 last."""
     at, parts = HEADER, b""
     while at + HEADER <= len(data):
-        room = BLOCK - at % BLOCK
-        if room < HEADER:
-            at += room
+        left = BLOCK - at % BLOCK
+        if left < HEADER:
+            at += left
             continue
         length, kind = int.from_bytes(data[at + 4 : at + 6], "little"), data[at + 6]
         parts += data[at + HEADER : at + HEADER + length]
