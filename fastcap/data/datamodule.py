@@ -37,7 +37,7 @@ class ImageDataModule(LightningDataModule):
         batch_size: Images in a training batch, of each process.
         cache: Decode every image once; False decodes in the workers, for sets too big to keep.
         cache_dir: Folder of decoded pixels, shared between runs; None keeps them in memory.
-        horizontal_flip: Mirror training images at random.
+        horizontal_flip: Mirror training images at random, never one with "left" or "right" in a caption.
         crop_scale: Least share of the area that a random crop of a training image keeps; 1 crops nothing.
         num_workers: Processes that build batches; 0 builds them in this one.
         seed: Seed of all random choices, not negative.
@@ -50,12 +50,12 @@ class ImageDataModule(LightningDataModule):
         self,
         source: CaptionSource,
         folder: str | Sequence[str] | None = None,
-        image_size: int = 160,
-        batch_size: int = 32,
+        image_size: int = 224,
+        batch_size: int = 64,
         cache: bool = True,
         cache_dir: str | os.PathLike[str] | None = ".cache/pixels",
-        horizontal_flip: bool = True,
-        crop_scale: float = 0.4,
+        horizontal_flip: bool = False,
+        crop_scale: float = 1.0,
         num_workers: int = 0,
         seed: int = 0,
     ) -> None:
@@ -177,7 +177,6 @@ class CaptionDataModule(ImageDataModule):
         eval_batch_size: Images in a batch wherever nothing is trained; None takes ``batch_size``.
         captions_per_image: Captions of an image in a training batch, drawn anew every epoch.
         max_length: Tokens of the longest caption; training leaves longer ones out, evaluation cuts them.
-        horizontal_flip: Mirror training images at random, never one with "left" or "right" in a caption.
         feature_views: Have a frozen backbone encode so many augmented views of each training image once, kept under
             ``cache_dir``, and train on those; 0 encodes anew at every step.
         distilled_captions: Files of teachers' captions of training images, in COCO's result format (``fastcap eval
@@ -193,29 +192,18 @@ class CaptionDataModule(ImageDataModule):
         self,
         source: CaptionSource,
         tokenizer: CaptionTokenizer | Callable[[list[str]], CaptionTokenizer],
-        image_size: int = 224,
         eval_image_size: int | None = None,
-        batch_size: int = 64,
         eval_batch_size: int | None = None,
         captions_per_image: int = 5,
         max_length: int = 20,
-        horizontal_flip: bool = False,
-        crop_scale: float = 1.0,
         feature_views: int = 0,
         distilled_captions: Sequence[str | os.PathLike[str]] = (),
         distilled_share: float = 0.5,
         **images: Any,
     ) -> None:
-        super().__init__(
-            source,
-            image_size=image_size,
-            batch_size=batch_size,
-            horizontal_flip=horizontal_flip,
-            crop_scale=crop_scale,
-            **images,
-        )
-        self.eval_image_size = image_size if eval_image_size is None else eval_image_size
-        self.eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
+        super().__init__(source, **images)
+        self.eval_image_size = self.image_size if eval_image_size is None else eval_image_size
+        self.eval_batch_size = self.batch_size if eval_batch_size is None else eval_batch_size
         self.captions_per_image, self.max_length = captions_per_image, max_length
         self.feature_views, self.distilled_share = feature_views, distilled_share
         self.distilled_captions = [Path(path) for path in distilled_captions]
