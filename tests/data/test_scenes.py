@@ -24,7 +24,6 @@ def digest(records):
 
 
 def box(group):
-    """Left, top, right and bottom, in canvas sides."""
     xs, ys = zip(*group.centres, strict=True)
     radius = group.diameter / 2
     return min(xs) - radius, min(ys) - radius, max(xs) + radius, max(ys) + radius
