@@ -39,9 +39,7 @@ def _check(node, path):
         anything = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
         if anything and inspect.isclass(found):  # keywords are passed on to a base class: it must name them
             names |= {name for base in found.__mro__ for name in inspect.signature(base.__init__).parameters}
-        unknown = {
-            str(k) for k in node if not str(k).startswith("_")
-        } - names  # others may pass theirs to what they call
+        unknown = {str(k) for k in node if not str(k).startswith("_")} - names
         assert not unknown or (anything and not target.startswith("fastcap.")), f"{path}: {unknown}"
     for key in node:
         _check(node[key], f"{path}.{key}")
