@@ -330,6 +330,10 @@ class CaptionRecords(Protocol):
         """Return the number of images."""
         return len(self.image_ids)
 
+    def score(self, captions: Mapping[int, str]) -> dict[str, float]:
+        """Compute scores that only this data set knows, of captions by image id."""
+        return {}
+
     def load_image(self, index: int, size: int) -> Any:
         """Decode image ``index`` (position, not id) at ``size`` pixels square."""
 

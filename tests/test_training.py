@@ -36,7 +36,7 @@ def test_a_run_leaves_what_it_promises(run):
     for name in ("checkpoints/best.ckpt", "checkpoints/last.ckpt", "metrics.csv", "results.json", "captions.json"):
         assert (folder / name).is_file(), name
     assert sorted(p.name for p in (folder / "samples").iterdir())[0] == "epoch_000.png"
-    promised = {"cider", "cider_oracle", "bleu1", "bleu2", "bleu3", "bleu4", "rouge_l", "loss"}
+    promised = {"cider", "cider_oracle", "bleu1", "bleu2", "bleu3", "bleu4", "rouge_l", "loss", "object_accuracy"}
     assert promised <= {name.removeprefix("val/") for name in metrics}
     header = (folder / "metrics.csv").read_text().splitlines()[0].split(",")
     assert {"train/loss", "train/loss_token", "train/loss_length", "train/loss_alignment", "val/cider"} <= set(header)

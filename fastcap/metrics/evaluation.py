@@ -28,7 +28,7 @@ class CaptionEvaluation:
     Args:
         splits: Names of the splits.
         metric_options: Arguments of ``CaptionMetrics``.
-        records: Finds a split by name: it may know an oracle's captions.
+        records: Finds a split by name: it may score captions in its own way, and know an oracle's captions.
 
     Attributes:
         predictions: This process's captions since ``reset``; after ``compute`` those of all processes, each image once.
@@ -75,7 +75,8 @@ class CaptionEvaluation:
         scores = self.metrics.score(ids, captions, references)
         self.image_scores |= scores.images
         records, faults = self._records(split), caption_faults(captions)
-        values = scores.metrics | {name: faults[name] for name in ("distinct", "repetitions")}
+        values = scores.metrics | records.score(dict(zip(ids, captions, strict=True)))
+        values |= {name: faults[name] for name in ("distinct", "repetitions")}
         if records.oracle_captions:
             if split not in self._oracle:
                 oracle = [records.oracle_captions[image_id] for image_id in ids]

@@ -70,3 +70,14 @@ def test_pictures_agree_with_facts(val):
             if group.shape != "ring":
                 x, y = (int(value * 64) for value in group.centres[0])
                 assert paint_mask(pixels[y, x], group.colour), (scene.signature, pixels[y, x])
+
+
+def test_objects_that_are_named_must_be_there(val):
+    assert val.score(dict(zip(val.image_ids, (captions[0] for captions in val.captions), strict=True))) == {
+        "object_accuracy": 100.0
+    }
+    (first, scene), absent = (val.image_ids[0], val.facts[0]), "heart cross ring circle square triangle".split()
+    absent = [shape for shape in absent if shape not in {group.shape for group in scene.groups}]
+    present = scene.groups[0].shape
+    assert val.score({first: f"A {present} and a {absent[0]}."})["object_accuracy"] == 50
+    assert val.score({first: "nothing"})["object_accuracy"] == 0

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import re
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from random import Random
 
@@ -11,7 +14,7 @@ import PIL
 
 from fastcap.data.errors import DataError
 from fastcap.data.scenes import render
-from fastcap.data.scenes.language import draw_caption, draw_captions
+from fastcap.data.scenes.language import NOUNS, draw_caption, draw_captions
 from fastcap.data.scenes.world import SPLITS, sample_scene
 from fastcap.types import CaptionRecords, CaptionSource
 
@@ -43,6 +46,18 @@ class SceneRecords(CaptionRecords):
     def load_image(self, index: int, size: int) -> np.ndarray:
         """Draw the scene at position ``index``. RGB uint8 (size, size, 3)."""
         return render.draw_scene(self.facts[index], size)
+
+    def score(self, captions: Mapping[int, str]) -> dict[str, float]:
+        """Measure which share of the objects that captions name is there, x 100; naming none counts as a false one."""
+        shapes = {form: shape for shape, table in NOUNS.items() for forms, _ in table for form in forms}
+        named = true = 0
+        for image_id, scene in zip(self.image_ids, self.facts, strict=True):
+            words = re.findall("[a-z]+", captions.get(image_id, "").lower())
+            claimed = Counter(shapes[word] for word in words if word in shapes)
+            there = Counter(group.shape for group in scene.groups)
+            named += max(claimed.total(), image_id in captions)
+            true += (claimed & there).total()
+        return {"object_accuracy": 100 * true / max(named, 1)}
 
     def fingerprint(self) -> str:
         """A string that changes with the facts, the drawing code and the library that draws."""
