@@ -25,14 +25,14 @@ MAX_LINES = 400
 # Lines of Python at most, docstrings counted; "*.py" are the top-level modules. Growth is a decision: raise a number in
 # the commit that needs it, and say why there.
 BUDGETS = {
-    "*.py": 2_309,
+    "*.py": 2_313,
     "alignment": 315,
     "backbone": 1_199,
     "data": 3325,
     "decoder": 654,
     "generation": 1_018,
     "jobs": 626,
-    "metrics": 732,
+    "metrics": 733,
     "pretrained": 93,
     "reporting": 1036,
     "serving": 1663,
@@ -206,9 +206,9 @@ def test_whole_keeps_its_budget() -> None:
     assert folders <= BUDGETS.keys()
     sizes = {
         "files of fastcap": (len(list(PACKAGE.rglob("*.py"))), 114),
-        "lines of fastcap": (lines_of(PACKAGE), 15_928),
+        "lines of fastcap": (lines_of(PACKAGE), 15_948),
         "entries of fastcap": (len([path for path in PACKAGE.iterdir() if path.name != "__pycache__"]), 25),
-        "lines of tests": (lines_of(ROOT / "tests"), 9_295),
+        "lines of tests": (lines_of(ROOT / "tests"), 9_306),
         "files of conf": (len(list((ROOT / "conf").rglob("*.yaml"))), 50),
     }
     assert not {name: size for name, size in sizes.items() if size[0] > size[1]}
