@@ -96,7 +96,7 @@ def test_refinement_drives_the_trained_decoder_itself(system):
     decoder = module.model.decoder
     original = decoder.denoise
     decoder.denoise = lambda *args: seen.append(1) or original(*args)
-    module.eval()(batch.images)
+    module.eval().model(batch.images)
     assert len(seen) == module.model.refinement.num_steps
     assert sum(p.numel() for p in module.parameters()) == sum(p.numel() for p in module.model.parameters())
 

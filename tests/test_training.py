@@ -148,7 +148,7 @@ def test_one_batch_is_learnt_by_heart(overrides):
         losses, _ = module.losses(batch, torch.Generator().manual_seed(step))
         losses["total"].backward()
         optimizer.step()
-    captions = module.texts(module.eval()(batch.images))
+    captions = module.texts(module.eval().model(batch.images))
     rows = zip(batch.tokens[:, 0].tolist(), batch.lengths[:, 0].tolist(), strict=True)
     assert captions == [module.decode_text(ids[:length]) for ids, length in rows]
 
