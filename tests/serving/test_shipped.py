@@ -15,8 +15,8 @@ from fastcap.pretrained import CARD, CONFIG, SHIPPED, WEIGHTS, card_hashes, veri
 ASSETS = Path(__file__).parents[1] / "assets"
 CAPTIONS = {
     "cat.jpg": "a cat sitting on top of a bed",
-    "coffee.jpg": "a plate of pizza sitting on a table",
-    "astronaut.jpg": "a man in a red shirt is holding in the air",
+    "coffee.jpg": "a white plate topped sitting on a table",
+    "astronaut.jpg": "a man in a red shirt is playing a game",
 }
 
 
