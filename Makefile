@@ -117,7 +117,7 @@ dashboard: $(DEV) ## Build the W&B dashboard; ARGS="--print" shows its definitio
 	$(FASTCAP) dashboard $(ARGS)
 
 test: $(DEV) ## Run the tests, less the slow ones: ARGS="-k scan"
-	$(PY) -m pytest -n 2 --dist loadgroup --no-loadscope-reorder $(ARGS)
+	$(PY) -m pytest -n 2 $(ARGS)
 
 test-slow: $(DEV) ## Run the slow tests alone
 	$(PY) -m pytest -m slow $(ARGS) || { code=$$?; [ $$code -eq 5 ] || exit $$code; echo 'No slow test was selected.'; }

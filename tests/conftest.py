@@ -91,21 +91,32 @@ TOGETHER = {
 }
 
 
+def _group(nodeid: str) -> str:
+    """Name of the group that a test belongs to: one of the above, else its file."""
+    file = nodeid.partition("::")[0]
+    return next((name for name, prefixes in TOGETHER.items() if file.startswith(prefixes)), file)
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Group the tests for xdist: the groups above, else file by file. Those that need an export are slow."""
-    groups = {prefix: name for name, prefixes in TOGETHER.items() for prefix in prefixes}
+    """Put the groups first; tests that need an export are slow."""
     order = list(TOGETHER)
-
-    def group(item: pytest.Item) -> str:
-        file = item.nodeid.partition("::")[0]
-        return next((name for prefix, name in groups.items() if file.startswith(prefix)), file)
-
     for item in items:
-        item.add_marker(pytest.mark.xdist_group(group(item)))
         if "tiny_export" in item.fixturenames:
             item.add_marker(pytest.mark.slow)  # exporting takes longer than most files of tests
-    items.sort(key=lambda item: order.index(group(item)) if group(item) in order else len(order))
+    items.sort(key=lambda item: order.index(name) if (name := _group(item.nodeid)) in order else len(order))
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Hand out whole groups, in order. (``--dist loadgroup`` of xdist 3.8 hands out single tests under pytest 9.2.)"""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Groups(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return _group(nodeid)
+
+    config.option.loadscopereorder = False
+    return Groups(config, log)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
