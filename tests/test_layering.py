@@ -37,7 +37,7 @@ BUDGETS = {
     "reporting": 1036,
     "serving": 1663,
     "tools": 1068,
-    "training": 1451,
+    "training": 1454,
     "utils": 497,
 }
 
@@ -206,7 +206,7 @@ def test_whole_keeps_its_budget() -> None:
     assert folders <= BUDGETS.keys()
     sizes = {
         "files of fastcap": (len(list(PACKAGE.rglob("*.py"))), 114),
-        "lines of fastcap": (lines_of(PACKAGE), 15_948),
+        "lines of fastcap": (lines_of(PACKAGE), 15_951),
         "entries of fastcap": (len([path for path in PACKAGE.iterdir() if path.name != "__pycache__"]), 25),
         "lines of tests": (lines_of(ROOT / "tests"), 9_317),
         "files of conf": (len(list((ROOT / "conf").rglob("*.yaml"))), 50),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,8 @@ def open_checkpoint(path: Path | str) -> dict[str, Any]:
             checkpoint: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if isinstance(error, pickle.UnpicklingError):  # whose text is about an option that nobody here may set
+            reason = "not a file of tensors and plain data"
         raise CheckpointError(f"{path}: cannot be read as a checkpoint ({reason})") from error
     return checkpoint
 
