@@ -16,13 +16,14 @@ left, down, up.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import nullcontext
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from fastcap.backbone.chunks import scan_chunks, scan_chunks_backward
@@ -233,3 +234,22 @@ def _visited(table: Tensor, routes: Routes) -> Tensor:
 def _put_back(found: Tensor, routes: Routes, out: Tensor | None = None) -> Tensor:
     """Put sequences back in the table's order. (B, 4, h, K, Q, P) -> (B, N * 4 * h, P)."""
     return torch.index_select(found.flatten(1, -2), 1, routes.placed, out=out)
+
+
+class GridPosition(nn.Module):
+    """Add a learned projection of sines of the relative grid coordinates, so any H x W works."""
+
+    def __init__(self, dim: int, num_bands: int = 6) -> None:
+        super().__init__()
+        self.num_bands = num_bands
+        self.project = nn.Linear(4 * num_bands, dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Add the position code. (B, H, W, D) -> (B, H, W, D)."""
+        height, width = x.shape[1:3]
+        bands = math.pi * 2.0 ** torch.arange(self.num_bands, device=x.device) / 2
+        rows = ((torch.arange(height, device=x.device) + 0.5) / height)[:, None] * bands
+        columns = ((torch.arange(width, device=x.device) + 0.5) / width)[:, None] * bands
+        rows = torch.cat([rows.sin(), rows.cos()], -1)[:, None].expand(-1, width, -1)
+        columns = torch.cat([columns.sin(), columns.cos()], -1)[None].expand(height, -1, -1)
+        return x + self.project(torch.cat([rows, columns], -1).to(self.project.weight.dtype))

@@ -16,29 +16,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import Permute, StochasticDepth
 
-from fastcap.backbone.scan import NUM_DIRECTIONS, grid_scan
+from fastcap.backbone.scan import NUM_DIRECTIONS, GridPosition, grid_scan
 
 if TYPE_CHECKING:
     from fastcap.backbone.timm_encoder import TimmEncoder
-
-
-class GridPosition(nn.Module):
-    """Add a learned projection of sines of the relative grid coordinates, so any H x W works."""
-
-    def __init__(self, dim: int, num_bands: int = 6) -> None:
-        super().__init__()
-        self.num_bands = num_bands
-        self.project = nn.Linear(4 * num_bands, dim, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Add the position code. (B, H, W, D) -> (B, H, W, D)."""
-        height, width = x.shape[1:3]
-        bands = math.pi * 2.0 ** torch.arange(self.num_bands, device=x.device) / 2
-        rows = ((torch.arange(height, device=x.device) + 0.5) / height)[:, None] * bands
-        columns = ((torch.arange(width, device=x.device) + 0.5) / width)[:, None] * bands
-        rows = torch.cat([rows.sin(), rows.cos()], -1)[:, None].expand(-1, width, -1)
-        columns = torch.cat([columns.sin(), columns.cos()], -1)[None].expand(height, -1, -1)
-        return x + self.project(torch.cat([rows, columns], -1).to(self.project.weight.dtype))
 
 
 class CrossScanMixer(nn.Module):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastcap.backbone.spatial_mamba import GridPosition
+from fastcap.backbone.scan import GridPosition
 from fastcap.types import IMAGE_MEAN, IMAGE_STD
 
 INSTALL = "pip install -c constraints.txt -e '.[train]'"
