@@ -28,7 +28,7 @@ COMMANDS = {  # each with its module
     "bench": ("tools.bench", "measure speed, memory and arithmetic (bench backbone --sizes 224 --batches 1)"),
     "distill": ("jobs.distill", "teach a backbone what a packaged ImageNet encoder sees, on any images (folder=DIR)"),
     "pretrain": ("jobs.pretrain", "train a backbone on class folders, ImageNet's layout (data_dir=DIR)"),
-    "data": ("jobs.fetch", "fetch MS COCO (coco), lay out what you have (flickr8k --archive FILE..., karpathy FILE)"),
+    "data": ("jobs.fetch", "fetch MS COCO (coco), lay out what you have (flickr8k --archive FILE...)"),
     "dashboard": ("tools.dashboard", "build the W&B dashboard of all runs (--print shows it without an account)"),
 }
 # The extras of pyproject.toml and the modules that each brings beside the light package's.
