@@ -32,7 +32,7 @@ def drop_outputs(model: Any, names: Sequence[str]) -> None:
     model.graph.initializer.extend(tensors)
 
 
-def read_bytes(model: Any, scratch: Path) -> bool:
+def read_bytes(model: Any, scratch: Path) -> None:
     """Let the first layer read an image's bytes where its quantised input is these bytes anyway.
 
     Pixels that are normalized as (x - 127) / 128 and then quantised over all their range come out as they went in: a
@@ -41,19 +41,14 @@ def read_bytes(model: Any, scratch: Path) -> bool:
     Args:
         model: Quantised, in QDQ form; its input is uint8, channels last. Changed in place.
         scratch: A file to write to.
-
-    Returns:
-        Whether it was so.
     """
     import onnx
 
-    pixels, rounded = (
-        model.graph.input[0],
-        next((n.output[0] for n in model.graph.node if n.op_type == "QuantizeLinear"), None),
-    )
+    pixels = model.graph.input[0]
+    rounded = next((node.output[0] for node in model.graph.node if node.op_type == "QuantizeLinear"), None)
     shape = [dim.dim_value for dim in pixels.type.tensor_type.shape.dim]
     if rounded is None or pixels.type.tensor_type.elem_type != onnx.TensorProto.UINT8 or len(shape) != 4:
-        return False
+        return
     part = copy.deepcopy(model)
     del part.graph.output[:]
     part.graph.output.append(onnx.helper.make_tensor_value_info(rounded, onnx.TensorProto.UINT8, None))
@@ -62,14 +57,13 @@ def read_bytes(model: Any, scratch: Path) -> bool:
     image = np.resize(np.arange(256, dtype=np.uint8).repeat(3), (1, *shape[1:]))  # every value in every channel
     (found,) = open_onnx(scratch, 1).run(None, {pixels.name: image})
     if not np.array_equal(found, image.transpose(0, 3, 1, 2)):
-        return False
+        return
     for node in model.graph.node:
         node.input[:] = ["image_bytes" if name == rounded else name for name in node.input]
     model.graph.node.insert(
         0, onnx.helper.make_node("Transpose", [pixels.name], ["image_bytes"], "image_bytes", perm=[0, 3, 1, 2])
     )
     drop_outputs(model, ())
-    return True
 
 
 def store_tables_in_16_bits(model: Any) -> None:

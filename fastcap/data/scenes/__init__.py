@@ -50,13 +50,11 @@ class SceneRecords(CaptionRecords):
     def score(self, captions: Mapping[int, str]) -> dict[str, float]:
         """Measure which share of the objects that captions name is there, x 100; naming none counts as a false one."""
         shapes = {form: shape for shape, table in NOUNS.items() for forms, _ in table for form in forms}
-        named = true = 0
-        for image_id, scene in zip(self.image_ids, self.facts, strict=True):
-            words = re.findall("[a-z]+", captions.get(image_id, "").lower())
-            claimed = Counter(shapes[word] for word in words if word in shapes)
-            there = Counter(group.shape for group in scene.groups)
-            named += max(claimed.total(), image_id in captions)
-            true += (claimed & there).total()
+        facts, named, true = dict(zip(self.image_ids, self.facts, strict=True)), 0, 0
+        for image_id, caption in captions.items():
+            claimed = Counter(shapes[word] for word in re.findall("[a-z]+", caption.lower()) if word in shapes)
+            named += max(claimed.total(), 1)
+            true += (claimed & Counter(group.shape for group in facts[image_id].groups)).total()
         return {"object_accuracy": 100 * true / max(named, 1)}
 
     def fingerprint(self) -> str:
