@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from fastcap.generation.schedule import sample_mask
+from fastcap.generation.icmr import sample_mask
 from fastcap.losses import (
     Objective,
     alignment_loss,

@@ -30,7 +30,7 @@ BUDGETS = {
     "backbone": 1_200,
     "data": 3325,
     "decoder": 654,
-    "generation": 1_018,
+    "generation": 986,
     "jobs": 626,
     "metrics": 733,
     "pretrained": 93,

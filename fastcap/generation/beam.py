@@ -7,9 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from fastcap.generation.crf import sample
+from fastcap.generation.crf import RerankWeights, rerank, sample
 from fastcap.generation.ngrams import NGrams
-from fastcap.generation.rerank import RerankWeights, rerank
 from fastcap.types import CausalDecoder, Guidance, Past, Refinement, Sampled, SpecialTokens
 
 
@@ -35,7 +34,7 @@ class BeamSearch:
             raise ValueError(f"refinement.num_beams = {num_beams} must be at least 1")
         self.special = special
         self.num_beams = num_beams
-        self.guidance_weights = RerankWeights.of(guidance)
+        self.guidance_weights = RerankWeights(**(guidance or {}))
 
     @torch.no_grad()
     def generate(

@@ -1,4 +1,4 @@
-"""How words are chosen from their logits: each by itself, or as the best path through a lattice (a linear-chain CRF).
+"""How a caption is chosen: each word by itself, or all as the best path through a lattice (a linear-chain CRF).
 
 A parallel draft scores every position by itself, and taking each one's likeliest word mixes captions ("a dogs are"). As
 in a linear-chain conditional random field (Lafferty et al. 2001; for parallel decoders NAT-CRF, Sun et al. 2019, arXiv
@@ -9,12 +9,12 @@ in a linear-chain conditional random field (Lafferty et al. 2001; for parallel d
 with the decoder's p, the scores g and h of bigrams and trigrams (``fastcap.generation.ngrams``) and the probability q
 that people write two neighbouring words of this image (``fastcap.alignment.concepts``). The best caption over the k
 likeliest words of each position is found by dynamic programming (Viterbi 1967). With trigrams the chain is of second
-order: a state is the last two choices.
+order: a state is the last two choices. Of an image's finished candidates ``rerank`` takes the best.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -22,9 +22,63 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastcap.generation.ngrams import NGrams, NGramWeights
+from fastcap.generation.ngrams import NGrams
+from fastcap.types import Guidance
 
 IMPOSSIBLE = -1e9  # log-probability of what must not be chosen: finite, so that no difference of two is undefined
+
+
+@dataclass(frozen=True)
+class NGramWeights:
+    """Weights of the language model's scores in the lattice (``refinement.ngram_weights``); zero leaves a score out.
+
+    Raises:
+        ValueError: If one is negative or no number.
+    """
+
+    bigram: float = 0.0
+    trigram: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_weights("ngram_weights", vars(self))
+
+
+@dataclass(frozen=True)
+class RerankWeights:
+    """Weights of the choice among an image's candidates (``refinement.guidance``).
+
+    Attributes:
+        rerank_weight: Weight of the concepts that a candidate is expected to share with people's captions.
+        word_penalty: What each word of a candidate costs, in such concepts.
+
+    Raises:
+        ValueError: If one is negative or no number.
+    """
+
+    rerank_weight: float = 0.0
+    word_penalty: float = 0.4
+
+    def __post_init__(self) -> None:
+        _check_weights("guidance", vars(self))
+
+
+@dataclass(frozen=True)
+class GuidanceWeights(RerankWeights):
+    """All weights of concept guidance.
+
+    Attributes:
+        word_bias: What the logit of a word gains, times the probability that people name its concept.
+        bigram_bias: What a bigram gains in the lattice, times the probability that people write it of this image.
+    """
+
+    word_bias: float = 0.0
+    bigram_bias: float = 0.0
+
+
+def _check_weights(node: str, weights: Mapping[str, float]) -> None:
+    for name, value in weights.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
+            raise ValueError(f"refinement.{node}.{name} = {value} must not be negative")
 
 
 class Draft(NamedTuple):
@@ -217,3 +271,34 @@ def sample_path(gains: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor
 def _next_state(state: Tensor, choice: Tensor, gains: Tensor) -> Tensor:
     """Number the state that a choice leads to: the last choice, or the last two as one number. Both broadcast."""
     return choice if gains.dim() == 4 else state % gains.shape[-1] * gains.shape[-1] + choice
+
+
+def rerank(
+    log_probability: Tensor, tokens: Tensor, lengths: Tensor, weights: RerankWeights, guidance: Guidance
+) -> Tensor:
+    """Pick the best candidate of each image.
+
+    The mean log-probability prefers what is short and safe. People's captions reward what is named rightly and punish
+    what is not, so the expected number of concepts shared with them counts (Fang et al. 2015, arXiv 1411.4952, rank
+    captions by such scores too), and every word has its price.
+
+    Args:
+        log_probability: Mean log-probability of each candidate's words. (B, K)
+        tokens: The candidates as they would be shown. (B, K, L)
+        lengths: Content tokens of each. (B, K)
+        weights: What counts beside it.
+        guidance: Asked how many concepts are expected to be named rightly.
+
+    Returns:
+        Index of the best candidate. (B,)
+
+    Raises:
+        ValueError: If concepts are to be weighed and there are none.
+    """
+    total = log_probability
+    if log_probability.shape[1] == 1 or weights.rerank_weight == 0:
+        return total.argmax(1)
+    if guidance.expected_matches is None:
+        raise ValueError(f"refinement.guidance.rerank_weight = {weights.rerank_weight} needs the image's concepts")
+    named = guidance.expected_matches(tokens, lengths).to(total.dtype)
+    return (total + weights.rerank_weight * (named - weights.word_penalty * lengths)).argmax(1)

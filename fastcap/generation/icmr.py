@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastcap.generation.crf import CRF, IMPOSSIBLE, Choose, Draft, Transitions, argmax, sample
+from fastcap.generation.crf import (
+    CRF,
+    IMPOSSIBLE,
+    Choose,
+    Draft,
+    GuidanceWeights,
+    NGramWeights,
+    Transitions,
+    argmax,
+    rerank,
+    sample,
+)
 from fastcap.generation.dlag import top_lengths
-from fastcap.generation.ngrams import NGrams, NGramWeights
-from fastcap.generation.rerank import GuidanceWeights, rerank
-from fastcap.generation.schedule import SCHEDULES, lowest, num_to_remask
+from fastcap.generation.ngrams import NGrams
 from fastcap.types import Guidance, MaskedDecoder, Refinement, Sampled, SpecialTokens, StepTensors
+from fastcap.utils.rng import RandomSource, uniform
 
 
 class ICMRDecoder:
@@ -63,8 +74,8 @@ class ICMRDecoder:
         self.schedule = SCHEDULES[schedule]
         self.length_beam = _count("length_beam", length_beam)
         self.lattice_width = _count("lattice_width", lattice_width)
-        self.ngram_weights = NGramWeights.of(ngram_weights)
-        self.guidance_weights = GuidanceWeights.of(guidance)
+        self.ngram_weights = NGramWeights(**(ngram_weights or {}))
+        self.guidance_weights = GuidanceWeights(**(guidance or {}))
         self.collapse_repeats = collapse_repeats
 
     @torch.no_grad()
@@ -264,3 +275,71 @@ def _needed(ngrams: NGrams | None) -> NGrams:
     if ngrams is None:
         raise ValueError("refinement.ngram_weights and refinement.guidance.bigram_bias need a table of n-grams")
     return ngrams
+
+
+def linear(progress: float) -> float:
+    """Share of tokens still masked after ``progress`` of the steps (Mask-Predict, arXiv 1904.09324)."""
+    return 1.0 - progress
+
+
+def cosine(progress: float) -> float:
+    """Share of tokens still masked after ``progress`` of the steps (MaskGIT, arXiv 2202.04200)."""
+    return math.cos(math.pi / 2 * progress)
+
+
+SCHEDULES: dict[str, Callable[[float], float]] = {"linear": linear, "cosine": cosine}
+
+
+def num_to_remask(lengths: Tensor, step: int, num_steps: int, schedule: Callable[[float], float]) -> Tensor:
+    """Tokens of each caption to hide again after ``step`` (1-based) of ``num_steps``; zero after the last.
+
+    Args:
+        lengths: Content tokens. (B,)
+        step: Steps done.
+        num_steps: Steps in all.
+        schedule: Share of tokens masked at a progress in [0, 1].
+
+    Returns:
+        Counts, below the length. (B,)
+    """
+    if step >= num_steps:
+        return torch.zeros_like(lengths)
+    # The small term keeps e.g. 10 * (1 - 0.9) at 1 rather than at 0.999...
+    return (lengths * schedule(step / num_steps) + 1e-6).long().clamp(max=lengths - 1)
+
+
+def lowest(score: Tensor, count: Tensor) -> Tensor:
+    """Mark the ``count`` lowest scores of each row; equal scores go by position, so the choice never varies.
+
+    Args:
+        score: (B, L)
+        count: (B,)
+
+    Returns:
+        True where a score is among the lowest. (B, L)
+    """
+    # Counting what comes before needs no sort: ONNX has no stable one.
+    own, other = score.unsqueeze(-1), score.unsqueeze(-2)
+    earlier = torch.ones(score.shape[-1], score.shape[-1], dtype=torch.bool, device=score.device).tril(-1)
+    rank = ((other < own) | ((other == own) & earlier)).sum(-1)
+    return rank < count.unsqueeze(-1)
+
+
+def sample_mask(lengths: Tensor, max_length: int, full_share: float, random: RandomSource) -> Tensor:
+    """Choose training masks: k of L tokens with k uniform in 1..L (CMLM, arXiv 1904.09324), some captions whole.
+
+    Args:
+        lengths: Content tokens. (B,)
+        max_length: Positions L of the padded batch.
+        full_share: Share of captions masked whole, as refinement's first step sees them.
+        random: Source of random numbers; the masks do not depend on the device.
+
+    Returns:
+        True where a token is to be hidden; at least one a caption, never padding. (B, L)
+    """
+    device, lengths = lengths.device, lengths.cpu()
+    draw = uniform(random, lengths.shape[0], max_length + 2)
+    count = (draw[:, 0] * lengths).long() + 1
+    count = torch.where(draw[:, 1] < full_share, lengths, count)
+    padding = torch.arange(max_length) >= lengths.unsqueeze(1)
+    return lowest(draw[:, 2:].masked_fill(padding, 2.0), count).to(device)

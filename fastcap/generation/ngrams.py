@@ -7,8 +7,7 @@ when a draft is read off the lattice (``fastcap.generation.crf``).
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,34 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastcap.generation.rerank import non_negative
 from fastcap.utils.search import find, take
 
 BIGRAM_PRIOR = 10.0  # pseudo-count of the words after each word, distributed as words are on the whole
 TRIGRAM_PRIOR = 3.0  # pseudo-count of the words after each bigram, distributed as words are after its second word
 MAX_TRIGRAMS = 400_000  # beyond, the rarest are dropped: the tables are part of every exported model
 _TABLES = ("bigrams", "bigram_scores", "bigram_backoff", "trigrams", "trigram_scores", "trigram_backoff")
-
-
-@dataclass(frozen=True)
-class NGramWeights:
-    """Weights of the language model's scores in the lattice; zero leaves a score out.
-
-    Raises:
-        ValueError: If one is negative or no number.
-    """
-
-    bigram: float = 0.0
-    trigram: float = 0.0
-
-    def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            non_negative(f"ngram_weights.{name}", value)
-
-    @classmethod
-    def of(cls, values: Mapping[str, float] | None) -> NGramWeights:
-        """Read the node ``refinement.ngram_weights``."""
-        return cls(**(values or {}))
 
 
 class NGrams(nn.Module):

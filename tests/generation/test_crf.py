@@ -5,8 +5,8 @@ import itertools
 import pytest
 import torch
 
-from fastcap.generation.crf import CRF, Draft, Transitions
-from fastcap.generation.ngrams import NGrams, NGramWeights
+from fastcap.generation.crf import CRF, Draft, NGramWeights, Transitions
+from fastcap.generation.ngrams import NGrams
 
 V, LONGEST, PAD, MASK = 6, 4, 0, 1
 

@@ -6,8 +6,8 @@ import torch
 from fastcap.decoder.autoregressive import AutoregressiveDecoder
 from fastcap.decoder.moe_decoder import MoEDecoder
 from fastcap.generation.beam import BeamSearch
+from fastcap.generation.crf import RerankWeights, rerank
 from fastcap.generation.icmr import ICMRDecoder
-from fastcap.generation.rerank import RerankWeights, rerank
 from fastcap.types import Guidance, SpecialTokens
 
 SPECIAL = SpecialTokens(pad=0, mask=1, unk=2, bos=3, eos=4)

@@ -3,7 +3,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from fastcap.generation.schedule import SCHEDULES, linear, lowest, num_to_remask, sample_mask
+from fastcap.generation.icmr import SCHEDULES, linear, lowest, num_to_remask, sample_mask
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES.values())
