@@ -106,7 +106,13 @@ def construct(node: DictConfig, *arguments: Any, **facts: Any) -> Any:
 
 
 def build_datamodule(cfg: DictConfig, tokenizer: CaptionTokenizer | None = None) -> CaptionDataModule:
-    """Build the data module; without a ready tokenizer it trains one on the training captions."""
+    """Build the data module.
+
+    Its vocabulary is ``tokenizer``, else that of the captioner to start from, else one of the training captions.
+    """
+    start = OmegaConf.select(cfg, "init.captioner")
+    if tokenizer is None and start:
+        tokenizer = CaptionTokenizer.from_json(read_checkpoint(cfg.resume or start)["fastcap"]["tokenizer"])
     return construct(cfg.data, tokenizer=tokenizer or instantiate(cfg.tokenizer))
 
 
@@ -179,7 +185,7 @@ def build_model(
         raise ConfigError(f"{names}: choose refinement={'greedy' if decoder.causal else 'icmr'}")
     model = FastCap(backbone, alignment, decoder, length, refinement)
     if fresh and start:
-        start_from(model, start, tokenizer)
+        start_from(model, start)
     return model
 
 
@@ -196,12 +202,17 @@ def _check_guidance(cfg: DictConfig) -> None:
         raise ConfigError(f"refinement.guidance.bigram_bias = {guidance.bigram_bias}: {phrases}")
 
 
-def build_concepts(cfg: DictConfig, datamodule: CaptionDataModule) -> ConceptTable:
-    """Collect the concepts and phrases of the training captions; phrases that have no loss are left out."""
+def build_concepts(cfg: DictConfig, datamodule: CaptionDataModule) -> ConceptTable | None:
+    """Collect the concepts and phrases of the training captions; phrases that have no loss are left out.
+
+    A captioner to start from brings its own: there is nothing to collect.
+    """
     concepts = cfg.concepts
+    if cfg.init.captioner:
+        return None
     weights = datamodule.concept_weights(concepts.min_count)
     trained = concepts.branch_loss_weight if concepts.branch_dim else concepts.phrase_loss_weight
-    least = concepts.min_phrase_count if trained or cfg.init.captioner else 0
+    least = concepts.min_phrase_count if trained else 0
     return ConceptTable(datamodule.tokenizer.concepts(), weights, *(datamodule.phrases(least) if least else ()))
 
 
@@ -211,7 +222,8 @@ def build_module(cfg: DictConfig, datamodule: CaptionDataModule, model: FastCap 
     references = datamodule.reference_tokens() if model is None or cfg.objective.scst_weight > 0 else {}
     if model is None:
         model = build_model(cfg, tokenizer, build_concepts(cfg, datamodule), fresh=not cfg.get("resume"))
-        model.ngrams.count(itertools.chain.from_iterable(references.values()), *datamodule.text_tokens())
+        if not model.ngrams.counted:
+            model.ngrams.count(itertools.chain.from_iterable(references.values()), *datamodule.text_tokens())
     objective = instantiate(
         cfg.objective,
         concept_weight=cfg.concepts.loss_weight,

@@ -186,20 +186,27 @@ def model_state(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
     return {k.removeprefix("model."): v for k, v in checkpoint["state_dict"].items() if k.startswith("model.")}
 
 
-def start_from(model: FastCap, path: Path | str, tokenizer: CaptionTokenizer) -> None:
-    """Fill a new model with all that fits of another captioner's checkpoint, of the same vocabulary.
+def start_from(model: FastCap, path: Path | str) -> None:
+    """Fill a new model with what another captioner's checkpoint holds for it, its concepts and n-grams included.
 
     The autoregressive baseline can start ``MoEDecoder`` and the other way round: what a decoder has for itself alone
     (the code of the distance from the caption's end) stays as initialised.
 
     Raises:
-        CheckpointError: If the checkpoint is unusable or of another vocabulary.
+        CheckpointError: If the checkpoint is unusable, or a tensor has another size than the model's.
     """
-    given, own = model_state(read_checkpoint(path, tokenizer)), model.state_dict()
-    fitting = {k: v for k, v in given.items() if k in own and own[k].shape == v.shape}
-    model.load_state_dict(fitting, strict=False)
-    others = ", ".join(sorted(own.keys() - fitting.keys())) or "none"
-    log.info("started from %s: %d of %d tensors; new: %s", path, len(fitting), len(own), others)
+    given, own = model_state(read_checkpoint(path)), model.state_dict()
+    given = {name: value for name, value in given.items() if name in own}
+    for name, value in given.items():
+        # Concepts and n-grams take on the sizes that they find.
+        if value.shape != own[name].shape and not name.startswith(("alignment.concepts.", "ngrams.")):
+            raise CheckpointError(
+                f"{path}: field `state_dict.model.{name}` is {tuple(value.shape)}, the new model's "
+                f"{tuple(own[name].shape)}: start with the backbone, decoder and alignment that it was trained with"
+            )
+    model.load_state_dict(given, strict=False)
+    others = ", ".join(sorted(own.keys() - given.keys())) or "none"
+    log.info("started from %s: %d of %d tensors; new: %s", path, len(given), len(own), others)
 
 
 def resume_weights(path: Path | str, state: Mapping[str, Tensor]) -> None:
