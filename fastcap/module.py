@@ -115,6 +115,8 @@ class CaptioningModule(TrainedModule):
         self.reward = reward
         self.artifacts = dict(artifacts or {})
         self._sums: dict[tuple[str, str], tuple[Tensor, int]] = {}
+        # Equal in every process and never changed; where the CPU's autocast is on, DDP could not broadcast their fp16.
+        self._ddp_params_and_buffers_to_ignore = [f"model.ngrams.{name}" for name, _ in model.ngrams.named_buffers()]
 
     def texts(self, refinement: Refinement) -> list[str]:
         """Turn generated ids into captions, one an image."""
