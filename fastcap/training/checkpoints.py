@@ -205,8 +205,8 @@ def start_from(model: FastCap, path: Path | str) -> None:
                 f"{tuple(own[name].shape)}: start with the backbone, decoder and alignment that it was trained with"
             )
     model.load_state_dict(given, strict=False)
-    others = ", ".join(sorted(own.keys() - given.keys())) or "none"
-    log.info("started from %s: %d of %d tensors; new: %s", path, len(given), len(own), others)
+    new = sorted({name.rpartition(".")[0] for name in own.keys() - given.keys() if ".net." not in name})
+    log.info("started from %s; new: %s", path, ", ".join(new) or "nothing")
 
 
 def resume_weights(path: Path | str, state: Mapping[str, Tensor]) -> None:

@@ -161,6 +161,7 @@ def test_ddp_from_the_command_line(tmp_path):
     for name, more in {
         "one": ["data.batch_size=8", "data.eval_batch_size=8", "trainer.max_epochs=2"],
         "two": ["data.batch_size=4", "data.eval_batch_size=4", *DDP],
+        "bf16": [*DDP, "trainer.precision=bf16-mixed", "trainer.max_epochs=1"],
     }.items():
         (tmp_path / name).mkdir()
         command = [sys.executable, "-m", "fastcap.cli", "train", *settings, *more]
