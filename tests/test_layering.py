@@ -25,7 +25,7 @@ MAX_LINES = 400
 # Lines of Python at most, docstrings counted; "*.py" are the top-level modules. Growth is a decision: raise a number in
 # the commit that needs it, and say why there.
 BUDGETS = {
-    "*.py": 2_313,
+    "*.py": 2_327,
     "alignment": 315,
     "backbone": 1_200,
     "data": 3325,
