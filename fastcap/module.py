@@ -274,7 +274,7 @@ class CaptioningModule(TrainedModule):
             return
         for (split, name), (total, count) in self._sums.items():
             values[split][name] = float(total) / count
-        for name in set.intersection(*map(set, values.values())):
+        for name in sorted(set.intersection(*map(set, values.values()))):  # in every process the same order
             self.log(f"val/{name}", sum(each[name] for each in values.values()) / len(values), sync_dist=True)
 
     # Checkpoints
