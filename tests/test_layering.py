@@ -37,7 +37,7 @@ BUDGETS = {
     "reporting": 1036,
     "serving": 1663,
     "tools": 1068,
-    "training": 1454,
+    "training": 1461,
     "utils": 497,
 }
 
