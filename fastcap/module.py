@@ -81,7 +81,8 @@ class CaptioningModule(TrainedModule):
         special: Special token ids.
         decode: Token ids to text.
         objective: Loss weights and masking.
-        backbone_lr_scale: The backbone's learning rate over that of the rest: small for one that brings weights.
+        backbone_lr_scale: The backbone's learning rate over that of the rest: small for one that brings weights, zero
+            to keep it as it is, which saves its gradients.
         alignment_lr_scale: Likewise of the alignment, which makes the image memory: small where that was trained first.
         evaluation: Collects and scores the captions of validation; its splits are what the validation loaders hold. Of
             several, the means of their values are ``val/...``.
@@ -106,6 +107,9 @@ class CaptioningModule(TrainedModule):
     ) -> None:
         super().__init__(**training)
         freeze_untrained(model, objective)
+        for part, scale in ((model.backbone, backbone_lr_scale), (model.alignment, alignment_lr_scale)):
+            if scale == 0:
+                part.requires_grad_(False)
         self.model = model
         self.special = special
         self.decode_text = decode

@@ -39,6 +39,13 @@ def test_afterwards_the_image_memory_may_learn_slower_than_the_decoder():
         assert {rates[id(p)] for p in getattr(module.model, child).parameters()} == {expected}
 
 
+def test_a_part_whose_rate_is_zero_has_no_gradients():
+    module, batch = _system("optim.alignment_lr_scale=0", "optim.backbone_lr_scale=0")
+    module.losses(batch, torch.Generator().manual_seed(0))[0]["total"].backward()
+    moved = {name.split(".")[0] for name, p in module.model.named_parameters() if p.grad is not None}
+    assert moved == {"decoder", "length"}
+
+
 def test_the_branch_is_trained_here_and_frozen_afterwards():
     module, batch = _system("objective=concept_pretraining", *BRANCH)
     losses, _ = module.losses(batch, torch.Generator().manual_seed(0))
