@@ -25,7 +25,7 @@ MAX_LINES = 400
 # Lines of Python at most, docstrings counted; "*.py" are the top-level modules. Growth is a decision: raise a number in
 # the commit that needs it, and say why there.
 BUDGETS = {
-    "*.py": 2_327,
+    "*.py": 2_331,
     "alignment": 315,
     "backbone": 1_200,
     "data": 3325,
@@ -208,7 +208,7 @@ def test_whole_keeps_its_budget() -> None:
         "files of fastcap": (len(list(PACKAGE.rglob("*.py"))), 114),
         "lines of fastcap": (lines_of(PACKAGE), 15_951),
         "entries of fastcap": (len([path for path in PACKAGE.iterdir() if path.name != "__pycache__"]), 25),
-        "lines of tests": (lines_of(ROOT / "tests"), 9_342),
+        "lines of tests": (lines_of(ROOT / "tests"), 9_349),
         "files of conf": (len(list((ROOT / "conf").rglob("*.yaml"))), 50),
     }
     assert not {name: size for name, size in sizes.items() if size[0] > size[1]}
