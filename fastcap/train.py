@@ -32,7 +32,7 @@ def train(cfg: DictConfig, run_dir: Path, overrides: Sequence[str] = (), job_typ
     """Run one training; returns the validation metrics of its best checkpoint.
 
     The run's folder then holds ``checkpoints/{best,last}.ckpt``, ``metrics.csv``, ``results.json``,
-    ``captions.json``, ``samples/``, ``refinement/`` and ``speed_quality.{csv,png}``.
+    ``captions.json``, ``samples/``, ``refinement/`` and ``speed_quality.csv``.
 
     Args:
         cfg: The configuration.

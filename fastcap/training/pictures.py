@@ -6,7 +6,7 @@ import copy
 import logging
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from fastcap.metrics import CaptionMetrics
 from fastcap.metrics.evaluation import Prediction
 from fastcap.model import FastCap
 from fastcap.module import CaptioningModule
-from fastcap.reporting.pictures import draw_captions, draw_curve, draw_refinement, write_steps
+from fastcap.reporting.pictures import draw_captions, draw_refinement, write_steps
 from fastcap.training.checkpoints import model_state, open_checkpoint
 from fastcap.training.log_wandb import log_step, read_picture, wandb_loggers
 from fastcap.types import CaptionBatch
@@ -173,7 +173,7 @@ def stage_name(trainer: L.Trainer) -> str:
 class SpeedQuality(FirstImages):
     """At the end of training measure CIDEr against decoding time for several numbers of refinement steps.
 
-    Files in the run's folder: ``speed_quality.csv`` and ``speed_quality.png``. A copy of the model is measured, with
+    They lie in the run's folder as ``speed_quality.csv``; W&B draws the curve. A copy of the model is measured, with
     the best checkpoint's weights where there is one. Captions of the last validation's first images are scored; the
     time is the decoder's alone (length beam included), of the first batch: the median of five passes, after the scored
     one has warmed up. An autoregressive decoder has no steps, and no curve.
@@ -204,25 +204,11 @@ class SpeedQuality(FirstImages):
                 model.load_state_dict(model_state(open_checkpoint(best)))
             with torch.no_grad(), trainer.precision_plugin.forward_context():
                 points = measure(model, pl_module, batches, self.steps)
-            self._show(trainer, points, pl_module.model.refinement.num_steps, batches)
+            write_rows(Path(trainer.default_root_dir) / "speed_quality.csv", points)
+            for logger in wandb_loggers(trainer):
+                logger.log_curve("speed_quality", points, "decode_ms")
         except Exception as error:
             log.warning("speed/quality curve left out: %s", error)
-
-    def _show(
-        self, trainer: L.Trainer, points: Sequence[Mapping[str, float]], chosen: int, batches: Sequence[CaptionBatch]
-    ) -> None:
-        folder = Path(trainer.default_root_dir)
-        write_rows(folder / "speed_quality.csv", points)
-        threads = torch.get_num_threads()
-        note = (
-            f"{sum(map(len, batches))} validation images, batches of {len(batches[0])} on {batches[0].images.device}, "
-            f"{threads} thread{'s' * (threads > 1)}; the decoder alone, median of {PASSES} passes"
-        )
-        path = folder / "speed_quality.png"
-        draw_curve(path, points, chosen, note)
-        for logger in wandb_loggers(trainer):
-            logger.log_curve("speed_quality", points, "decode_ms")
-            logger.log_pictures("speed_quality/picture", [read_picture(path)], [note], log_step(trainer))
 
 
 def measure(

@@ -50,7 +50,6 @@ def test_the_curve_meets_the_run_at_its_own_setting(folder):
     assert float(rows[1]["cider"]) == pytest.approx(metrics["val/cider"], abs=1e-3)
     assert float(rows[1]["bleu4"]) == pytest.approx(metrics["val/bleu4"], abs=1e-3)
     assert all(float(row["decode_ms"]) > 0 for row in rows)
-    assert read_picture(folder / "speed_quality.png").std() > 5
 
 
 def test_caption_draws_the_same_picture(folder, tmp_path, capsys):

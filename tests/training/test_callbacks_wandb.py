@@ -13,7 +13,7 @@ PROMISED = (
     "val/loss_alignment val/loss_concept train/loss train/loss_token train/loss_length train/loss_balance "
     "train/loss_alignment train/loss_concept moe/load_e0 moe/load_e1 dlag/mae time/images_per_s "
     "time/eval_images_per_s epoch trainer/global_step speed_quality/cider speed_quality/decode_ms "
-    "speed_quality/num_steps val/captions val/samples val/refinement speed_quality/picture"
+    "speed_quality/num_steps val/captions val/samples val/refinement"
 )
 
 
