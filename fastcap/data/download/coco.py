@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fastcap.data.coco import normalise_caption, parse_annotations, read_field, read_json
+from fastcap.data.coco import normalise_caption, read_field, read_json
 from fastcap.data.download.transfer import check_space, copy, entries, fetch
 from fastcap.data.errors import DataError
 from fastcap.utils.files import write_json
@@ -41,31 +41,28 @@ class Piece:
     size: int  # bytes, as once published
     md5: str | None = None
     images: int = 0  # that it must hold
-    captions: dict[str, tuple[int, int]] = field(default_factory=dict)  # images and captions of each annotation file
+    captions: tuple[str, ...] = ()  # its annotation files
+
+
+def _captions(year: str, size: int, md5: str) -> Piece:
+    names = f"captions_train{year}", f"captions_val{year}"
+    return Piece(f"captions{year}", f"annotations/annotations_trainval{year}.zip", size, md5, captions=names)
+
+
+def _images(name: str, size: int, md5: str, images: int) -> Piece:
+    return Piece(name, f"zips/{name}.zip", size, md5, images)
 
 
 PIECES = {
     "2014": [
-        Piece(
-            "captions2014",
-            "annotations/annotations_trainval2014.zip",
-            252_872_794,
-            "0a379cfc70b0e71301e0f377548639bd",
-            captions={"captions_train2014": (82_783, 414_113), "captions_val2014": (40_504, 202_654)},
-        ),
-        Piece("val2014", "zips/val2014.zip", 6_645_013_297, "a3d79f5ed8d289b7a7554ce06a5782b3", 40_504),
-        Piece("train2014", "zips/train2014.zip", 13_510_573_713, "0da8c0bd3d6becc4dcb32757491aca88", 82_783),
+        _captions("2014", 252_872_794, "0a379cfc70b0e71301e0f377548639bd"),
+        _images("val2014", 6_645_013_297, "a3d79f5ed8d289b7a7554ce06a5782b3", 40_504),
+        _images("train2014", 13_510_573_713, "0da8c0bd3d6becc4dcb32757491aca88", 82_783),
     ],
     "2017": [
-        Piece(
-            "captions2017",
-            "annotations/annotations_trainval2017.zip",
-            252_907_541,
-            "f4bbac642086de4f52a3fdda2de5fa2c",
-            captions={"captions_train2017": (118_287, 591_753), "captions_val2017": (5_000, 25_014)},
-        ),
-        Piece("val2017", "zips/val2017.zip", 815_585_330, "442b8da7639aecaf257c1dceb8ba8c80", 5_000),
-        Piece("train2017", "zips/train2017.zip", 19_336_861_798, "cced6f7f71b7629ddf16f17bbcfab6b2", 118_287),
+        _captions("2017", 252_907_541, "f4bbac642086de4f52a3fdda2de5fa2c"),
+        _images("val2017", 815_585_330, "442b8da7639aecaf257c1dceb8ba8c80", 5_000),
+        _images("train2017", 19_336_861_798, "cced6f7f71b7629ddf16f17bbcfab6b2", 118_287),
     ],
 }
 KARPATHY = Piece("karpathy", "caption_datasets.zip", 36_745_453)
@@ -98,27 +95,17 @@ def _lay_out(piece: Piece, archive: Path, root: Path) -> None:
         if piece.images and entry.name.suffix == ".jpg":
             copy(entry, root / "images" / piece.name / entry.name.name)
         elif entry.name.stem in piece.captions or (piece is KARPATHY and entry.name.name == "dataset_coco.json"):
-            copy(entry, annotations / f"{entry.name.stem}.unchecked.json")
-    if piece.images and (found := _count(piece, root)) < piece.images:
-        raise DataError(f"{archive}: {found} images, must be {piece.images}")
-    for name, counts in piece.captions.items():
-        checked = annotations / f"{name}.unchecked.json"
-        files, captions, empty = parse_annotations(checked)
-        numbers = len(files), sum(map(len, captions.values())) + len(empty)
-        if numbers != counts:
-            raise DataError(f"{checked}: {numbers} images and captions, must be {counts}")
-        os.replace(checked, annotations / f"{name}.json")
+            copy(entry, annotations / entry.name.name)
     if piece is KARPATHY:
-        source = annotations / "dataset_coco.unchecked.json"
-        convert(source, annotations)
-        os.replace(source, annotations / "dataset_coco.json")
+        convert(annotations / "dataset_coco.json", annotations)
+    if not _complete(piece, root):
+        raise DataError(f"{archive}: {_count(piece, root)} images, must be {piece.images}")
 
 
 def _complete(piece: Piece, root: Path) -> bool:
-    if piece.images:
-        return _count(piece, root) >= piece.images
-    names = list(piece.captions) or [f"captions_karpathy_{split}" for split in SPLITS]
-    return all((root / "annotations" / f"{name}.json").is_file() for name in names)  # named when checked
+    names = piece.captions or [f"captions_karpathy_{split}" for split in SPLITS if piece is KARPATHY]
+    present = all((root / "annotations" / f"{name}.json").is_file() for name in names)
+    return present and _count(piece, root) >= piece.images
 
 
 def _count(piece: Piece, root: Path) -> int:
