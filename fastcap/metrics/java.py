@@ -21,7 +21,6 @@ import importlib.util
 import logging
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -116,28 +115,17 @@ def run_java(arguments: Sequence[str], text: str = "", timeout: float = 120.0) -
     Raises:
         JavaError: No Java, it could not start, it failed, or it ran past the timeout.
     """
-    pipe = subprocess.PIPE
-    command = [find_java(), *_OPTIONS, *arguments]
+    command, given = [find_java(), *_OPTIONS, *arguments], text.encode("utf-8", "replace")
     with tempfile.TemporaryDirectory(prefix="fastcap-java-") as folder:
         try:
-            # In a process group of its own: what a wrapper script started is killed with it.
-            process = subprocess.Popen(
-                command, cwd=folder, stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=os.name == "posix"
-            )
+            done = subprocess.run(command, cwd=folder, input=given, capture_output=True, timeout=timeout)
         except OSError as error:
             raise JavaError(f"Java could not start: {error}") from error
-        with process:
-            try:
-                output, complaints = process.communicate(text.encode("utf-8", "replace"), timeout=timeout)
-            except subprocess.TimeoutExpired as error:
-                raise JavaError(f"Java took more than {timeout:g} s") from error
-            finally:
-                if process.poll() is None:
-                    with contextlib.suppress(ProcessLookupError, PermissionError):
-                        os.killpg(process.pid, signal.SIGKILL) if os.name == "posix" else process.kill()
-    if process.returncode != 0:
-        raise JavaError(f"Java ended with {process.returncode}: {_reason(complaints)}")
-    return output.decode("utf-8", "replace")
+        except subprocess.TimeoutExpired as error:
+            raise JavaError(f"Java took more than {timeout:g} s") from error
+    if done.returncode != 0:
+        raise JavaError(f"Java ended with {done.returncode}: {_reason(done.stderr)}")
+    return done.stdout.decode("utf-8", "replace")
 
 
 def _reason(stderr: bytes) -> str:

@@ -6,14 +6,13 @@ them, and must say so (`CaptionMetrics.tokenizer_name`).
 """
 
 import re
-from collections import OrderedDict
 from collections.abc import Iterable
 
 from fastcap.metrics.java import PTB_JAR, JavaError, find_jar, find_java, ptb_tokenize, strip_punctuation, warn_once
 
 CACHE_SIZE = 400_000  # sentences; about 100 MB when full, enough for the references of any COCO split
 
-_cache: OrderedDict[tuple[str, str], str] = OrderedDict()  # however often an epoch brings a sentence back
+_cache: dict[tuple[str, str], str] = {}  # however often an epoch brings a sentence back
 
 _REPLACED = {
     "\u2018": "`", "\u2019": "'", "\u201c": '"', "\u201d": '"', "\u2013": " -- ", "\u2014": " -- ", "\u2026": "...",
@@ -108,13 +107,10 @@ def tokenize(sentences: Iterable[str], name: str) -> dict[str, str]:
         JavaError: PTB's tokenizer could not run or failed.
     """
     wanted = dict.fromkeys(sentences)
+    if len(_cache) > CACHE_SIZE:
+        _cache.clear()
     new = [sentence for sentence in wanted if (name, sentence) not in _cache]
     if new:
         done = ptb_tokenize(new) if name == "ptb" else map(simple_tokenize, new)
         _cache.update(((name, sentence), tokens) for sentence, tokens in zip(new, done, strict=True))
-    for sentence in wanted:
-        _cache.move_to_end((name, sentence))
-    result = {sentence: _cache[name, sentence] for sentence in wanted}
-    while len(_cache) > CACHE_SIZE:
-        _cache.popitem(last=False)
-    return result
+    return {sentence: _cache[name, sentence] for sentence in wanted}
