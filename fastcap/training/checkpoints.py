@@ -1,6 +1,7 @@
 """Checkpoint files: written whole or not at all, on a disk or an object store; found, read and checked.
 
-Lightning writes a checkpoint in place: a process that is killed meanwhile leaves half of the only one.
+Lightning's own writer moves a file from the system's temporary folder, which is a copy where that is another disk: a
+process that is killed meanwhile leaves half of the only one.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 
 import fsspec
 import torch
-from lightning.pytorch.plugins import CheckpointIO
+from lightning.pytorch.plugins import TorchCheckpointIO
 from torch import Tensor
 
 from fastcap.data.tokenizer import CaptionTokenizer
@@ -39,13 +40,13 @@ class CheckpointWriteError(UserError):
     """A checkpoint that could not be written; the message names the file and the reason."""
 
 
-class AtomicCheckpointIO(CheckpointIO):
+class AtomicCheckpointIO(TorchCheckpointIO):
     """Write checkpoints whole or not at all.
 
     On a disk the new file is written beside the old one (``NAME.part``), forced to the disk, and takes its name by a
     rename: whoever is killed at whatever moment leaves the old file or the new one. The replaced ``last.ckpt`` is kept
-    as ``previous.ckpt``, in case that the disk itself loses the newer one. A URL that fsspec knows (``s3://...``,
-    ``memory://...``) is written under another name and moved.
+    as ``previous.ckpt``, in case that the disk itself loses the newer one. Lightning writes to URLs that fsspec knows
+    (``s3://...``, ``memory://...``), in a transaction.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
@@ -56,7 +57,7 @@ class AtomicCheckpointIO(CheckpointIO):
         """
         try:
             if is_url(path):
-                _save_url(checkpoint, str(path))
+                super().save_checkpoint(checkpoint, path, storage_options)
             else:
                 _save_file(checkpoint, Path(path))
         except (OSError, RuntimeError) as error:
@@ -67,12 +68,6 @@ class AtomicCheckpointIO(CheckpointIO):
     def load_checkpoint(self, path: str | Path, *options: Any, **more: Any) -> dict[str, Any]:
         """Read a checkpoint onto the CPU, whatever Lightning's options are."""
         return open_checkpoint(path)
-
-    def remove_checkpoint(self, path: str | Path) -> None:
-        """Remove a checkpoint if it is there."""
-        files, name = fsspec.core.url_to_fs(str(path))
-        if files.exists(name):
-            files.rm(name)
 
 
 def is_url(path: str | Path) -> bool:
@@ -225,10 +220,8 @@ def resume_weights(path: Path | str, state: Mapping[str, Tensor]) -> None:
 
 
 def _exists(path: Path | str) -> bool:
-    if not is_url(path):
-        return Path(path).is_file()
     files, name = fsspec.core.url_to_fs(str(path))
-    return bool(files.exists(name))
+    return bool(files.isfile(name))
 
 
 def _save_file(checkpoint: dict[str, Any], path: Path) -> None:
@@ -248,20 +241,6 @@ def _keep(path: Path, name: Path) -> None:
     except OSError:  # a file system without links: last.ckpt alone, as safe by the rename
         return
     os.replace(link, name)
-
-
-def _save_url(checkpoint: dict[str, Any], url: str) -> None:
-    files, name = fsspec.core.url_to_fs(url)
-    part = name + ".part"
-    files.makedirs(files._parent(name), exist_ok=True)
-    try:
-        with files.open(part, "wb") as file:
-            torch.save(checkpoint, file)
-        files.mv(part, name)
-    except BaseException:
-        if files.exists(part):
-            files.rm(part)
-        raise
 
 
 def _reason(error: BaseException) -> str:
