@@ -211,14 +211,11 @@ class FileRecords(CaptionRecords):
 
     def fingerprint(self) -> str:
         """Digest of every image file's path, size and time of change."""
-        wanted, stats = set(self.paths), {}
-        for folder in {path.parent for path in self.paths}:
-            with os.scandir(folder) as entries:
-                for entry in entries:
-                    if (path := folder / entry.name) in wanted:
-                        with contextlib.suppress(OSError):  # a link to nothing, or in a circle
-                            found = entry.stat()
-                            stats[path] = (found.st_size, found.st_mtime_ns)
+        stats: dict[Path, tuple[int, int]] = {}
+        for path in self.paths:
+            with contextlib.suppress(OSError):  # a link to nothing, or in a circle
+                found = os.stat(path)
+                stats[path] = (found.st_size, found.st_mtime_ns)
         lines = [f"{os.path.abspath(path)} {stats.get(path)}" for path in self.paths]
         return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
 
