@@ -7,8 +7,6 @@ import json
 from dataclasses import astuple
 from pathlib import Path
 
-import numpy as np
-
 from fastcap.cli import UserError, one_clear_error, print_table
 
 METRICS = ("bleu", "rouge_l", "cider", "meteor")
@@ -35,8 +33,6 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--allow-missing", action="store_true", help="score the captioned images where some are not")
     parser.add_argument("--json", type=Path, metavar="OUT", help="write the scores as JSON")
     parser.add_argument("--per-image", type=Path, metavar="OUT.csv", help="write every image's scores")
-    parser.add_argument("--html", type=Path, metavar="OUT.html", help="write a page with best and worst captions")
-    parser.add_argument("--images", type=Path, metavar="DIR", help="the photographs, for --html")
     return parser.parse_args(arguments)
 
 
@@ -53,11 +49,7 @@ def check(options: argparse.Namespace) -> list[str]:
     unknown = [name for name in names if name not in METRICS]
     if unknown or not names:
         raise UserError(f"--metrics {options.metrics}: choose from {', '.join(METRICS)}")
-    if options.images and not options.html:
-        raise UserError("--images needs --html: it names the photographs of the page")
-    if options.images and not options.images.is_dir():
-        raise UserError(f"--images {options.images}: no such folder")
-    for name in ("json", "per_image", "html"):
+    for name in ("json", "per_image"):
         path = getattr(options, name)
         if path and (path.is_dir() or not path.parent.is_dir()):
             problem = "is a folder" if path.is_dir() else f"there is no folder {path.parent}"
@@ -91,31 +83,12 @@ def score(options: argparse.Namespace) -> dict[str, float]:
             "metrics": metrics,
         }
         options.json.write_text(json.dumps(content, indent=1), encoding="utf-8")
-    if options.per_image or options.html:
-        from fastcap.reporting.evaluation import Evaluation, ScoredCaption, write_page, write_scores
+    if options.per_image:
+        from fastcap.reporting.evaluation import ScoredCaption, write_scores
 
-        files = {pair.image_id: pair.file_name for pair in pairs}
         scored = [ScoredCaption(p.image_id, p.caption, p.references, scores[p.image_id], p.file_name) for p in pairs]
-        if options.per_image:
-            write_scores(scored, options.per_image)
-        if options.html:
-            evaluation = Evaluation(
-                title=f"Scores of {options.results.name}",
-                subtitle=f"{len(pairs):,} images against {options.references.name}",
-                metrics=metrics,
-                captions=scored,
-                tokenizer=scorer.tokenizer_name,
-                settings={"Captions": options.results, "References": options.references},
-            )
-            write_page(evaluation, options.html, lambda image_id: photograph(options.images, files[image_id]))
+        write_scores(scored, options.per_image)
     return metrics
-
-
-def photograph(folder: Path | None, file_name: str) -> np.ndarray | None:
-    """Read an image of the page; None where no folder or no file name was given."""
-    from fastcap.data.pixels import decode_image
-
-    return decode_image(folder / file_name, 640, square=False) if folder and file_name else None
 
 
 @one_clear_error

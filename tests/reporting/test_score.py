@@ -4,7 +4,6 @@ import csv
 import json
 
 import pytest
-from PIL import Image
 
 from fastcap.data.coco import pair_results
 from fastcap.reporting import score as score_command
@@ -38,11 +37,8 @@ def files(tmp_path):
 
 
 def test_everything_asked_for_is_written(files, tmp_path, capsys):
-    (tmp_path / "photos").mkdir()
-    for i in range(NUMBER):
-        Image.new("RGB", (300, 200), "teal").save(tmp_path / f"photos/{i}.jpg")
-    out = [str(tmp_path / name) for name in ("out.json", "out.csv", "out.html")]
-    options = ["--json", out[0], "--per-image", out[1], "--html", out[2], "--images", str(tmp_path / "photos")]
+    out = [str(tmp_path / name) for name in ("out.json", "out.csv")]
+    options = ["--json", out[0], "--per-image", out[1]]
     score_command.main([*files, "--tokenizer", "simple", "--metrics", "cider,rouge_l", *options])
     printed = capsys.readouterr().out
     assert "cider" in printed and "bleu" not in printed
@@ -54,7 +50,6 @@ def test_everything_asked_for_is_written(files, tmp_path, capsys):
     assert rows[0]["file_name"] == "0.jpg" and rows[5]["caption"] == NASTY[5] and rows[0]["confidence"] == ""
     mean = sum(float(row["cider"]) for row in rows) / NUMBER
     assert mean == pytest.approx(content["metrics"]["cider"], abs=1e-3)
-    assert (tmp_path / "out.html").read_text(encoding="utf-8").count("data:image/jpeg") == NUMBER
 
 
 GOOD = {"image_id": 100, "caption": "a dog"}
@@ -83,8 +78,6 @@ def test_a_bad_result_file_is_one_line(rows, message, tmp_path, capsys):
     ("options", "message"),
     [
         (["--metrics", "cider,blue"], "--metrics cider,blue: choose from"),
-        (["--images", "."], "--images needs --html"),
-        (["--html", "x.html", "--images", "nowhere"], "--images nowhere: no such folder"),
         (["--json", "nowhere/x.json"], "--json nowhere/x.json: there is no folder nowhere"),
     ],
 )
