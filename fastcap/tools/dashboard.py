@@ -10,35 +10,19 @@ from fastcap.cli import UserError, one_clear_error
 from fastcap.training.log_wandb import default_entity, has_account
 
 if TYPE_CHECKING:
-    from wandb_workspaces.reports.v2 import LinePlot
     from wandb_workspaces.workspaces import Section, Workspace
 
-EPOCH, STEP = "epoch", "trainer/global_step"
+EPOCH = "epoch"
 # What sweeps vary first, and what for.
 SWEPT = ("optim.optimizer.lr", "data.batch_size", "decoder.num_experts", "decoder.top_k", "refinement.num_steps")
 GOAL = "val/cider.max"
-SECTIONS = ("Quality", "Runs and sweeps compared", "Captions and refinement", "Losses", "Experts", "Time")
-_LOSSES = ("token", "length", "alignment", "concept")
-# Title, metrics and x axis of every plain plot, by section.
-PLOTS: dict[str, list[tuple[Any, ...]]] = {
-    "Quality": [
-        ("CIDEr-D × 100", ["val/cider"]),
-        ("BLEU-4 × 100", ["val/bleu4"]),
-        ("ROUGE-L × 100", ["val/rouge_l"]),
-        ("BLEU-1 to BLEU-4 × 100", [f"val/bleu{order}" for order in (1, 2, 3, 4)]),
-        ("Length: mean error in tokens (DLAG)", ["dlag/mae"]),
-    ],
-    "Losses": [
-        ("Training loss", ["train/loss"], STEP),
-        ("Validation loss", ["val/loss"]),
-        ("Load balance loss", ["train/loss_balance"], STEP),
-        *((f"{name.capitalize()}, training", [f"train/loss_{name}"], STEP) for name in _LOSSES),
-        *((f"{name.capitalize()}, validation", [f"val/loss_{name}"]) for name in _LOSSES),
-    ],
-    "Time": [
-        ("Training, images a second", ["time/images_per_s"]),
-        ("Captioning in validation, images a second", ["time/eval_images_per_s"]),
-    ],
+# Title and metrics of the plots over epochs; W&B itself adds one for every other scalar (losses, experts, times).
+QUALITY = {
+    "CIDEr-D × 100": ["val/cider"],
+    "BLEU-4 × 100": ["val/bleu4"],
+    "ROUGE-L × 100": ["val/rouge_l"],
+    "BLEU-1 to BLEU-4 × 100": [f"val/bleu{order}" for order in (1, 2, 3, 4)],
+    "Length: mean error in tokens (DLAG)": ["dlag/mae"],
 }
 
 
@@ -60,14 +44,14 @@ def build_workspace(entity: str = "", project: str = "fastcap", name: str = "Fas
         layout = ws.SectionLayoutSettings(columns=3, rows=-(-len(panels) // 3))
         return ws.Section(name=title, panels=panels, is_open=True, layout_settings=layout)
 
-    panels = {title: [_lines(*plot) for plot in plots] for title, plots in PLOTS.items()} | _other_panels()
     return ws.Workspace(
         entity=entity,
         project=project,
         name=name,
-        sections=[section(title, panels[title]) for title in SECTIONS],
+        sections=[section(title, panels) for title, panels in _panels().items()],
         settings=ws.WorkspaceSettings(x_axis=EPOCH, sort_panels_alphabetically=False),
         runset_settings=ws.RunsetSettings(order=[ws.Ordering(ws.Summary(GOAL), ascending=False)]),
+        auto_generate_panels=True,
     )
 
 
@@ -76,22 +60,22 @@ def definition(workspace: Workspace) -> dict[str, Any]:
     return workspace._to_model().model_dump(mode="json", by_alias=True, exclude_none=True)
 
 
-def _lines(title: str, keys: list[str], axis: str = EPOCH, **options: Any) -> LinePlot:
-    import wandb_workspaces.reports.v2 as wr
-
-    return wr.LinePlot(title=title, x=axis, y=list(keys), **options)
-
-
-def _other_panels() -> dict[str, list[Any]]:
-    """Sections of more than plain lines."""
+def _panels() -> dict[str, list[Any]]:
+    """Panels that are not W&B's own, by section."""
     import wandb_workspaces.reports.v2 as wr
 
     columns = [wr.ParallelCoordinatesPlotColumn(metric=wr.Config(key), display_name=key) for key in SWEPT]
     columns.append(wr.ParallelCoordinatesPlotColumn(metric=wr.SummaryMetric(GOAL), display_name="best CIDEr"))
     speed, goal = wr.SummaryMetric("time/images_per_s.mean"), wr.SummaryMetric(GOAL)
-    axes: dict[str, Any] = {"title_x": "decoding, ms an image", "title_y": "CIDEr-D × 100"}
-    curve = "Quality against speed, by refinement steps", ["speed_quality/cider"], "speed_quality/decode_ms"
+    curve = wr.LinePlot(
+        title="Quality against speed, by refinement steps",
+        x="speed_quality/decode_ms",
+        y=["speed_quality/cider"],
+        title_x="decoding, ms an image",
+        title_y="CIDEr-D × 100",
+    )
     return {
+        "Quality": [wr.LinePlot(title=title, x=EPOCH, y=keys) for title, keys in QUALITY.items()],
         "Runs and sweeps compared": [
             wr.BarPlot(title="Best CIDEr-D × 100", metrics=[GOAL], orientation="h"),
             wr.ParallelCoordinatesPlot(title="What a sweep varied", columns=columns),
@@ -100,12 +84,16 @@ def _other_panels() -> dict[str, list[Any]]:
             wr.RunComparer(diff_only="split"),
         ],
         "Captions and refinement": [
-            _lines(*curve, **axes),
+            curve,
             wr.MediaBrowser(title="Captions", media_keys=["val/samples"]),
             wr.MediaBrowser(title="Refinement, step by step", media_keys=["val/refinement"], num_columns=1),
             wr.WeavePanelSummaryTable(table_name="val/captions"),
         ],
-        "Experts": [_lines("Share of the images, each expert", [], STEP, metric_regex=r"moe/load_e\d+")],
+        "Experts": [
+            wr.LinePlot(
+                title="Share of the images, each expert", x="trainer/global_step", metric_regex=r"moe/load_e\d+"
+            )
+        ],
     }
 
 
