@@ -41,37 +41,6 @@ class Teacher(nn.Module):
         return features, self.classifier(features.mean((1, 2)))
 
 
-class ChannelNormalizer(nn.Module):
-    """Normalize each channel by the running mean and deviation of what it saw in training.
-
-    Args:
-        dim: Channels C.
-        floor: Least share that a new batch has in the running estimate.
-    """
-
-    mean: Tensor
-    variance: Tensor
-    batches: Tensor
-
-    def __init__(self, dim: int, floor: float = 0.01) -> None:
-        super().__init__()
-        self.floor = floor
-        self.register_buffer("mean", torch.zeros(dim))
-        self.register_buffer("variance", torch.ones(dim))
-        self.register_buffer("batches", torch.zeros((), dtype=torch.long))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalize (..., C); in training learn from it first."""
-        x = x.float()
-        if self.training:
-            self.batches += 1
-            share = max(1 / int(self.batches), self.floor)
-            flat = x.detach().flatten(0, -2)
-            self.mean.lerp_(flat.mean(0), share)
-            self.variance.lerp_((flat - self.mean).square().mean(0), share)
-        return (x - self.mean) * (self.variance + 1e-4).rsqrt()
-
-
 class DistillationModule(BackbonePretraining):
     """Teach a backbone the teacher's features and classes through linear heads that are thrown away afterwards.
 
@@ -82,27 +51,20 @@ class DistillationModule(BackbonePretraining):
         teacher_size: Side of the same images for the teacher.
     """
 
-    def __init__(
-        self,
-        backbone: Any,
-        teacher: Teacher,
-        image_size: int,
-        teacher_size: int,
-        **training: Any,
-    ) -> None:
+    def __init__(self, backbone: Any, teacher: Teacher, image_size: int, teacher_size: int, **training: Any) -> None:
         super().__init__(backbone, **training)
         self.teachers = (teacher.eval(),)  # in a tuple it is no part of the module: checkpoints leave it out
         self.image_size, self.teacher_size = image_size, teacher_size
-        self.normalizer = ChannelNormalizer(teacher.feature_dim)
+        self.normalizer = nn.BatchNorm1d(teacher.feature_dim, affine=False)
         self.feature_head = nn.Linear(backbone.feature_dim, teacher.feature_dim)
         self.class_head = nn.Linear(backbone.feature_dim, teacher.num_classes)
 
     def losses(self, batch: ImageBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the sum of the terms; they, the mean cosine similarity and the top-1 agreement by name."""
-        with torch.inference_mode():
+        with torch.no_grad():
             teacher = self.teachers[0].to(self.device)
             seen, classes = teacher(self.normalize(batch.images, self.teacher_size))
-        target, classes = self.normalizer(seen.clone()), classes.float().clone()  # clones: autograd keeps them
+            target, classes = self.normalizer(seen.float().flatten(0, 2)).view(seen.shape), classes.float()
         features = self.backbone(self.normalize(batch.images, self.image_size))
         predicted = self.feature_head(to_grid(features, target.shape[1:3])).float()
         guess = self.class_head(features.mean(1)).float()
@@ -123,14 +85,11 @@ def to_grid(features: Tensor, shape: tuple[int, int]) -> Tensor:
     """Bring features of a square grid to the teacher's: averaged where it is coarser, interpolated where finer.
 
     Args:
-        features: In raster order. (B, N, D)
+        features: In raster order; no square is a ``ValueError``. (B, N, D)
         shape: The teacher's rows and columns.
 
     Returns:
         (B, rows, columns, D)
-
-    Raises:
-        ValueError: If the features make no square.
     """
     side = isqrt(features.shape[1])
     if side * side != features.shape[1]:
