@@ -12,6 +12,13 @@ from tests.tools.shrunk import SHRUNK
 
 pytestmark = pytest.mark.slow
 pytest.importorskip("transformers")
+PUBLISHED = {
+    "blip-base": 224.0e6,
+    "git-base": 176.6e6,
+    "vit-gpt2": 239.2e6,
+    "florence-2-base": 231.4e6,
+    "smolvlm-256m": 256.5e6,
+}
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +45,7 @@ def test_published_sizes(name):
     with torch.device("meta"):
         model = build_baseline(name)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    assert parameters == pytest.approx(ARCHITECTURES[name].parameters, rel=1e-3)
+    assert parameters == pytest.approx(PUBLISHED[name], rel=1e-3)
 
 
 def test_wrong_baselines_are_named(monkeypatch):
