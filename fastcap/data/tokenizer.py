@@ -99,21 +99,12 @@ class CaptionTokenizer:
         self._backend = self.from_json(state)._backend
 
 
-def train_word_tokenizer(
-    captions: Iterable[str], min_frequency: int = 5, max_vocab: int | None = None
-) -> CaptionTokenizer:
+def train_word_tokenizer(captions: Iterable[str], min_frequency: int = 5) -> CaptionTokenizer:
     """Collect a vocabulary of lower-case words; punctuation is dropped, rare words become [UNK].
 
     Args:
-        captions: Training captions.
-        min_frequency: Leave out words seen less often.
-        max_vocab: Keep only the most frequent words, so that there are at most this many ids; None for no limit.
-
-    Returns:
-        A tokenizer, the same whatever the order of the captions.
-
-    Raises:
-        DataError: When no word is left.
+        captions: Training captions, in whatever order.
+        min_frequency: Leave out words seen less often; no word left is a ``DataError``.
     """
     backend = Tokenizer(models.WordLevel(unk_token="[UNK]"))
     backend.normalizer = normalizers.Sequence(
@@ -128,7 +119,7 @@ def train_word_tokenizer(
     )
     backend.pre_tokenizer = pre_tokenizers.Split(Regex(_WORD), behavior="removed", invert=True)
     trainer = trainers.WordLevelTrainer(
-        vocab_size=2**31 if max_vocab is None else max_vocab,
+        vocab_size=2**31,  # no limit
         min_frequency=min_frequency,
         special_tokens=list(SPECIAL_TOKENS),
         show_progress=False,
