@@ -33,19 +33,11 @@ class PixelCache:
 
     With a cache folder the pixels lie in a ``.npy`` file there and are mapped into memory, so that runs and workers
     share them; the file is named by the records' fingerprint and the size, appears at once when complete, and is
-    rebuilt when cut short. Without a folder they lie in memory.
-
-    Args:
-        records: The split to decode.
-        size: Side of the square images, in pixels.
-        cache_dir: Folder of the cache files, made when missing; None keeps the pixels in memory.
+    rebuilt when cut short. Without a folder they lie in memory. A file that cannot be written is a ``DataError``.
 
     Attributes:
         pixels: Decoded pixels, uint8; a bad image's are zero. (N, 3, S, S)
         bad: Images that could not be decoded: position and reason.
-
-    Raises:
-        DataError: When the cache file cannot be written.
     """
 
     def __init__(self, records: CaptionRecords, size: int, cache_dir: str | os.PathLike[str] | None = None) -> None:
@@ -68,7 +60,7 @@ class PixelCache:
                 self.pixels = np.load(self.path, mmap_mode="r")
 
     def _decoded(self, records: CaptionRecords, size: int) -> Iterator[np.ndarray]:
-        """Yield the images in order, decoded in threads, channels first, noting the bad ones. (3, S, S)."""
+        """Yield the images (3, S, S) in order, decoded in threads, noting the bad ones."""
 
         def decode(index: int) -> np.ndarray | DataError:
             try:
@@ -113,8 +105,8 @@ def cache_features(
     View v holds the images as epoch v changes them; a run takes view (epoch + position) mod V.
 
     Args:
-        cache_dir: Folder of the file, made when missing.
-        name: What the file's name begins with.
+        cache_dir: The file's folder, made when missing.
+        name: What its name begins with.
         key: Plain data that changes whenever the features would, the precision that they are computed in included.
         num_views: Views V.
         num_images: Images N.
@@ -156,8 +148,7 @@ def cache_features(
 def _cache_file(cache_dir: str | os.PathLike[str], name: str, key: object, kind: str) -> Iterator[Path]:
     """Yield where what ``key`` describes is kept, locked: a second run waits for the first instead of computing it too.
 
-    Raises:
-        DataError: When the folder or the file cannot be written.
+    A folder or file that cannot be written is a ``DataError``.
     """
     path = Path(cache_dir) / f"{name}-{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:24]}.npy"
     try:

@@ -6,9 +6,8 @@ import json
 import os
 import stat
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any
+from typing import Any, NamedTuple
 
 from fastcap.data.errors import MAX_SKIPPED, DataError, Skipped
 from fastcap.data.image_files import FileRecords, resolve_name, same_name
@@ -38,9 +37,6 @@ class CocoCaptions(CaptionSource):
             max_images: Use only the first so many images of each split.
             max_skipped: Share of a split's images that may be left out (no file, no caption, not decodable): they are
                 counted and reported, and above this share the split is refused.
-
-        Raises:
-            DataError: When ``max_images`` or ``max_skipped`` is out of range.
         """
         self.root = Path(root).expanduser()
         self.images = images if isinstance(images, str) else dict(images)
@@ -213,8 +209,7 @@ class _Files:
         return place, set(names), {same_name(name).casefold(): name for name in names}
 
 
-@dataclass
-class ScoredPair:
+class ScoredPair(NamedTuple):
     """One generated caption with all that it is scored against."""
 
     image_id: int
@@ -258,13 +253,13 @@ def read_results(path: Path) -> dict[int, str]:
 
 
 def pair_results(results: Path, references: Path, allow_missing: bool = False) -> list[ScoredPair]:
-    """Join a result file with a COCO caption annotation file.
+    """Join a result file with COCO caption annotations, whose ``file_name`` may be absent.
 
     Images that the annotations list without any caption cannot be scored: they are left out, counted and reported.
 
     Args:
         results: Captions in COCO's result format.
-        references: COCO caption annotations; ``file_name`` may be absent.
+        references: The annotations.
         allow_missing: Score what was captioned where other images were not, and report their number.
 
     Returns:
@@ -283,23 +278,20 @@ def pair_results(results: Path, references: Path, allow_missing: bool = False) -
             f"{results}: [{place}].image_id {unknown[0]} is not among the ids of images in {references}"
             f" ({len(unknown)} of {len(captions)} are not)"
         )
-    skipped = Skipped(str(references))
     missing = [image_id for image_id in files if texts[image_id] and image_id not in captions]
     if missing and not allow_missing:
         raise DataError(
             f"{results}: no caption for {len(missing)} of the {sum(map(bool, texts.values()))} images with references"
             f" in {references} (first: image id {missing[0]}); --allow-missing scores the others"
         )
-    for image_id in missing:
-        skipped.add("images without a caption to score", f"image id {image_id}")
-    pairs = []
-    for image_id in files:
-        if image_id not in captions:
-            continue
-        if texts[image_id]:
-            pairs.append(ScoredPair(image_id, captions[image_id], texts[image_id], files[image_id]))
-        else:
+    pairs, skipped = [], Skipped(str(references))
+    for image_id, file_name in files.items():
+        if not texts[image_id] and image_id in captions:
             skipped.add("images without a reference", f"image id {image_id}")
+        elif image_id in captions:
+            pairs.append(ScoredPair(image_id, captions[image_id], texts[image_id], file_name))
+        elif texts[image_id]:
+            skipped.add("images without a caption to score", f"image id {image_id}")
     skipped.report()
     if not pairs:
         raise DataError(f"{results}: none of its captions has a reference in {references}")

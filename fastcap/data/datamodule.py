@@ -82,11 +82,7 @@ class ImageDataModule(LightningDataModule):
                 raise DataError(f"{name} must be at least {least}, found {getattr(self, name)}")
 
     def records(self, split: str) -> CaptionRecords:
-        """Return a split of the source, read once.
-
-        Raises:
-            DataError: When the source has no such split or cannot read it.
-        """
+        """Return a split of the source, read once; raises ``DataError`` where there is none that can be read."""
         if split not in self._records:
             self._records[split] = self.source.split(split)
         return self._records[split]
@@ -99,24 +95,17 @@ class ImageDataModule(LightningDataModule):
         raise DataError("these images have no classes: supervised pretraining needs class folders")
 
     def setup(self, stage: str | None = None) -> None:
-        """Read and decode what ``stage`` needs, and nothing else; calling it again does nothing.
-
-        Args:
-            stage: "fit" (train and val), "validate" (val) or "test"; None and "predict" need nothing.
+        """Read and decode, once, what ``stage`` needs: "fit" takes train and val, "validate" val, others nothing.
 
         Raises:
             DataError: When a split is missing, malformed or has nothing usable.
         """
-        stages = {"fit": ("train", *self.validation_splits), "validate": self.validation_splits, "test": ("test",)}
+        stages = {"fit": ("train", *self.validation_splits), "validate": self.validation_splits}
         for split in stages.get(stage or "", ()):
             self._dataset(split, training=split == "train")
 
     def train_dataloader(self) -> ResumableLoader:
-        """Return shuffled full batches of "train".
-
-        Raises:
-            DataError: When there are fewer images than one batch takes.
-        """
+        """Return shuffled full batches of "train"; raises ``DataError`` when there are too few images for one."""
         dataset = self._dataset("train", training=True)
         shuffle = not getattr(self.trainer, "overfit_batches", 0)  # overfitting: the same batches every epoch
         parts = [(np.flatnonzero(part[dataset.positions]), share) for part, share in dataset.records.shares]
@@ -129,10 +118,6 @@ class ImageDataModule(LightningDataModule):
         """Return "val" in order, or each validation split where there are several."""
         loaders = [self.dataloader(split) for split in self.validation_splits]
         return loaders[0] if len(loaders) == 1 else loaders
-
-    def test_dataloader(self) -> ResumableLoader:
-        """Return "test" in order."""
-        return self.dataloader("test")
 
     def dataloader(self, split: str) -> ResumableLoader:
         """Return any split in order, its images unchanged, every one once, with all its references."""
@@ -182,10 +167,7 @@ class CaptionDataModule(ImageDataModule):
         distilled_captions: Files of teachers' captions of training images, in COCO's result format (``fastcap eval
             split=train`` writes one): sequence-level distillation (Kim and Rush 2016, arXiv 1606.07947).
         distilled_share: Probability that a caption in a training batch is a teacher's.
-        **images: The other arguments of ``ImageDataModule``.
-
-    Raises:
-        DataError: When a setting is out of range.
+        **images: The other arguments of ``ImageDataModule``, and its errors.
     """
 
     def __init__(

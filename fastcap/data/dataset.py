@@ -96,12 +96,7 @@ class CaptionTokens:
 
 @dataclass
 class ImageBatch:
-    """Images of one batch.
-
-    Attributes:
-        images: Pixels, uint8, RGB. (B, 3, S, S)
-        labels: Classes, -1 where there are none. (B,)
-    """
+    """Images of one batch: pixels, uint8, RGB (B, 3, S, S), and classes, -1 where there are none (B,)."""
 
     images: Tensor
     labels: Tensor
@@ -156,11 +151,8 @@ class ImageDataset(Dataset[Any]):
         seed: Seed of all random choices.
 
     Attributes:
-        usable: Whether each image of the split can be used, as far as is known. (N,)
+        usable: Whether each image of the split can be used, as far as is known. Too few is a ``DataError``. (N,)
         positions: Positions in ``records`` of the images that are used.
-
-    Raises:
-        DataError: If too many images cannot be decoded.
     """
 
     def __init__(
@@ -200,17 +192,10 @@ class ImageDataset(Dataset[Any]):
         skipped.check(len(self.usable) + records.num_skipped, records.max_skipped, before)
 
     def pixels(self, epoch: int, positions: np.ndarray) -> tuple[Tensor, np.ndarray]:
-        """Return pixels as an epoch changes them, and their positions: fewer where an uncached image is bad.
+        """Return pixels (B', 3, S, S) as an epoch changes them, and their positions (B',) in the split.
 
-        Args:
-            epoch: Epoch, from zero.
-            positions: Positions in the split. (B,)
-
-        Returns:
-            uint8 (B', 3, S, S) and (B',).
-
-        Raises:
-            DataError: If none of them can be decoded, or too many of the split cannot.
+        They are fewer than those asked for (B,) where an uncached image is bad; none left, or too many of the split
+        bad, is a ``DataError``.
         """
         images, positions = self._read(positions)
         if self.training:
@@ -250,9 +235,6 @@ class CaptionDataset(ImageDataset):
 
     Attributes:
         features: Views of the images that a frozen encoder has encoded, in the place of pixels; see ``cache_features``.
-
-    Raises:
-        DataError: If too many images cannot be used.
     """
 
     def __init__(

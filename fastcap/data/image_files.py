@@ -221,28 +221,20 @@ class FileRecords(CaptionRecords):
 
 
 class FolderImages(CaptionSource):
-    """Every image below folders, at any depth; every so many-th is kept for validation.
+    """Every image below folders, at any depth; every so many-th, at least one, is kept for validation.
 
     Args:
         roots: The folder, or several.
-        val_share: Share of the images that make "val"; at least one image.
+        val_share: Share of the images that make "val".
         max_skipped: Share of the images that may be left out because they cannot be read.
-
-    Raises:
-        DataError: If a share is out of range.
     """
 
     def __init__(
-        self,
-        roots: str | os.PathLike[str] | Sequence[str],
-        val_share: float = 0.05,
-        max_skipped: float = MAX_SKIPPED,
+        self, roots: str | os.PathLike[str] | Sequence[str], val_share: float = 0.05, max_skipped: float = MAX_SKIPPED
     ) -> None:
         places = [roots] if isinstance(roots, str | os.PathLike) else list(roots)
         self.roots = [Path(place).expanduser() for place in places]
         self.val_share, self.max_skipped = val_share, max_skipped
-        if not 0 < val_share < 1:
-            raise DataError(f"val_share must be between 0 and 1, found {val_share}")
 
     def split(self, name: str) -> FileRecords:
         """Return "train" or "val".
@@ -259,12 +251,7 @@ class FolderImages(CaptionSource):
 
 
 class ClassFolders(CaptionSource):
-    """ImageNet's layout: ``root/train/CLASS/*`` and ``root/val/CLASS/*``.
-
-    Args:
-        root: The folder.
-        max_skipped: Share of the images that may be left out because they cannot be read.
-    """
+    """ImageNet's layout: ``root/train/CLASS/*`` and ``root/val/CLASS/*``; some unreadable images may be left out."""
 
     def __init__(self, root: str | os.PathLike[str], max_skipped: float = MAX_SKIPPED) -> None:
         self.root, self.max_skipped = Path(root).expanduser(), max_skipped

@@ -58,9 +58,6 @@ class CaptionMixture(CaptionSource):
         text: Files of further captions without images, for the vocabulary and the n-gram tables: one caption a line, or
             JSON, a list of captions or an object whose field ``captions`` is one.
         text_weight: How much one of those counts in the n-gram tables beside a training image's caption.
-
-    Raises:
-        DataError: If there is no set, or a number is out of range.
     """
 
     def __init__(

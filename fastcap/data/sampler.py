@@ -19,12 +19,7 @@ _SHARED_MEMORY = "/dev/shm"
 
 
 class BatchIndex(NamedTuple):
-    """What a worker needs to build one batch: the epoch travels with the positions.
-
-    Attributes:
-        epoch: Epoch, from zero.
-        positions: Positions in the data set. (B,)
-    """
+    """What a worker needs to build one batch: the epoch, from zero, travels with the positions in the data set (B,)."""
 
     epoch: int
     positions: np.ndarray
@@ -118,10 +113,8 @@ class ResumableLoader(DataLoader[CaptionBatch]):
         dataset: With ``__getitems__``.
         sampler: Yields what that takes.
         num_workers: Processes that build batches; 0 builds them in this one.
-        batch_bytes: Size of a batch, which workers hand over in shared memory.
-
-    Raises:
-        DataError: If the workers' batches do not fit into shared memory: torch would wait for them for ever.
+        batch_bytes: Size of a batch. Workers hand batches over in shared memory: where they do not fit torch would wait
+            for ever, and a ``DataError`` is raised.
     """
 
     def __init__(self, dataset: Dataset[Any], sampler: EpochSampler, num_workers: int, batch_bytes: int) -> None:
@@ -149,11 +142,7 @@ class ResumableLoader(DataLoader[CaptionBatch]):
         self.resume: dict[str, int] = {}
 
     def __iter__(self) -> Iterator[CaptionBatch]:  # type: ignore[override]  # a generator: see above
-        """Yield the batches of the sampler's epoch.
-
-        Raises:
-            DataError: If a worker dies or brings nothing for minutes.
-        """
+        """Yield the batches of the sampler's epoch; raises ``DataError`` if a worker dies or is stuck."""
         epoch, resume, self.resume = self.epochs.epoch, self.resume, {}
         self.epochs.start = resume.get("batches", 0) if resume.get("epoch") == epoch else 0
         self.progress = {"epoch": epoch, "batches": self.epochs.start}
