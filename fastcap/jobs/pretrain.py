@@ -83,12 +83,7 @@ class BackbonePretraining(TrainedModule):
     def on_validation_end(self) -> None:
         """Write the weights, so that a run that is killed leaves recent ones."""
         if self.trainer.is_global_zero and not self.trainer.sanity_checking:
-            save_backbone(self.weights_path, self.backbone, self.config["backbone"])
-
-    @property
-    def weights_path(self) -> Path:
-        """Where the weights go."""
-        return Path(self.trainer.default_root_dir) / WEIGHTS_FILE
+            save_backbone(Path(self.trainer.default_root_dir) / WEIGHTS_FILE, self.backbone, self.config["backbone"])
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the configuration."""
@@ -99,7 +94,7 @@ class ClassificationModule(BackbonePretraining):
     """Cross-entropy on the classes, through a linear head on pooled features that is thrown away afterwards.
 
     Args:
-        backbone: As in ``BackbonePretraining``, which also takes the remaining arguments.
+        backbone: As in ``BackbonePretraining``, which takes the remaining arguments too.
         classes: Names of the classes.
         image_size: Side of the images that the backbone sees, in pixels.
         label_smoothing: Of the training loss.
@@ -127,16 +122,15 @@ def pretrain_backbone(
     facts: Callable[[ImageDataModule], dict[str, Any]] | None = None,
     overrides: Sequence[str] = (),
 ) -> dict[str, float]:
-    """Run a job; its folder then holds ``backbone.safetensors``, ``checkpoints/last.ckpt`` and ``results.json``.
+    """Run a job and return the last validation's metrics.
+
+    Its folder then holds ``backbone.safetensors``, ``checkpoints/last.ckpt`` and ``results.json``.
 
     Args:
         cfg: With the nodes images, module, backbone, optim, trainer, logger and callbacks.
         run_dir: The run's folder.
         facts: Arguments of the module that only the images know.
         overrides: What the command line changed: loggers name the run by it.
-
-    Returns:
-        The last validation's metrics.
     """
     started = time.perf_counter()
     cfg = settle_resume(cfg, run_dir)
@@ -161,13 +155,18 @@ def pretrain_backbone(
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     if trainer.is_global_zero:
         minutes = (time.perf_counter() - started) / 60
-        results = {"metrics": metrics, "epochs": trainer.current_epoch, "steps": trainer.global_step}
-        results |= {"precision": trainer.precision, "minutes": minutes}
-        results |= {"parameters": sum(p.numel() for p in module.backbone.parameters())}
+        results = {
+            "metrics": metrics,
+            "epochs": trainer.current_epoch,
+            "steps": trainer.global_step,
+            "precision": trainer.precision,
+            "minutes": minutes,
+            "parameters": sum(p.numel() for p in module.backbone.parameters()),
+        }
         write_json(run_dir / "results.json", results)
         title = f"{cfg.name}: {trainer.current_epoch} epochs, {minutes:.1f} minutes"
         print_table(title, {k: v for k, v in sorted(metrics.items()) if k.startswith("val/")})
-        weights = module.weights_path
+        weights = run_dir / WEIGHTS_FILE
         print(f'Weights     {weights}\nNext        make train ARGS="backbone=... init.backbone={weights}"')
     return metrics
 

@@ -36,16 +36,9 @@ Train = Callable[[DictConfig], dict[str, float]]
 
 
 def job_folder(name: str | None, number: int | str, sweep: str, overrides: Sequence[str]) -> str:
-    """Name a job's folder below the sweep's.
+    """Name a job's folder below the sweep's, which holds ``multirun.yaml``.
 
-    Args:
-        name: The sweep's name; None for jobs that are numbered.
-        number: The job's number.
-        sweep: The sweep's folder, which holds ``multirun.yaml``.
-        overrides: The job's overrides.
-
-    Returns:
-        For a named sweep the values that it varies, such as ``decoder-dense_lr-0.001``, whatever the job's number.
+    Where the sweep has a name it is the values that it varies, such as ``decoder-dense_lr-0.001``, else the number.
     """
     return value_name(swept(Path(sweep), overrides)) if name else str(number)
 
@@ -79,15 +72,12 @@ def swept_first(sweep: Path, overrides: Sequence[str]) -> list[str]:
 
 
 def run_job(cfg: DictConfig, folder: Path, train: Train) -> dict[str, float] | None:
-    """Bring one job to its end.
+    """Bring one job to its end; returns its metrics, or None when it failed, as its ``failed.json`` then says.
 
     Args:
         cfg: Its configuration.
         folder: Its folder.
         train: Trains by a configuration, whose ``resume`` is the job's own last checkpoint where there is one.
-
-    Returns:
-        Its metrics; None when it failed, as ``failed.json`` in its folder then says.
     """
     failure = folder / FAILURE_FILE
     try:
@@ -113,11 +103,7 @@ def run_job(cfg: DictConfig, folder: Path, train: Train) -> dict[str, float] | N
 
 
 def _same_job(folder: Path, config: dict[str, Any]) -> None:
-    """Record the job's configuration, or make sure that it is the recorded one.
-
-    Raises:
-        ConfigError: If the folder is another job's.
-    """
+    """Record the job's configuration; raises ``ConfigError`` where the folder is another job's."""
     path = folder / CONFIG_FILE
     config = json.loads(json.dumps(config))
     try:
@@ -158,20 +144,11 @@ class SweepSummary(Callback):
         for name, error in failed.items():
             print(f"fastcap: error: {folder / name}: {error.splitlines()[0]}", file=sys.stderr)
         if failed:
-            message = f"fastcap: error: {len(failed)} failed: {', '.join(failed)}; the same command tries again"
-            print(message, file=sys.stderr)
-            sys.exit(1)
+            sys.exit(f"fastcap: error: {len(failed)} failed: {', '.join(failed)}; the same command tries again")
 
 
 def summarise(folder: Path) -> dict[str, str]:
-    """Print a sweep's table and write ``sweep.csv``.
-
-    Args:
-        folder: The sweep's folder.
-
-    Returns:
-        The error of each job that failed, by its folder's name.
-    """
+    """Print a sweep's table and write ``sweep.csv``; returns the error of each failed job, by its folder's name."""
     runs = [run for run in find_runs([folder]) if run.path.parent == folder]
     keys = differing(runs)
     failed = {run.path.name: run.error for run in runs if run.error and not run.results}

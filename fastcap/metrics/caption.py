@@ -35,14 +35,11 @@ class CaptionMetrics:
 
     Args:
         names: Which scores, out of "bleu", "rouge_l", "cider" (pycocoevalcap's Cider, which is CIDEr-D) and "meteor".
-        tokenizer: "ptb" (Stanford's, by Java), "simple" (pure Python, near it), or "auto": PTB's where Java is found.
+        tokenizer: "ptb" (Stanford's, by Java; ``JavaError`` where that fails), "simple" (pure Python, near it), or
+            "auto": PTB's where Java is found.
 
     Attributes:
         tokenizer_name: Which tokenizer the scores come from, "ptb" or "simple".
-
-    Raises:
-        ValueError: An unknown score or tokenizer.
-        JavaError: tokenizer="ptb", and Java or pycocoevalcap's jar is missing; also when scoring, where Java fails.
     """
 
     def __init__(self, names: Sequence[str] = ("bleu", "rouge_l", "cider"), tokenizer: str = "auto") -> None:
@@ -63,8 +60,7 @@ class CaptionMetrics:
             references: At least one reference caption for each. (N)
 
         Raises:
-            ValueError: The three differ in length, an image has no references or a bare string for them, or there are
-                no images: an empty validation set is an error.
+            ValueError: The three differ in length, an image has no list of references, or there are no images.
         """
         if not len(image_ids) == len(captions) == len(references):
             raise ValueError(f"{len(image_ids)} image ids, {len(captions)} captions, {len(references)} reference lists")
@@ -118,12 +114,7 @@ def caption_faults(captions: Sequence[str]) -> dict[str, float]:
     Returns:
         `distinct`: share of distinct captions x 100 (100: no two alike). `repetitions`: share of captions in which a
         word follows itself ("a a dog") x 100. `length_mean`: mean number of words.
-
-    Raises:
-        ValueError: There are no captions.
     """
-    if not captions:
-        raise ValueError("caption_faults needs at least one caption")
     words = [caption.casefold().split() for caption in captions]
     return {
         "distinct": 100.0 * len(set(map(tuple, words))) / len(words),

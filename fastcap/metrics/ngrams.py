@@ -43,18 +43,7 @@ class CiderD:
         }
 
     def __call__(self, image_ids: Sequence[int], captions: Sequence[Sequence[Hashable]]) -> list[float]:
-        """Score captions.
-
-        Args:
-            image_ids: The image of each caption.
-            captions: Tokens.
-
-        Returns:
-            CIDEr-D of each caption, 10 at most.
-
-        Raises:
-            KeyError: If an image has no references.
-        """
+        """Score captions by their tokens: CIDEr-D of each, 10 at most; ``KeyError`` for an image without references."""
         pairs = zip(image_ids, captions, strict=True)
         return [self._score(self._references[image], _count(tokens)) for image, tokens in pairs]
 
@@ -132,15 +121,11 @@ def _bleu(
 
 
 def rouge_l(candidate: str, references: Sequence[str]) -> float:
-    """Score one caption: F with beta 1.2 over the best precision and recall (Lin 2004).
+    """Score one caption in [0, 1]: F with beta 1.2 over the best precision and recall (Lin 2004).
 
     Args:
-        candidate: Tokenised caption, tokens joined by spaces. As in pycocoevalcap, an empty one equals an empty
-            reference.
-        references: Its tokenised references, at least one.
-
-    Returns:
-        ROUGE-L in [0, 1].
+        candidate: Tokens joined by spaces. As in pycocoevalcap, an empty one equals an empty reference.
+        references: Its references likewise, at least one.
     """
     tokens = candidate.split(" ")
     masks: dict[str, int] = {}  # bit i is set where the token stands at position i

@@ -50,10 +50,7 @@ _TOKEN = re.compile(
 
 
 def simple_tokenize(sentence: str) -> str:
-    """Tokenise one caption nearly as PTBTokenizer would, without Java.
-
-    Args:
-        sentence: A raw caption; white space of any kind counts as a space.
+    """Tokenise one raw caption nearly as PTBTokenizer would, without Java.
 
     Returns:
         Lower-case tokens joined by single spaces, punctuation removed; "" for an empty caption.
@@ -65,18 +62,11 @@ def simple_tokenize(sentence: str) -> str:
 
 
 def choose_tokenizer(wanted: str) -> str:
-    """Decide which tokenizer to use on this machine.
+    """Decide which tokenizer to use on this machine, "ptb" or "simple".
 
     Args:
-        wanted: "ptb" insists on Java, "simple" avoids it, "auto" takes PTB's where it can run, else the simple one
-            with a warning.
-
-    Returns:
-        "ptb" or "simple".
-
-    Raises:
-        ValueError: An unknown name.
-        JavaError: "ptb" was asked for and Java or the jar is missing.
+        wanted: "ptb" insists on Java and raises ``JavaError`` without it, "simple" avoids it, "auto" takes PTB's where
+            it can run, else the simple one with a warning; others raise ``ValueError``.
     """
     if wanted not in ("ptb", "simple", "auto"):
         raise ValueError(f'tokenizer must be "ptb", "simple" or "auto", got {wanted!r}')
@@ -98,13 +88,10 @@ def tokenize(sentences: Iterable[str], name: str) -> dict[str, str]:
 
     Args:
         sentences: Raw captions, repeats welcome.
-        name: "ptb" or "simple".
+        name: "ptb", which raises ``JavaError`` where it cannot run, or "simple".
 
     Returns:
         Tokenised text (lower-case tokens joined by spaces) by raw sentence.
-
-    Raises:
-        JavaError: PTB's tokenizer could not run or failed.
     """
     wanted = dict.fromkeys(sentences)
     if len(_cache) > CACHE_SIZE:

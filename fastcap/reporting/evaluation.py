@@ -6,7 +6,7 @@ import base64
 import io
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -33,28 +33,19 @@ NAMES = {
 _FAULTS = ("distinct", "repetitions")  # which the page counts itself
 _MAIN = ("cider", "bleu4", "rouge_l", "meteor")
 
-Picture = Callable[[int], np.ndarray | None]
+Picture = Callable[[int], np.ndarray]
 
 
 @dataclass
 class ScoredCaption:
-    """One image's caption with its scores.
-
-    Attributes:
-        image_id: The image's id.
-        caption: The generated caption.
-        references: Its reference captions.
-        scores: ``bleu4``, ``rouge_l`` and ``cider``, times 100.
-        file_name: The image's file, "" where unknown.
-        confidence: Geometric mean of the tokens' probabilities, where known.
-    """
+    """One image's caption with its scores."""
 
     image_id: int
     caption: str
     references: Sequence[str]
-    scores: Mapping[str, float]
-    file_name: str = ""
-    confidence: float | None = None
+    scores: Mapping[str, float]  # bleu4, rouge_l and cider, times 100
+    file_name: str = ""  # where known
+    confidence: float | None = None  # geometric mean of the tokens' probabilities, where known
 
     @property
     def length(self) -> int:
@@ -70,40 +61,25 @@ class ScoredCaption:
 
 @dataclass
 class Evaluation:
-    """Everything that the page says.
-
-    Attributes:
-        title: Headline.
-        subtitle: What was scored, in one line.
-        metrics: Of the whole set, by plain name (``cider``), times 100 where it is a score.
-        captions: Every image.
-        tokenizer: The tokenizer that the scores come from.
-        speed: Where captions were generated just now, from pixels in memory to token ids: ``images_per_s``,
-            ``batch_size``, ``threads``, ``device``.
-        settings: Lines of the settings table.
-        config: The whole configuration as text, "" where there is none.
-    """
+    """Everything that the page says."""
 
     title: str
-    subtitle: str
-    metrics: Mapping[str, float]
-    captions: Sequence[ScoredCaption]
-    tokenizer: str
-    speed: Mapping[str, Any] | None = None
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    config: str = ""
+    subtitle: str  # what was scored, in one line
+    metrics: Mapping[str, float]  # of the whole set, by plain name (cider), times 100 where it is a score
+    captions: Sequence[ScoredCaption]  # every image's
+    tokenizer: str  # that the scores come from
+    speed: Mapping[str, Any]  # from pixels in memory to token ids: images_per_s, batch_size, threads, device
+    settings: Mapping[str, Any]  # lines of the settings table
+    config: str  # the whole configuration as text
 
 
-def write_page(evaluation: Evaluation, path: Path, picture: Picture | None = None) -> bool:
-    """Write the page; one that cannot be made is a warning, never the end of an evaluation.
+def write_page(evaluation: Evaluation, path: Path, picture: Picture) -> bool:
+    """Write the page and return whether there is one: that it cannot be made is a warning, never an evaluation's end.
 
     Args:
         evaluation: What it says.
         path: The HTML file.
-        picture: RGB pixels, uint8 (H, W, 3), of an image id, or None; only shown images are asked for.
-
-    Returns:
-        Whether there is a page now.
+        picture: RGB pixels, uint8 (H, W, 3), of an image id; only shown images are asked for.
     """
     try:
         # Text is escaped, a missing value an error.
@@ -121,15 +97,14 @@ def write_page(evaluation: Evaluation, path: Path, picture: Picture | None = Non
     return True
 
 
-def _page(evaluation: Evaluation, picture: Picture | None) -> dict[str, Any]:
+def _page(evaluation: Evaluation, picture: Picture) -> dict[str, Any]:
     captions = evaluation.captions
     failures: list[str] = []
 
     def card(row: ScoredCaption) -> dict[str, Any]:
         uri = None
         try:
-            pixels = picture(row.image_id) if picture else None
-            uri = None if pixels is None else data_uri(pixels, SIDE)
+            uri = data_uri(picture(row.image_id), SIDE)
         except Exception as error:
             failures.append(str(error))
         return {"row": row, "picture": uri}
@@ -170,11 +145,7 @@ def write_scores(captions: Sequence[ScoredCaption], path: Path) -> None:
 
 
 def choose(captions: Sequence[ScoredCaption], number: int = SHOWN) -> dict[str, list[ScoredCaption]]:
-    """Pick the best, the median and the worst captions by CIDEr-D; no image is picked twice.
-
-    Args:
-        captions: All of them.
-        number: At most so many of each kind.
+    """Pick the best, the median and the worst captions by CIDEr-D, ``number`` of each; no image is picked twice.
 
     Returns:
         Captions by kind, best first; a set too small for three kinds is "All captions".
@@ -196,12 +167,7 @@ def _bare(word: str) -> str:
 
 
 def data_uri(pixels: np.ndarray, side: int) -> str:
-    """Encode a picture as a JPEG data URI, shrunk so that neither side is longer than ``side`` pixels.
-
-    Args:
-        pixels: uint8, RGB. (H, W, 3)
-        side: Longest side, in pixels.
-    """
+    """Encode a picture, uint8, RGB (H, W, 3), as a JPEG data URI, shrunk so that no side is longer than ``side``."""
     image = Image.fromarray(pixels)
     image.thumbnail((side, side), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()

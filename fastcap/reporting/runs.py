@@ -54,8 +54,7 @@ class Run:
 def find_runs(paths: Iterable[Path]) -> list[Run]:
     """Read the runs at or below folders, each once, in order of their names (jobs of a sweep by number).
 
-    Raises:
-        UserError: If a folder does not exist or holds no run.
+    A folder that does not exist or holds no run is a ``UserError``.
     """
     found: dict[Path, Path] = {}
     for path in paths:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import astuple
 from pathlib import Path
 
 from fastcap.cli import UserError, one_clear_error, print_table
@@ -37,14 +36,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def check(options: argparse.Namespace) -> list[str]:
-    """Refuse what would only fail after the scoring.
-
-    Returns:
-        The metrics asked for.
-
-    Raises:
-        UserError: Naming the option.
-    """
+    """Return the metrics asked for; refuses, by a ``UserError``, what would only fail after the scoring."""
     names = [name.strip() for name in options.metrics.split(",") if name.strip()]
     unknown = [name for name in names if name not in METRICS]
     if unknown or not names:
@@ -69,7 +61,7 @@ def score(options: argparse.Namespace) -> dict[str, float]:
 
     pairs = pair_results(options.results, options.references, options.allow_missing)
     scorer = CaptionMetrics(names, options.tokenizer)
-    ids, captions, references, _ = zip(*map(astuple, pairs), strict=True)
+    ids, captions, references, _ = zip(*pairs, strict=True)
     metrics, scores = scorer.score(ids, captions, references)
     if not metrics:
         raise UserError(f"--metrics {options.metrics}: none of these can be had on this machine")

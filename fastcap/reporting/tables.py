@@ -43,12 +43,7 @@ _BLOCK = re.compile(
 
 
 def row_of(run: Run, base: Path) -> Row:
-    """Describe a finished run; what it does not tell stays empty.
-
-    Args:
-        run: The run.
-        base: The folder that paths are told from; only the end of others is told.
-    """
+    """Describe a finished run; paths are told from ``base``, of others only the end; what is not known stays empty."""
     results = run.results
     split = str(results.get("split") or "val")
     refinement = results.get("refinement") or {}
@@ -70,11 +65,7 @@ def row_of(run: Run, base: Path) -> Row:
 
 
 def read_table(path: Path, columns: Sequence[str] = COLUMNS) -> list[Row]:
-    """Read a CSV table.
-
-    Raises:
-        UserError: If it cannot be read, lacks one of ``columns`` or has a line of another length.
-    """
+    """Read a CSV table; a ``UserError`` says that it lacks one of ``columns``, or has a line of another length."""
     try:
         with open(path, newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file)
@@ -100,9 +91,6 @@ def add_runs(path: Path, runs: Iterable[Run], base: Path) -> tuple[int, int]:
 
     Returns:
         How many were new, and how many had changed.
-
-    Raises:
-        UserError: If the file is no such table or cannot be written.
     """
     rows = {_key(row): row for row in (read_table(path) if path.exists() else [])}
     new = changed = 0
@@ -140,14 +128,7 @@ def _text(value: Any) -> str:
 
 
 def rebuild(page: Path) -> int:
-    """Make a page's tables anew.
-
-    Returns:
-        How many there are.
-
-    Raises:
-        UserError: Naming the page, if a marker or its file cannot be used.
-    """
+    """Make a page's tables anew and return how many there are; a marker that cannot be used is a ``UserError``."""
 
     def fresh(found: re.Match[str]) -> str:
         kind, what = found["kind"], found["what"]

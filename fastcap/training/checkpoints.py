@@ -50,11 +50,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
-        """Write a checkpoint.
-
-        Raises:
-            CheckpointWriteError: If it cannot be written; the one before it stays as it was.
-        """
+        """Write a checkpoint; raises ``CheckpointWriteError`` where that fails, and the one before stays as it was."""
         try:
             if is_url(path):
                 super().save_checkpoint(checkpoint, path, storage_options)
@@ -83,8 +79,7 @@ def join(folder: str | Path, name: str) -> str:
 def open_checkpoint(path: Path | str) -> dict[str, Any]:
     """Read any checkpoint of Lightning's, or the best of a run's folder, without unpickling code.
 
-    Raises:
-        CheckpointError: If the file is missing or unreadable.
+    A file that is missing or unreadable is a ``CheckpointError``.
     """
     path = path if is_url(path) else find_model(path)
     if not _exists(path):
@@ -104,10 +99,7 @@ def last_good(folder: Path | str) -> str | None:
     """Find the newest readable checkpoint of a folder (or URL), saying what was passed over.
 
     Returns:
-        Its path; None if there is no checkpoint at all.
-
-    Raises:
-        CheckpointError: If there are some, and none can be read.
+        Its path; None if there is no checkpoint at all. Some of which none can be read are a ``CheckpointError``.
     """
     paths = [path for name in NEWEST_FIRST if _exists(path := join(folder, name))]
     error: CheckpointError | None = None
@@ -124,15 +116,12 @@ def last_good(folder: Path | str) -> str | None:
 
 
 def find_checkpoint(name: str | Path | None, runs: Path = RUNS_DIR) -> Path | str:
-    """Find the checkpoint meant.
+    """Find the checkpoint meant; raises ``CheckpointError`` where there is none.
 
     Args:
         name: A file; a run's folder, for its best one; ``last``, for the newest run's last good one; ``pretrained``,
             for the weights that FastCap brings along; None for the newest run's best.
         runs: Where runs lie.
-
-    Raises:
-        CheckpointError: If there is none.
     """
     if name is not None and str(name) != "last":
         if str(name) == PRETRAINED:

@@ -81,9 +81,6 @@ class RunCSVLogger(Logger):
     Lightning's own empties the file of a run that is resumed in place. Here earlier rows stay, but for those of steps
     that are done again. The file is replaced as a whole when its header grows: a process killed at any moment leaves at
     most one half row, at the end, which is left out when the file is read again.
-
-    Args:
-        run: The run.
     """
 
     name = version = None
@@ -127,11 +124,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def tensorboard_logger(run: RunInfo) -> Logger:
-    """Log scalars for TensorBoard, into ``tensorboard/`` in the run's folder.
-
-    Raises:
-        ModuleNotFoundError: If TensorBoard is not installed.
-    """
+    """Log scalars for TensorBoard, which the extra of that name brings, into ``tensorboard/`` in the run's folder."""
     # Where the run is resumed in place, steps that are done again hide the earlier ones.
     options: dict[str, Any] = {"purge_step": run.resumed_step} if run.resume else {}
     return TensorBoardLogger(str(run.folder), name="tensorboard", version="", default_hp_metric=False, **options)

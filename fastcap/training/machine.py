@@ -25,11 +25,7 @@ _NEVER = 2**31 - 1
 
 
 def seed_run(seed: int) -> None:
-    """Seed Python's, numpy's and torch's generators, and those of the workers that load data.
-
-    Raises:
-        UserError: If the seed is out of range.
-    """
+    """Seed Python's, numpy's and torch's generators, and those of loading workers; an odd seed is a ``UserError``."""
     try:
         L.seed_everything(seed, workers=True, verbose=False)
     except ValueError as error:
@@ -37,11 +33,7 @@ def seed_run(seed: int) -> None:
 
 
 def run_precision(trainer: Mapping[str, Any]) -> str:
-    """Return the precision that a run computes in, in Lightning's words, where the configuration says ``auto``.
-
-    Args:
-        trainer: The configuration's node ``trainer``.
-    """
+    """Return the precision that a run computes in, in Lightning's words, where its node ``trainer`` says ``auto``."""
     return _precision(str(trainer["precision"]), str(trainer.get("accelerator") or "auto"))
 
 
@@ -62,13 +54,9 @@ def _precision(wanted: str, accelerator: str) -> str:
 
 
 def validation_interval(trainer: Mapping[str, Any]) -> int | None:
-    """Epochs between validations; a shorter run is validated at its end, or it would have no best checkpoint.
+    """Epochs between validations, by the configuration's node ``trainer``; its wrong values are a ``UserError``.
 
-    Args:
-        trainer: The configuration's node ``trainer``.
-
-    Raises:
-        UserError: If one of the two is no number.
+    A shorter run is validated at its end, or it would have no best checkpoint.
     """
     every, epochs = trainer.get("check_val_every_n_epoch"), trainer.get("max_epochs")
     for name, value in (("check_val_every_n_epoch", every), ("max_epochs", epochs)):

@@ -32,11 +32,7 @@ PASSES = 5  # of decoding, whose median is the time
 
 
 class FirstImages(L.Callback):
-    """Keep the first batches of each validation, which are always the same.
-
-    Args:
-        num_images: Images to keep, of the first process.
-    """
+    """Keep the first batches of each validation, which are always the same, for ``num_images`` in the first process."""
 
     def __init__(self, num_images: int) -> None:
         self.num_images = num_images
@@ -119,13 +115,7 @@ class RefinementPictures(FirstImages):
     Files in the run's folder, under ``refinement/``: ``epoch_NNN_IMAGEID.png`` for each image and ``epoch_NNN.csv``
     with every token of every step. W&B gets the pictures as ``val/refinement``. An autoregressive decoder refines
     nothing, and has none.
-
-    Args:
-        num_images: How many images.
     """
-
-    def __init__(self, num_images: int = 3) -> None:
-        super().__init__(num_images)
 
     @rank_zero_only
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -214,13 +204,9 @@ class SpeedQuality(FirstImages):
 def measure(
     model: FastCap, module: CaptioningModule, batches: Sequence[CaptionBatch], steps: Sequence[int]
 ) -> list[dict[str, float]]:
-    """Caption the batches with each number of steps, and time the first batch: a row for each.
+    """Caption images with each number of steps, and time the first batch: a row for each.
 
-    Args:
-        model: What is measured.
-        module: Says how captions become text and which metrics are wanted.
-        batches: Images with references.
-        steps: Numbers of refinement steps.
+    ``module`` says how captions become text and how they are scored.
     """
     encoded = [model.encode(batch.images) for batch in batches]
     metrics = CaptionMetrics(**{**module.evaluation.metric_options, "names": ["bleu", "cider"]})

@@ -60,10 +60,7 @@ def check_settings(path: Path | str, old: Mapping[str, Any], new: Mapping[str, A
     Args:
         path: The checkpoint.
         old: The configuration it was trained with.
-        new: That of the run that goes on from it.
-
-    Raises:
-        CheckpointError: Naming the settings.
+        new: That of the run that goes on from it; a ``CheckpointError`` names what it changes.
     """
     if changed := [text for text in differences(old, new) if text.split(".")[0] in FIXED]:
         more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
@@ -99,11 +96,7 @@ def unfinished_run(runs: Path) -> Path | None:
 
 @contextmanager
 def only_writer(folder: Path) -> Iterator[None]:
-    """Hold a run's folder, as its first process; the system lets go of it when the process ends, however it ends.
-
-    Raises:
-        FolderInUseError: If another run holds it.
-    """
+    """Hold a run's folder, as its first process, until that ends; ``FolderInUseError`` where another run holds it."""
     if getattr(rank_zero_only, "rank", 0) != 0:
         yield
         return

@@ -192,13 +192,7 @@ class LastCheckpoint(L.pytorch.callbacks.ModelCheckpoint):
 
 
 class RunCheckpoint(LastCheckpoint):
-    """Keep ``checkpoints/best.ckpt``, by a validation metric, beside ``checkpoints/last.ckpt``.
-
-    Args:
-        monitor: The metric.
-        mode: ``max`` or ``min``.
-        **options: As in ``LastCheckpoint``.
-    """
+    """Keep ``checkpoints/best.ckpt``, by a validation metric, beside what ``LastCheckpoint`` keeps by its options."""
 
     def __init__(self, monitor: str = "val/cider", mode: str = "max", **options: Any) -> None:
         super().__init__(**options, monitor=monitor, mode=mode, filename="best", save_top_k=1)

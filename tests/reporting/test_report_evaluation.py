@@ -74,5 +74,5 @@ def test_the_page_shows_pictures_and_loads_and_runs_nothing(tmp_path):
 def test_a_page_that_cannot_be_made_is_a_warning(tmp_path, caplog):
     scored, metrics = _scored()
     (tmp_path / "report.html").mkdir()
-    assert not write_page(_evaluation(scored, metrics), tmp_path / "report.html")
+    assert not write_page(_evaluation(scored, metrics), tmp_path / "report.html", _photo)
     assert "report.html left out" in caplog.text
