@@ -28,16 +28,16 @@ BUDGETS = {
     "*.py": 2_331,
     "alignment": 315,
     "backbone": 1_200,
-    "data": 3325,
+    "data": 3_199,
     "decoder": 654,
     "generation": 986,
-    "jobs": 626,
-    "metrics": 733,
+    "jobs": 531,
+    "metrics": 660,
     "pretrained": 93,
-    "reporting": 1036,
+    "reporting": 833,
     "serving": 1663,
-    "tools": 1068,
-    "training": 1461,
+    "tools": 915,
+    "training": 1_369,
     "utils": 497,
 }
 
@@ -206,9 +206,9 @@ def test_whole_keeps_its_budget() -> None:
     assert folders <= BUDGETS.keys()
     sizes = {
         "files of fastcap": (len(list(PACKAGE.rglob("*.py"))), 114),
-        "lines of fastcap": (lines_of(PACKAGE), 15_951),
+        "lines of fastcap": (lines_of(PACKAGE), 15_240),
         "entries of fastcap": (len([path for path in PACKAGE.iterdir() if path.name != "__pycache__"]), 25),
-        "lines of tests": (lines_of(ROOT / "tests"), 9_349),
+        "lines of tests": (lines_of(ROOT / "tests"), 9_310),
         "files of conf": (len(list((ROOT / "conf").rglob("*.yaml"))), 50),
     }
     assert not {name: size for name, size in sizes.items() if size[0] > size[1]}
