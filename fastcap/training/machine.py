@@ -25,7 +25,7 @@ _NEVER = 2**31 - 1
 
 
 def seed_run(seed: int) -> None:
-    """Seed Python's, numpy's and torch's generators, and those of loading workers; ``UserError`` if it is out of range."""
+    """Seed Python's, numpy's and torch's generators, and loading workers'; ``UserError`` if it is out of range."""
     try:
         L.seed_everything(seed, workers=True, verbose=False)
     except ValueError as error:
