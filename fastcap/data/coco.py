@@ -284,7 +284,8 @@ def pair_results(results: Path, references: Path, allow_missing: bool = False) -
             f"{results}: no caption for {len(missing)} of the {sum(map(bool, texts.values()))} images with references"
             f" in {references} (first: image id {missing[0]}); --allow-missing scores the others"
         )
-    pairs, skipped = [], Skipped(str(references))
+    pairs: list[ScoredPair] = []
+    skipped = Skipped(str(references))
     for image_id, file_name in files.items():
         if not texts[image_id] and image_id in captions:
             skipped.add("images without a reference", f"image id {image_id}")
