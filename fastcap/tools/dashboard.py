@@ -75,7 +75,7 @@ def _panels() -> dict[str, list[Any]]:
         title_y="CIDEr-D × 100",
     )
     return {
-        "Quality": [wr.LinePlot(title=title, x=EPOCH, y=keys) for title, keys in QUALITY.items()],
+        "Quality": [wr.LinePlot(title=title, x=EPOCH, y=list(keys)) for title, keys in QUALITY.items()],
         "Runs and sweeps compared": [
             wr.BarPlot(title="Best CIDEr-D × 100", metrics=[GOAL], orientation="h"),
             wr.ParallelCoordinatesPlot(title="What a sweep varied", columns=columns),
