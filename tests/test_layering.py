@@ -31,7 +31,7 @@ BUDGETS = {
     "data": 3_200,
     "decoder": 654,
     "generation": 986,
-    "jobs": 531,
+    "jobs": 533,
     "metrics": 660,
     "pretrained": 93,
     "reporting": 833,
@@ -206,7 +206,7 @@ def test_whole_keeps_its_budget() -> None:
     assert folders <= BUDGETS.keys()
     sizes = {
         "files of fastcap": (len(list(PACKAGE.rglob("*.py"))), 114),
-        "lines of fastcap": (lines_of(PACKAGE), 15_241),
+        "lines of fastcap": (lines_of(PACKAGE), 15_243),
         "entries of fastcap": (len([path for path in PACKAGE.iterdir() if path.name != "__pycache__"]), 25),
         "lines of tests": (lines_of(ROOT / "tests"), 9_310),
         "files of conf": (len(list((ROOT / "conf").rglob("*.yaml"))), 50),

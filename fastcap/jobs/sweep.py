@@ -144,7 +144,9 @@ class SweepSummary(Callback):
         for name, error in failed.items():
             print(f"fastcap: error: {folder / name}: {error.splitlines()[0]}", file=sys.stderr)
         if failed:
-            sys.exit(f"fastcap: error: {len(failed)} failed: {', '.join(failed)}; the same command tries again")
+            message = f"fastcap: error: {len(failed)} failed: {', '.join(failed)}; the same command tries again"
+            print(message, file=sys.stderr)
+            sys.exit(1)
 
 
 def summarise(folder: Path) -> dict[str, str]:
