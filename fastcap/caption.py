@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastcap.cli import UserError, one_clear_error, refuse_below_one
+from fastcap.utils.files import naming
 
 if TYPE_CHECKING:
     import numpy as np
@@ -208,11 +209,14 @@ def written(file: Path) -> set[str]:
     """
     content = file.read_bytes()
     whole = content[: content.rfind(b"\n") + 1]
+    cut = content[len(whole) :]
     try:
         names = {json.loads(line)["file"] for line in whole.splitlines()}
+        if not cut.startswith(b'{"file": "'[: len(cut)]):
+            raise ValueError("the last line does not begin as a caption's")
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"--out {file}: holds something else than captions; name another file") from error
-    if len(whole) < len(content):
+    if cut:
         os.truncate(file, len(whole))
     return names
 
@@ -242,7 +246,8 @@ def main(arguments: list[str] | None = None) -> None:
     total = None if piped else sum(str(file) not in done for file in named)
     rows = caption_files((file for file in files if str(file) not in done), open_model(options), options)
     rows = with_progress(rows, total, 1.0 if sys.stderr.isatty() else 10.0)
-    with open(options.out, "a", encoding="utf-8") if options.out else nullcontext() as out:
+    file = open(options.out, "a", encoding="utf-8") if options.out else nullcontext()  # noqa: SIM115
+    with file as out, naming(options.out or "standard output"):
         for row in rows:
             if out:
                 print(as_json(row), file=out, flush=True)

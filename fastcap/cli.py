@@ -8,6 +8,7 @@ import os
 import runpy
 import select
 import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -242,6 +243,10 @@ def print_table(title: str, values: Mapping[str, float]) -> None:
 @one_clear_error
 def main() -> None:
     """Run the subcommand named first on the command line."""
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by who started this: the next file opened would take its place
+            setattr(sys, name, open(os.devnull, "r+"))  # noqa: SIM115
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # remarks on files: those that cannot be read are named
     if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
         print(USAGE)
         sys.exit(0)

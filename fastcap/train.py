@@ -81,11 +81,12 @@ def show(cfg: DictConfig, run_dir: Path, trainer: L.Trainer, metrics: dict[str, 
     print_table(title, {k: v for k, v in sorted(metrics.items()) if k.startswith("val/")})
     if best := getattr(trainer.checkpoint_callback, "best_model_path", ""):
         path = Path(best)
+        path = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
         print(
-            f"Checkpoint  {path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}\n"
+            f"Checkpoint  {path}\n"
             f"Pictures    {run_dir / 'samples'}\n"
-            "Next        make eval                      (the same numbers again; ARGS='refinement.num_steps=1')\n"
-            "            make caption PHOTO=photo.jpg   (caption any picture with it)"
+            f"Next        fastcap eval ckpt={path}\n"
+            f"            fastcap caption --model {path} photo.jpg"
         )
 
 

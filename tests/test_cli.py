@@ -20,6 +20,7 @@ from fastcap.train import main as train_command
 from fastcap.training.checkpoints import CheckpointError
 from fastcap.training.machine import seed_run
 from fastcap.utils.errors import UserError
+from fastcap.utils.files import atomic_write
 from tests.tiny import tiny_config
 
 
@@ -46,6 +47,11 @@ def test_what_the_user_can_mend_is_one_line(error, line, capsys):
             command()
         assert stop.value.code == 2
         assert capsys.readouterr().err == f"fastcap: error: {line}\n"
+
+
+def test_a_full_disk_is_told_with_the_file(tmp_path):
+    with pytest.raises(OSError, match=r"No space left on device: .*x\.png'$"), atomic_write(tmp_path / "x.png"):
+        raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def test_every_error_of_fastcap_says_whose_mistake_it_is():
@@ -94,12 +100,16 @@ def test_lightnings_refusals_name_the_setting(tmp_path):
         build_trainer(cfg, tmp_path)
 
 
-def test_a_closed_pipe_is_no_error(tmp_path):
+def test_a_closed_pipe_or_stream_is_no_error():
     environment = {**os.environ, "PYTHONPATH": os.path.dirname(CONFIG_DIR)}
     command = [sys.executable, "-m", "fastcap.cli", "--help"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment) as process:
         process.stdout.close()
         assert process.stderr.read() == b"" and process.wait() in (0, 141)
+    for stream in ("<&-", ">&-", "2>&-"):
+        shell = ["bash", "-c", f'"$@" {stream}', "bash", *command]
+        done = subprocess.run(shell, capture_output=True, text=True, env=environment, check=False)
+        assert (done.returncode, done.stderr, bool(done.stdout)) == (0, "", stream != ">&-")
 
 
 @pytest.mark.parametrize(

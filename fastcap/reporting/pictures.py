@@ -15,7 +15,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from fastcap.types import RefinementStep
-from fastcap.utils.files import write_rows
+from fastcap.utils.files import atomic_write, write_rows
 
 Steps = Sequence[RefinementStep]
 
@@ -35,8 +35,8 @@ def new_figure(width: float, height: float, **options: Any) -> Figure:
 
 def save(figure: Figure, path: Path, dpi: int) -> None:
     """Write a figure as PNG, making its folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=dpi)
+    with atomic_write(path) as part:
+        figure.savefig(part, dpi=dpi, format="png")
 
 
 def plain(text: str) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 
 from fastcap.data.pixels import decode_image
 from fastcap.pretrained import SHIPPED, find_model, verified
+from fastcap.serving.onnx_model import ModelFileError, OnnxNetwork
 from fastcap.types import Refinement, RefinementStep
 
 if TYPE_CHECKING:
@@ -107,13 +108,14 @@ class Captioner:
         for name, value in (("num_threads", num_threads), ("length_beam", length_beam)):
             if value is not None and value < 1:
                 raise ValueError(f"{name} = {value} must be at least 1")
+        num_threads = num_threads and min(num_threads, os.cpu_count() or num_threads)  # more would only wait
         file = find_model(path)
         if file.parent == SHIPPED:
             verified(file.name)
+        elif not file.is_file():
+            raise ModelFileError(f"{file}: no such model file; leave it out for the model that FastCap brings along")
         network: Network
         if file.suffix == ".onnx":
-            from fastcap.serving.onnx_model import OnnxNetwork
-
             network = OnnxNetwork(file, num_threads, length_beam)
         else:
             import torch  # Hydra and Lightning too: an export does without

@@ -7,7 +7,6 @@ import os
 import socket
 import sys
 import threading
-import warnings
 import webbrowser
 from ipaddress import ip_address
 
@@ -86,14 +85,11 @@ def main(arguments: list[str] | None = None) -> None:
         raise UserError(f"--max-megabytes {options.max_megabytes} must be more than 0")
     refuse_below_one(options, "threads")
     import uvicorn
-    from PIL import Image
 
     from fastcap.serving.captioner import Captioner
     from fastcap.serving.web import Limits, create_app
 
     limits = Limits(max_bytes=int(options.max_megabytes * 1e6))
-    warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limits say it better
-
     hosts = allowed_hosts(options.host, options.allowed_hosts)
     with listen(options.host, options.port) as server:
         captioner = Captioner.load(options.model, num_threads=options.threads)

@@ -32,7 +32,7 @@ from fastcap.serving.onnx_edits import drop_outputs
 from fastcap.serving.onnx_model import CAPTION_OUTPUTS, FORMAT_VERSION, INPUT, PREFIX, STEP_OUTPUTS, open_onnx
 from fastcap.serving.quantize_onnx import quantize_onnx
 from fastcap.types import CaptionRecords, Encoded, MaskedDecoder
-from fastcap.utils.files import atomic_write, write_json
+from fastcap.utils.files import atomic_write, naming, write_json
 
 LICENCE = "Apache-2.0; weights: see the model card"
 PROBES = ("length_logits", "concept_logits", "word_logits")  # outputs that quantisation measures its errors on
@@ -63,7 +63,7 @@ def export(ckpt: Path, out: Path, options: argparse.Namespace, say: Callable[[st
     targets = _targets(out, options.precisions)
     folder = next(iter(targets.values())).parent
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".export-", dir=folder) as scratch:
+    with tempfile.TemporaryDirectory(prefix=".export-", dir=folder) as scratch, naming(folder):
         loaded = load_checkpoint(ckpt, {"data.source.root": str(options.data_root)} if options.data_root else {})
         if loaded.model.decoder.causal:
             kind = type(loaded.model.decoder).__name__

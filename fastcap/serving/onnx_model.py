@@ -7,6 +7,7 @@ point, name, licence. ``fastcap.serving.export`` writes it.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -114,14 +115,13 @@ def open_onnx(path: Path, num_threads: int | None = None, optimized: Path | None
         level: ONNX Runtime's level of optimisation; what BASIC and EXTENDED leave runs on any CPU.
 
     Raises:
-        ModelFileError: If the file is missing or corrupt, or ONNX Runtime is not installed.
+        ModelFileError: If the file is corrupt, ``optimized`` cannot be written, or ONNX Runtime is not installed.
     """
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # nothing is sent, no device id is kept in the home folder
     try:
         import onnxruntime
     except ImportError as error:
         raise ModelFileError(f"{path}: needs ONNX Runtime: pip install onnxruntime") from error
-    if not path.is_file():
-        raise ModelFileError(f"{path}: no such model file; leave it out for the model that FastCap brings along")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     options.inter_op_num_threads = 1
@@ -133,6 +133,8 @@ def open_onnx(path: Path, num_threads: int | None = None, optimized: Path | None
         return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime raises kinds of its own
         reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+        if optimized is not None:
+            raise ModelFileError(f"{optimized}: cannot be written; is the disk full? ({reason[:200]})") from error
         raise ModelFileError(
             f"{path}: damaged or no ONNX model ({reason[:200]}); copy it again, or export its checkpoint again"
         ) from error

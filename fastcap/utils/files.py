@@ -26,13 +26,24 @@ def atomic_write(path: Path, unique: bool = False) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.{os.getpid()}.part" if unique else f"{path.name}.part")
     try:
-        yield part
-        _sync(part)
-        os.replace(part, path)
+        with naming(path):
+            yield part
+            _sync(part)
+            os.replace(part, path)
     except BaseException:
         part.unlink(missing_ok=True)
         raise
     _sync(path.parent)
+
+
+@contextmanager
+def naming(path: object) -> Iterator[None]:
+    """Name the file in errors of the system that name none, such as a full disk's."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
 
 
 def write_text(path: Path, text: str) -> None:

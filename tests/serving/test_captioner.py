@@ -167,8 +167,9 @@ def test_a_spoilt_model_file_is_named(tiny_export, tmp_path):
         onnx.save(model, tmp_path / "other.onnx")
         with pytest.raises(ModelFileError, match=message):
             Captioner.load(tmp_path / "other.onnx")
-    with pytest.raises(ModelFileError, match=r"gone\.onnx: no such model file"):
-        Captioner.load(tmp_path / "gone.onnx")
+    for name in ("gone.onnx", "gone.ckpt"):
+        with pytest.raises(ModelFileError, match=rf"{name}: no such model file"):
+            Captioner.load(tmp_path / name)
 
 
 def test_a_runs_folder_is_its_best_checkpoint(tiny_checkpoint, tmp_path):
@@ -222,10 +223,11 @@ def test_a_stopped_run_goes_on(tiny_export, tmp_path, capsys):
     caption_command.main([*command, "--resume"])
     assert sorted(out.read_text().splitlines()) == sorted(lines)
     assert "2 images were done before" in capsys.readouterr().err
-    out.write_text("[]\n")
-    with pytest.raises(SystemExit):
-        caption_command.main([*command, "--resume"])
-    assert "holds something else than captions" in capsys.readouterr().err
+    for content in ("[]\n", "one line of notes"):
+        out.write_text(content)
+        with pytest.raises(SystemExit):
+            caption_command.main([*command, "--resume"])
+        assert "holds something else than captions" in capsys.readouterr().err and out.read_text() == content
 
 
 def test_a_doubtful_caption_is_said_to_be_so(tiny_export, tmp_path, monkeypatch, capsys):

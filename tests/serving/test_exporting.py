@@ -14,6 +14,7 @@ from fastcap.serving import export as export_module
 from fastcap.serving.captioner import Captioner
 from fastcap.serving.compare import preferred
 from fastcap.serving.export import export
+from fastcap.serving.onnx_model import ModelFileError, open_onnx
 from tests.tiny_captioner import painted, write_checkpoint
 
 PHOTO = Path(__file__).parents[1] / "assets/cat.jpg"
@@ -110,6 +111,11 @@ def test_what_cannot_be_written_is_said_before_the_work(tiny_checkpoint, tmp_pat
     assert (tmp_path / "fastcap-fp32.onnx").read_text() == "mine"
     with pytest.raises(UserError, match="a file holds one precision"):
         export(tiny_checkpoint, tmp_path / "two.onnx", small("--precisions", "fp32,int8"), print)
+
+
+def test_a_full_disk_is_no_damaged_model(tiny_export):
+    with pytest.raises(ModelFileError, match="/dev/full: cannot be written"):
+        open_onnx(tiny_export[0] / "fastcap-fp32.onnx", optimized=Path("/dev/full"), level="BASIC")
 
 
 def test_an_autoregressive_checkpoint_is_captioned_and_not_exported(tmp_path):
