@@ -226,8 +226,6 @@ def main(arguments: list[str] | None = None) -> None:
     """Entry point; exit status 1 when some image could not be captioned."""
     options = parse_arguments(arguments)
     refuse_below_one(options, "batch_size", "threads", "num_steps", "length_beam")
-    if options.picture and options.picture.exists() and not options.picture.is_dir():
-        raise UserError(f"--picture {options.picture} is not a folder")
     for stream in (sys.stdin, sys.stdout):  # names that are no UTF-8 come and go as they are
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="surrogateescape")

@@ -25,7 +25,7 @@ MAX_LINES = 400
 # Lines of Python at most, docstrings counted; "*.py" are the top-level modules. Growth is a decision: raise a number in
 # the commit that needs it, and say why there.
 BUDGETS = {
-    "*.py": 2_331,
+    "*.py": 2_340,
     "alignment": 315,
     "backbone": 1_200,
     "data": 3_200,
@@ -35,10 +35,10 @@ BUDGETS = {
     "metrics": 660,
     "pretrained": 93,
     "reporting": 833,
-    "serving": 1663,
+    "serving": 1_657,
     "tools": 915,
     "training": 1_369,
-    "utils": 497,
+    "utils": 508,
 }
 
 
@@ -206,9 +206,9 @@ def test_whole_keeps_its_budget() -> None:
     assert folders <= BUDGETS.keys()
     sizes = {
         "files of fastcap": (len(list(PACKAGE.rglob("*.py"))), 114),
-        "lines of fastcap": (lines_of(PACKAGE), 15_243),
+        "lines of fastcap": (lines_of(PACKAGE), 15_263),
         "entries of fastcap": (len([path for path in PACKAGE.iterdir() if path.name != "__pycache__"]), 25),
-        "lines of tests": (lines_of(ROOT / "tests"), 9_310),
+        "lines of tests": (lines_of(ROOT / "tests"), 9_334),
         "files of conf": (len(list((ROOT / "conf").rglob("*.yaml"))), 50),
     }
     assert not {name: size for name, size in sizes.items() if size[0] > size[1]}
