@@ -245,7 +245,7 @@ def main(arguments: list[str] | None = None) -> None:
     rows = caption_files((file for file in files if str(file) not in done), open_model(options), options)
     rows = with_progress(rows, total, 1.0 if sys.stderr.isatty() else 10.0)
     file = open(options.out, "a", encoding="utf-8") if options.out else nullcontext()  # noqa: SIM115
-    with file as out, naming(options.out or "standard output"):
+    with naming(options.out or "standard output"), file as out:
         for row in rows:
             if out:
                 print(as_json(row), file=out, flush=True)
