@@ -47,13 +47,7 @@ def concept_agreement(captions: Sequence[Sequence[str]], tokenizer: CaptionToken
 
 
 def agreed_phrases(captions: Sequence[Sequence[str]], tokenizer: CaptionTokenizer, min_count: int) -> Phrases:
-    """Find the pairs of neighbouring words that captions hold often and agree on, however little; weighted as concepts.
-
-    Args:
-        captions: Captions of each training image.
-        tokenizer: Knows the words.
-        min_count: Captions that hold a phrase, at the least.
-    """
+    """Find the pairs of neighbouring words that ``min_count`` captions hold and images decide, weighted as concepts."""
     size = tokenizer.vocab_size
     special = np.array(tokenizer.special.ids)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+from collections import Counter
 
 from fastcap.utils.errors import UserError
 
@@ -18,34 +19,25 @@ class DataError(UserError, ValueError):
 
 
 class Skipped:
-    """Counts what is left out, with the first example of each reason, for one line.
-
-    Attributes:
-        subject: What it is left out of.
-        counts: How many, by reason.
-        examples: The first of each reason.
-    """
+    """Counts what is left out of ``subject``, with the first example of each reason, for one line."""
 
     def __init__(self, subject: str) -> None:
-        self.subject = subject
-        self.counts: dict[str, int] = {}
-        self.examples: dict[str, str] = {}
+        self.subject, self.counts, self.examples = subject, Counter[str](), dict[str, str]()  # by reason
 
     @property
     def total(self) -> int:
         """How many were left out, whatever the reason."""
-        return sum(self.counts.values())
+        return self.counts.total()
 
     def add(self, reason: str, example: object) -> None:
         """Count one thing left out; ``example`` is kept when it is the first of its reason."""
-        self.counts[reason] = self.counts.get(reason, 0) + 1
+        self.counts[reason] += 1
         self.examples.setdefault(reason, str(example))
 
     def merge(self, other: Skipped) -> None:
         """Count what another one counted."""
-        for reason, count in other.counts.items():
-            self.add(reason, other.examples[reason])
-            self.counts[reason] += count - 1
+        self.counts += other.counts
+        self.examples = other.examples | self.examples
 
     def __str__(self) -> str:
         parts = (f"{count} {reason} (first: {self.examples[reason]})" for reason, count in self.counts.items())

@@ -34,16 +34,11 @@ _ANY_DEPTH = 1 << 30
 
 @dataclass
 class FoundImages:
-    """Images that were found, and what was left out.
+    """Images that were found, and what was left out."""
 
-    Attributes:
-        files: The images; those of one folder or pattern in order of their paths.
-        hidden: Hidden files and folders: passing over them is no fault.
-        unreadable: Images of kinds that are not decoded, links that lead nowhere, folders that cannot be listed.
-    """
-
-    files: list[Path] = field(default_factory=list)
-    hidden: Skipped = field(default_factory=lambda: Skipped("images"))
+    files: list[Path] = field(default_factory=list)  # those of one folder or pattern in order of their paths
+    hidden: Skipped = field(default_factory=lambda: Skipped("images"))  # files and folders: no fault
+    # Images of kinds that are not decoded, links that lead nowhere, folders that cannot be listed.
     unreadable: Skipped = field(default_factory=lambda: Skipped("images"))
 
 

@@ -40,10 +40,6 @@ class EpochSampler(Sampler[BatchIndex]):
         seed: Seed of the permutation.
         shuffle: False keeps the order of the data in training too.
         parts: Where an epoch is to show shares of parts of the data: each part's positions and its share.
-
-    Attributes:
-        epoch: Current epoch, set by ``set_epoch``.
-        start: Batches left out at the beginning of the next iteration only, for resuming.
     """
 
     def __init__(
@@ -59,7 +55,8 @@ class EpochSampler(Sampler[BatchIndex]):
         self.num_items = sum(number for _, number in self.parts) if parts else num_items
         self.batch_size, self.training = batch_size, training
         self.seed, self.shuffle = seed, shuffle and training
-        self.epoch = self.start = 0
+        self.epoch = 0
+        self.start = 0  # batches left out at the beginning of the next iteration only, for resuming
 
     @property
     def sampler(self) -> EpochSampler:

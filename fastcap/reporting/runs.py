@@ -22,19 +22,12 @@ _MARKS = ("results.json", "failed.json", "metrics.csv", ".hydra/overrides.yaml")
 
 @dataclass(frozen=True)
 class Run:
-    """One run folder.
-
-    Attributes:
-        path: The folder.
-        overrides: Values by key, as given on the command line.
-        results: What ``results.json`` holds; empty for a run that did not finish.
-        error: What ended a sweep's job, by its ``failed.json``.
-    """
+    """One run folder."""
 
     path: Path
-    overrides: Mapping[str, str] = field(default_factory=dict)
-    results: Mapping[str, Any] = field(default_factory=dict)
-    error: str = ""
+    overrides: Mapping[str, str] = field(default_factory=dict)  # values by key, as given on the command line
+    results: Mapping[str, Any] = field(default_factory=dict)  # of results.json; empty for a run that did not finish
+    error: str = ""  # what ended a sweep's job, by its failed.json
 
     @property
     def metrics(self) -> dict[str, float]:

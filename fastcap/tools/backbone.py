@@ -44,11 +44,7 @@ def build(name: str, prepared: bool = True) -> nn.Module:
 
 
 def measure(options: argparse.Namespace, report: Callable[[str], None]) -> Iterator[list[dict[str, Any]]]:
-    """Measure every backbone at every size and batch.
-
-    Args:
-        options: Of ``fastcap bench backbone``.
-        report: Told what goes on.
+    """Measure backbones by the options of ``fastcap bench backbone``, telling ``report`` what goes on.
 
     Yields:
         The table so far, after each measurement; one row a case.

@@ -29,21 +29,13 @@ METHOD = (
     "exports. peak_mb (1e6 bytes): high-water mark of resident memory of a fresh process that imports, loads and "
     "captions twice."
 )
-Report = Callable[[str], None]
 
 
-def measure(options: argparse.Namespace, report: Report) -> Iterator[list[dict[str, Any]]]:
-    """Measure captioning systems.
-
-    Args:
-        options: Of ``fastcap bench captioners``.
-        report: Told what goes on.
+def measure(options: argparse.Namespace, report: Callable[[str], None]) -> Iterator[list[dict[str, Any]]]:
+    """Measure captioning systems by the options of ``fastcap bench captioners``, telling ``report`` what goes on.
 
     Yields:
         The table so far, after each measurement; one row a system.
-
-    Raises:
-        UserError: If an option is refused or a model cannot be used.
     """
     with tempfile.TemporaryDirectory() as made:
         specs, images = select(options, Path(made))
@@ -68,15 +60,7 @@ def measure(options: argparse.Namespace, report: Report) -> Iterator[list[dict[s
 
 
 def select(options: argparse.Namespace, folder: Path) -> tuple[list[Spec], Sequence[Path]]:
-    """Decide what is measured, on which images.
-
-    Args:
-        options: Of ``fastcap bench captioners``.
-        folder: For images that are made for this run.
-
-    Returns:
-        The systems, ours first, and the image files.
-    """
+    """Return the systems that options ask for, ours first, and image files; those drawn for this run in ``folder``."""
     if options.num_tokens < 2:
         raise UserError(f"--num-tokens {options.num_tokens} must be at least 2")
     for name in options.baselines:
@@ -104,11 +88,7 @@ def our_specs(paths: Sequence[str], steps: Sequence[int]) -> list[Spec]:
 
 
 def choose_images(places: Sequence[Path] | None, folder: Path, limit: int = MAX_IMAGES) -> Sequence[Path]:
-    """Return the first images among files and folders, or draw some.
-
-    Raises:
-        DataError: If a place does not exist or holds no image.
-    """
+    """Return the first images among files and folders, or draw some."""
     return find_images(places).files[:limit] if places else draw_photographs(folder)
 
 

@@ -28,11 +28,7 @@ METHOD = (
 
 @torch.inference_mode()
 def measure(options: argparse.Namespace, report: Callable[[str], None]) -> Iterator[list[dict[str, Any]]]:
-    """Time the decoders of checkpoints, of either kind, on the same photographs.
-
-    Args:
-        options: Of ``fastcap bench decoding``.
-        report: Told what goes on.
+    """Time decoders of either kind by the options of ``fastcap bench decoding``, telling ``report`` what goes on.
 
     Yields:
         The table so far, after each measurement; one row a setting.

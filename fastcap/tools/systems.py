@@ -14,21 +14,13 @@ OURS, AUTOREGRESSIVE = "fastcap", "fastcap-autoregressive"
 
 @dataclass(frozen=True)
 class Spec:
-    """How to build a system, in this process or another.
+    """How to build a system, in this process or another."""
 
-    Attributes:
-        path: Checkpoint, ``.onnx`` file or ``pretrained``: one of ours; empty for a baseline.
-        num_steps: Refinement steps of ours, or None for the model's own.
-        baseline: A name of ``fastcap.tools.baselines``.
-        num_beams: Beams of a baseline; 1 is greedy.
-        num_tokens: New tokens of a baseline's caption.
-    """
-
-    path: str = ""
-    num_steps: int | None = None
-    baseline: str = ""
-    num_beams: int = 1
-    num_tokens: int = 12
+    path: str = ""  # checkpoint, .onnx file or "pretrained": one of ours; empty for a baseline
+    num_steps: int | None = None  # refinement steps of ours; None for the model's own
+    baseline: str = ""  # a name of fastcap.tools.baselines
+    num_beams: int = 1  # of a baseline; 1 is greedy
+    num_tokens: int = 12  # new tokens of a baseline's caption
 
     @property
     def label(self) -> str:

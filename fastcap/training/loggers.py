@@ -35,23 +35,14 @@ _NOT_IN_NAMES = ("callbacks", "logger", "name", "resume")
 
 @dataclass(frozen=True)
 class RunInfo:
-    """A run, as loggers see it.
+    """A run, as loggers see it."""
 
-    Attributes:
-        folder: Where it writes.
-        config: Its resolved configuration, as plain data.
-        overrides: What the command line changed, in Hydra's form.
-        job_type: ``train``, ``sweep`` for a job of a multirun, or ``eval``.
-        resume: The checkpoint it goes on from.
-        resumed_step: Training steps done before; rows of later steps are written anew.
-    """
-
-    folder: Path
-    config: dict[str, Any] = field(default_factory=dict)
-    overrides: Sequence[str] = ()
-    job_type: str = "train"
-    resume: Path | None = None
-    resumed_step: int = 0
+    folder: Path  # where it writes
+    config: dict[str, Any] = field(default_factory=dict)  # resolved, as plain data
+    overrides: Sequence[str] = ()  # what the command line changed, in Hydra's form
+    job_type: str = "train"  # "sweep" for a job of a multirun, or "eval"
+    resume: Path | None = None  # the checkpoint it goes on from
+    resumed_step: int = 0  # training steps done before; rows of later steps are written anew
 
     @property
     def name(self) -> str:
