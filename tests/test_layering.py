@@ -28,7 +28,7 @@ BUDGETS = {
     "*.py": 2_340,
     "alignment": 315,
     "backbone": 1_200,
-    "data": 3_178,
+    "data": 3_163,
     "decoder": 654,
     "generation": 986,
     "jobs": 533,
@@ -37,7 +37,7 @@ BUDGETS = {
     "reporting": 826,
     "serving": 1_657,
     "tools": 879,
-    "training": 1_360,
+    "training": 1_358,
     "utils": 508,
 }
 
@@ -206,7 +206,7 @@ def test_whole_keeps_its_budget() -> None:
     assert folders <= BUDGETS.keys()
     sizes = {
         "files of fastcap": (len(list(PACKAGE.rglob("*.py"))), 114),
-        "lines of fastcap": (lines_of(PACKAGE), 15_189),
+        "lines of fastcap": (lines_of(PACKAGE), 15_172),
         "entries of fastcap": (len([path for path in PACKAGE.iterdir() if path.name != "__pycache__"]), 25),
         "lines of tests": (lines_of(ROOT / "tests"), 9_334),
         "files of conf": (len(list((ROOT / "conf").rglob("*.yaml"))), 50),

@@ -33,9 +33,7 @@ EXIT_STATUS = 75  # EX_TEMPFAIL: not done, try again
 class Preempted(BaseException):
     """A run that a signal stopped, after it was saved; no failure, so nothing that handles failures may catch it.
 
-    Attributes:
-        signal: The signal; None in processes that were told by another one.
-        checkpoint: Where the run goes on from.
+    ``signal`` is None in processes that were told by another one.
     """
 
     def __init__(self, received: signal.Signals | None, checkpoint: str, step: int) -> None:

@@ -39,23 +39,14 @@ _SPACING = {"small": 0.245, "large": 0.337}
 
 @dataclass(frozen=True)
 class Group:
-    """Equal objects that a caption names with one noun phrase.
+    """Equal objects that a caption names with one noun phrase."""
 
-    Attributes:
-        shape: One of ``SHAPES``.
-        colour: One of ``COLOURS``.
-        size: ``small`` or ``large``.
-        centres: Centre of each object, in canvas sides.
-        diameter: Width of each object's bounding circle, in canvas sides.
-        place: The position a caption may state, one of ``POSITIONS``; None where a relation places the group.
-    """
-
-    shape: str
-    colour: str
-    size: str
-    centres: tuple[Point, ...]
-    diameter: float
-    place: str | None = None
+    shape: str  # one of SHAPES
+    colour: str  # one of COLOURS
+    size: str  # small or large
+    centres: tuple[Point, ...]  # of each object, in canvas sides
+    diameter: float  # of each object's bounding circle, in canvas sides
+    place: str | None = None  # what a caption may state, one of POSITIONS; None where a relation places the group
 
     @property
     def count(self) -> int:
@@ -65,17 +56,11 @@ class Group:
 
 @dataclass(frozen=True)
 class Scene:
-    """Everything the picture shows.
+    """Everything the picture shows."""
 
-    Attributes:
-        background: One of ``BACKGROUNDS``.
-        groups: Groups from left to right or from top to bottom; an inner object comes before its ring.
-        layout: ``single``, ``inside``, or the axis along which the groups follow each other: ``row`` or ``column``.
-    """
-
-    background: str
-    groups: tuple[Group, ...]
-    layout: str
+    background: str  # one of BACKGROUNDS
+    groups: tuple[Group, ...]  # from left to right or from top to bottom; an inner object comes before its ring
+    layout: str  # single, inside, or the axis along which the groups follow each other: row or column
 
     @property
     def signature(self) -> str:
