@@ -10,6 +10,7 @@ import pytest
 
 from fastcap import export as export_command
 from fastcap.cli import UserError
+from fastcap.pretrained import SHIPPED
 from fastcap.serving import export as export_module
 from fastcap.serving.captioner import Captioner
 from fastcap.serving.compare import preferred
@@ -113,9 +114,9 @@ def test_what_cannot_be_written_is_said_before_the_work(tiny_checkpoint, tmp_pat
         export(tiny_checkpoint, tmp_path / "two.onnx", small("--precisions", "fp32,int8"), print)
 
 
-def test_a_full_disk_is_no_damaged_model(tiny_export):
+def test_a_full_disk_is_no_damaged_model():
     with pytest.raises(ModelFileError, match="/dev/full: cannot be written"):
-        open_onnx(tiny_export[0] / "fastcap-fp32.onnx", optimized=Path("/dev/full"), level="BASIC")
+        open_onnx(SHIPPED / "fastcap.onnx", optimized=Path("/dev/full"), level="BASIC")
 
 
 def test_an_autoregressive_checkpoint_is_captioned_and_not_exported(tmp_path):
