@@ -81,8 +81,8 @@ def open_browser(url: str) -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Entry point; serves until it is interrupted."""
     options = parse_arguments(arguments)
-    if not options.max_megabytes > 0:
-        raise UserError(f"--max-megabytes {options.max_megabytes} must be more than 0")
+    if not 0 < options.max_megabytes < float("inf"):
+        raise UserError(f"--max-megabytes {options.max_megabytes} must be a number above 0")
     refuse_below_one(options, "threads")
     import uvicorn
 

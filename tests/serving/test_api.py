@@ -205,7 +205,8 @@ def test_a_slow_upload_is_given_up():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--max-megabytes", "0"], "--max-megabytes 0.0 must be more than 0"),
+        (["--max-megabytes", "0"], "--max-megabytes 0.0 must be a number above 0"),
+        (["--max-megabytes", "inf"], "--max-megabytes inf must be a number above 0"),
         (["--allowed-hosts", "a*.example"], "--allowed-hosts a*.example"),
         (["--host", "203.0.113.1", "--port", "0"], "--host 203.0.113.1"),
     ],
