@@ -104,6 +104,7 @@ def test_a_checkpoint_that_would_run_code_is_refused(tmp_path):
         ("optim.optimizer.lr=1e-5", r"optim\.optimizer\.lr: 0\.002, now 1e-05"),
         ("decoder=dense", r"decoder\.dim: 32, now 256|decoder\.\w+: .* and \d+ more"),
         ("tokenizer.min_frequency=40", r"tokenizer\.min_frequency: 1, now 40"),
+        ("data.max_length=10", r"data\.max_length: 20, now 10"),
     ],
 )
 def test_resuming_with_what_the_checkpoint_fixes_is_refused(checkpoint, tmp_path, override, named):

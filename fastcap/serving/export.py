@@ -70,6 +70,13 @@ def export(ckpt: Path, out: Path, options: argparse.Namespace, say: Callable[[st
             raise UserError(f"{ckpt}: only non-autoregressive models are exported, its decoder is {kind}")
         train, val = _records(loaded, options.images)
         network = EagerNetwork(loaded, options.length_beam)
+        # Images come first: one that cannot be read ends the command before minutes of work.
+        chosen = _spread(train, options.calibration if "int8" in options.precisions else 0)
+        feeds = [{INPUT: train.load_image(i, network.image_size)[None]} for i in chosen]
+        photos = [
+            Photo(int(val.image_ids[i]), val.load_image(i, network.image_size), val.captions[i])
+            for i in _spread(val, options.compare)
+        ]
         say("tracing the model")
         files = {precision: Path(scratch, target.name) for precision, target in targets.items()}
         source, int8 = Path(scratch, "source.onnx"), Path(scratch, "int8.onnx")
@@ -90,18 +97,11 @@ def export(ckpt: Path, out: Path, options: argparse.Namespace, say: Callable[[st
             finish(source, files["fp32"], {**facts, "precision": "fp32"}, words)
         if "int8" in files:
             say(f"int8: ranges of {options.calibration} training images")
-            feeds = [
-                {INPUT: train.load_image(i, network.image_size)[None]} for i in _spread(train, options.calibration)
-            ]
             quantized = quantize_onnx(source, int8, feeds, PROBES, say=say)
             finish(int8, int8, {**facts, "precision": "int8"}, words)
             # Stored as the optimiser leaves it on any CPU, it opens in a third of the time. Its fused operators are
             # ONNX Runtime's own, so the fp32 file stays plain ONNX.
             open_onnx(int8, optimized=files["int8"], level="EXTENDED")
-        photos = [
-            Photo(int(val.image_ids[i]), val.load_image(i, network.image_size), val.captions[i])
-            for i in _spread(val, options.compare)
-        ]
         say(f"comparing on {len(photos)} validation images")
         reference = Captioner(network, graph.num_steps)
         opened = {name: Captioner.load(file, num_threads=options.threads) for name, file in files.items()}

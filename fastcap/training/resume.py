@@ -18,7 +18,7 @@ from fastcap.utils.errors import UserError
 log = logging.getLogger(__name__)
 
 # Groups that weights and the optimiser's state were made by; all others (trainer, data, objective, ...) may change.
-FIXED = ("alignment", "backbone", "concepts", "decoder", "init", "length", "optim", "tokenizer")
+FIXED = ("alignment", "backbone", "concepts", "data.max_length", "decoder", "init", "length", "optim", "tokenizer")
 LOCK_FILE = ".running"
 
 
@@ -62,7 +62,7 @@ def check_settings(path: Path | str, old: Mapping[str, Any], new: Mapping[str, A
         old: The configuration it was trained with.
         new: That of the run that goes on from it; a ``CheckpointError`` names what it changes.
     """
-    if changed := [text for text in differences(old, new) if text.split(".")[0] in FIXED]:
+    if changed := [text for text in differences(old, new) if text.startswith(FIXED)]:
         more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
         raise CheckpointError(
             f"resume cannot change {changed[0]}{more}: leave it as it was, or start a new run from the weights with "

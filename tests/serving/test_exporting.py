@@ -10,6 +10,7 @@ import pytest
 
 from fastcap import export as export_command
 from fastcap.cli import UserError
+from fastcap.data.errors import DataError
 from fastcap.pretrained import SHIPPED
 from fastcap.serving import export as export_module
 from fastcap.serving.captioner import Captioner
@@ -112,6 +113,11 @@ def test_what_cannot_be_written_is_said_before_the_work(tiny_checkpoint, tmp_pat
     assert (tmp_path / "fastcap-fp32.onnx").read_text() == "mine"
     with pytest.raises(UserError, match="a file holds one precision"):
         export(tiny_checkpoint, tmp_path / "two.onnx", small("--precisions", "fp32,int8"), print)
+    (tmp_path / "photos").mkdir()
+    for name in ("a.jpg", "b.jpg"):
+        (tmp_path / "photos" / name).write_text("no image")
+    with pytest.raises(DataError, match=r"[ab]\.jpg: not an image"):
+        export(tiny_checkpoint, tmp_path / "new", small("--images", str(tmp_path / "photos")), pytest.fail)
 
 
 def test_a_full_disk_is_no_damaged_model():
