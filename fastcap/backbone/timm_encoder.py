@@ -5,17 +5,20 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from fastcap.backbone.scan import GridPosition
 from fastcap.types import IMAGE_MEAN, IMAGE_STD
 
 INSTALL = "pip install -c constraints.txt -e '.[train]'"
+_TOLERANCE = 1e-4  # of the features' norm: folding rounds differently, no more
 
 
 class GridEncoder(nn.Module):
@@ -230,3 +233,37 @@ def load_file(net: Any, file: str) -> None:
     wrong = [key for key in (*missing, *unexpected) if not key.startswith(heads)]
     if wrong:
         raise ValueError(f"backbone.pretrained: {file}: not weights of this model (field {wrong[0]!r})")
+
+
+@torch.no_grad()
+def prepare_for_inference(backbone: nn.Module, image_size: int) -> nn.Module:
+    """Return a backbone's copy that computes the same without batch norms.
+
+    Each convolution takes up the batch norm that is registered next; running both backbones on noise tells whether that
+    was its own. The copy cannot be trained, and its state no longer fits a checkpoint.
+
+    Args:
+        backbone: In evaluation mode.
+        image_size: Side of the images to run it on, in pixels.
+
+    Returns:
+        The copy; or the backbone itself where the two disagree.
+
+    Raises:
+        ValueError: If the backbone is in training mode.
+    """
+    if backbone.training:
+        raise ValueError("batch norms are folded for inference: call eval() first")
+    prepared = copy.deepcopy(backbone)
+    layers = [(name, m) for name, m in prepared.named_modules() if isinstance(m, nn.Conv2d | nn.BatchNorm2d)]
+    for (_, convolution), (name, norm) in pairwise(layers):
+        pair = isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
+        if pair and convolution.out_channels == norm.num_features:
+            fused = fuse_conv_bn_eval(convolution, norm)
+            convolution.weight, convolution.bias = fused.weight, fused.bias
+            prepared.set_submodule(name, getattr(norm, "act", nn.Identity()))  # timm's norms hold an activation too
+    dtype = next(backbone.parameters()).dtype
+    images = torch.randn(1, 3, image_size, image_size, generator=torch.Generator().manual_seed(0), dtype=dtype)
+    expected = backbone(images)
+    error = (prepared(images) - expected).norm() / expected.norm()
+    return prepared if bool(error < _TOLERANCE) else backbone

@@ -11,7 +11,7 @@ import torch
 from hydra.errors import HydraException
 from torch import nn
 
-from fastcap.backbone.fold import prepare_for_inference
+from fastcap.backbone.timm_encoder import prepare_for_inference
 from fastcap.build import ConfigError, construct
 from fastcap.cli import compose_config
 from fastcap.tools.measure import Work, count_gflop, in_fresh_process, quantile_ms, time_in_turns

@@ -3,8 +3,7 @@ import torch
 from omegaconf import OmegaConf
 
 from fastcap.backbone.concat_encoder import ConcatEncoder
-from fastcap.backbone.fold import prepare_for_inference
-from fastcap.backbone.timm_encoder import TimmEncoder
+from fastcap.backbone.timm_encoder import TimmEncoder, prepare_for_inference
 from fastcap.build import build_backbone
 
 IMAGES = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
