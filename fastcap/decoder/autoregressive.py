@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastcap.decoder.attention import Attention, merge_heads, split_heads
-from fastcap.decoder.base import DecoderLayer, ExpertDecoder
+from fastcap.decoder.moe_decoder import DecoderLayer, ExpertDecoder
 from fastcap.types import DecoderOutput, ExpertCache, ImageCache, Past
 
 
