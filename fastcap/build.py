@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 import fastcap
-from fastcap.alignment.concepts import ConceptTable
+from fastcap.alignment.cmfa import ConceptTable
 from fastcap.backbone.weights import load_backbone
 from fastcap.data import DataError
 from fastcap.data.datamodule import CaptionDataModule

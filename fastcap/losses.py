@@ -122,11 +122,8 @@ def scst_loss(sampled: Sampled, rewards: Tensor) -> Tensor:
     others = (rewards.sum(1, keepdim=True) - rewards) / (rewards.shape[1] - 1)
     advantage = (rewards - others).flatten()
     gained = (sampled.log_probability.masked_fill(~sampled.decided, 0.0) * advantage.unsqueeze(1)).sum()
-    decisions = sampled.decided.sum()
-    if sampled.length_log_probability is not None:
-        gained = gained + (sampled.length_log_probability * advantage).sum()
-        decisions = decisions + len(advantage)
-    return -gained / decisions
+    gained = gained + (sampled.length_log_probability * advantage).sum()
+    return -gained / (sampled.decided.sum() + len(advantage))
 
 
 def length_loss(logits: Tensor, lengths: Tensor) -> Tensor:

@@ -76,17 +76,27 @@ class FastCap(nn.Module):
         Raises:
             ValueError: If a number is below one, or the decoder is autoregressive and takes none.
         """
-        memory, guidance = encoded.memory, self.alignment.guidance(encoded)
+        memory, guidance = encoded.memory, None
+        if self.refinement.guidance_weights.weighed:
+            guidance = self.alignment.concepts.guidance(encoded.concept_features)
         options = self.ngrams, guidance, num_steps, length_beam, record_steps
         # build_model pairs refinements and decoders that fit.
         return self.refinement.generate(self.decoder, memory, self.length(memory), *options)  # type: ignore[arg-type]
 
     def sample(self, encoded: Encoded, num_samples: int, temperature: float = 1.0) -> Sampled:
         """Sample captions by the refinement that ``decode`` runs, for training on rewards."""
+        assert isinstance(self.refinement, ICMRDecoder), "rewards gave the autoregressive baseline nothing (study 007)"
         memory = encoded.memory
         lengths, ngrams = self.length(memory), self.ngrams
         return self.refinement.sample(self.decoder, memory, lengths, num_samples, temperature, ngrams)  # type: ignore[arg-type]
 
-    def forward(self, images: Tensor, record_steps: bool = False) -> Refinement:
-        """Caption images. images: uint8 (B, 3, H, W)."""
-        return self.decode(self.encode(images), record_steps=record_steps)
+    def forward(self, images: Tensor, *args: Any, **kwargs: Any) -> Refinement:
+        """Caption images, uint8 (B, 3, H, W); further arguments are those of ``decode``."""
+        return self.decode(self.encode(images), *args, **kwargs)
+
+    def num_parameters(self) -> int:
+        """Count the parameters that captioning reads: what only training's losses use is left out."""
+        parts = [self.backbone, self.alignment.projection, self.decoder, self.length]
+        if self.refinement.guidance_weights.weighed:
+            parts.append(self.alignment.concepts.branch or self.alignment.concepts.memory_head)
+        return sum(p.numel() for part in parts for p in part.parameters())

@@ -181,33 +181,32 @@ class Sampled:
     Attributes:
         tokens: Content token ids as they would be shown, PAD beyond each length. (B * K, L)
         lengths: Content tokens of each. (B * K,)
-        log_probability: Of each decision on a word, zero where there was none. (B * K, L')
-        decided: True where a word was decided on. (B * K, L')
-        length_log_probability: Of each caption's length, where lengths are decided beforehand. (B * K,)
+        log_probability: Of each decision on a word, zero where there was none. (B * K, L)
+        decided: True where a word was decided on. (B * K, L)
+        length_log_probability: Of the decision on each caption's length. (B * K,)
     """
 
     tokens: Tensor
     lengths: Tensor
     log_probability: Tensor
     decided: Tensor
-    length_log_probability: Tensor | None = None
+    length_log_probability: Tensor
 
 
 @dataclass(frozen=True)
 class Guidance:
-    """Questions about the concepts of encoded images, each answered when it is first asked.
+    """What encoded images say of captions' words: how probably people write each concept and phrase of them.
 
     Attributes:
-        word_probability: Probability that people write each word's concept. () -> (B, V)
-        bigram_probability: Probability that they write two neighbouring words, given as ids of K captions an image that
-            broadcast together. (B * K, ...), (B * K, ...) -> (B * K, ...)
-        expected_matches: Number of concepts and phrases that a caption shares with people's, expected. Captions and
-            their lengths: (B, K, L), (B, K) -> (B, K)
+        probability: Of each concept, then of each phrase; in front a zero for words and pairs that are none.
+            (B, 1 + C + P)
+        words: Where in it each word's concept stands. (V,)
+        phrases: Words a and b of each phrase, as a * V + b, ascending. (P,)
     """
 
-    word_probability: Callable[[], Tensor] | None = None
-    bigram_probability: Callable[[Tensor, Tensor], Tensor] | None = None
-    expected_matches: Callable[[Tensor, Tensor], Tensor] | None = None
+    probability: Tensor
+    words: Tensor
+    phrases: Tensor
 
 
 @dataclass

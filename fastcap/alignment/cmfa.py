@@ -1,20 +1,169 @@
-"""Cross-modal feature alignment: bring images and captions to one space while training.
+"""Cross-modal feature alignment: bring images and captions to one space, and predict an image's concepts.
 
 Two losses teach the image memory: a contrastive one between whole images and whole captions (CLIP, arXiv 2103.00020),
-and the classification of the captions' words and phrases (``fastcap.alignment.concepts``). Only ``project`` is on the
-way to the decoder, and it sees the image alone: no caption can leak into what is decoded.
+and the classification of the captions' concepts and phrases, many labels an image. A concept is a word without its
+ending (visual concepts, Fang et al. 2015, arXiv 1411.4952); a phrase is a pair of neighbouring words (visual phrases,
+Sadeghi and Farhadi 2011), which says what goes with what. Only ``project`` is on the way to the decoder, and it sees
+the image alone: no caption can leak into what is decoded.
+
+Decoding is guided by the concepts' probabilities (``types.Guidance``). They come from the memory, or from a separate
+branch behind the backbone: the decoder has not seen the branch, which need not share its mistakes.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastcap.alignment.concepts import ConceptHead, ConceptTable, pool
 from fastcap.types import Encoded, Guidance
+
+UNTRAINED = -30.0  # logit of a concept without a loss: a probability of 1e-13, finite where its weight is zero
+
+
+class ConceptTable(NamedTuple):
+    """The concepts and phrases of a vocabulary.
+
+    Attributes:
+        words: Number of the concept behind each word, -1 for a word without one. (V,)
+        weights: Loss weight of each concept; None for ones. (C,)
+        phrases: Word ids of the pairs that are phrases, ascending. (P, 2)
+        phrase_weights: Loss weight of each phrase. (P,)
+    """
+
+    words: Sequence[int]
+    weights: Sequence[float] | None = None
+    phrases: Sequence[tuple[int, int]] = ()
+    phrase_weights: Sequence[float] = ()
+
+
+def pool(features: Tensor) -> Tensor:
+    """Return the mean and the maximum over patches, side by side. (B, N, J) -> (B, 2 J)."""
+    return torch.cat([features.mean(1), features.amax(1)], dim=-1)
+
+
+class ConceptBranch(nn.Module):
+    """Channels of their own behind the backbone, from which concepts and phrases are predicted.
+
+    Args:
+        feature_dim: Width of the backbone's features.
+        dim: Channels J.
+        num_outputs: Concepts and phrases.
+    """
+
+    def __init__(self, feature_dim: int, dim: int, num_outputs: int) -> None:
+        super().__init__()
+        self.projection = nn.Linear(feature_dim, dim)
+        self.head = nn.Linear(2 * dim, num_outputs)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Pool the branch's channels. (B, N, feature_dim) -> (B, 2 J)."""
+        return pool(self.projection(features))
+
+
+class ConceptHead(nn.Module):
+    """Predict concepts and phrases from the image memory and, if there is one, from a separate branch.
+
+    Args:
+        feature_dim: Width of the backbone's features.
+        dim: Width D of the image memory.
+        table: The concepts and phrases.
+        branch_dim: Channels of the branch; zero has none, and decoding then takes what the memory predicts.
+
+    Raises:
+        ValueError: If ``branch_dim`` is negative.
+    """
+
+    words: Tensor
+    weights: Tensor  # loss weights of concepts and phrases (C + P,)
+    phrases: Tensor  # of words a and b, as a * V + b, ascending (P,)
+
+    def __init__(self, feature_dim: int, dim: int, table: ConceptTable, branch_dim: int = 0) -> None:
+        super().__init__()
+        if branch_dim < 0:
+            raise ValueError(f"concepts.branch_dim = {branch_dim} must not be negative")
+        self.num_concepts, self.vocab_size = max(table.words) + 1, len(table.words)
+        outputs = self.num_concepts + len(table.phrases)
+        self.memory_head = nn.Linear(2 * dim, outputs)
+        self.branch = ConceptBranch(feature_dim, branch_dim, outputs) if branch_dim else None
+        self.register_buffer("words", torch.tensor(list(table.words)), persistent=False)
+        weights = torch.ones(self.num_concepts) if table.weights is None else torch.tensor(list(table.weights))
+        self.register_buffer("weights", torch.cat([weights, torch.tensor(list(table.phrase_weights))]))
+        codes = [before * self.vocab_size + after for before, after in table.phrases]
+        self.register_buffer("phrases", torch.tensor(codes, dtype=torch.long))
+
+    @property
+    def head(self) -> nn.Linear:
+        """The layer whose predictions guide decoding."""
+        return self.memory_head if self.branch is None else self.branch.head
+
+    @property
+    def parts(self) -> dict[str, slice]:
+        """Where concepts and phrases stand among the predictions."""
+        return {"concept": slice(self.num_concepts), "phrase": slice(self.num_concepts, None)}
+
+    def targets(self, tokens: Tensor) -> Tensor:
+        """Mark the concepts and phrases of each image's captions. tokens: (B, K, L); returns 0 or 1, (B, C + P)."""
+        found = self.words[tokens].flatten(1) + 1  # zero for what is none
+        if len(self.phrases):
+            pairs = (tokens[..., :-1] * self.vocab_size + tokens[..., 1:]).flatten(1)
+            place = torch.searchsorted(self.phrases, pairs).clamp_(max=len(self.phrases) - 1)
+            known = self.phrases[place] == pairs
+            found = torch.cat([found, (place + self.num_concepts + 1) * known], dim=1)
+        marks = torch.zeros(len(tokens), len(self.weights) + 1, device=tokens.device)
+        return marks.scatter_(1, found, 1.0)[:, 1:]
+
+    def training_logits(self, memory: Tensor, concept_features: Tensor | None) -> dict[str, Tensor]:
+        """Predict from the memory, and from the branch if it is being trained.
+
+        Args:
+            memory: Image memory. (B, N, D)
+            concept_features: ``Encoded.concept_features``.
+
+        Returns:
+            Logits by the prefix of their losses' names. (B, C + P)
+        """
+        if self.branch is None:
+            return {"": self.memory_head(concept_features)}
+        logits = {"": self.memory_head(pool(memory))}
+        if concept_features is not None:
+            logits["branch_"] = self.branch.head(concept_features)
+        return logits
+
+    def guidance(self, concept_features: Tensor | None) -> Guidance:
+        """Return what decoding is guided by.
+
+        Args:
+            concept_features: ``Encoded.concept_features``.
+
+        Returns:
+            Concepts and phrases without a loss weight were never trained, and have a probability of zero.
+
+        Raises:
+            ValueError: If the images were encoded in training, where a frozen branch is left out.
+        """
+        if concept_features is None:
+            raise ValueError("concepts cannot be predicted: the images were encoded in training")
+        logits = self.head(concept_features).masked_fill(self.weights == 0, UNTRAINED)
+        return Guidance(F.pad(logits.float().sigmoid(), (1, 0)), self.words + 1, self.phrases)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Take over any number of phrases."""
+        found = state_dict.get(prefix + "phrases", self.phrases)
+        if found.shape != self.phrases.shape:
+            self.phrases = torch.empty_like(found, device=self.phrases.device)
+            size = self.num_concepts + len(found)
+            self.weights = self.weights.new_ones(size)
+            for owner, name in ((self, "memory_head"), (self.branch, "head")):
+                if owner is not None:
+                    old: nn.Linear = getattr(owner, name)
+                    new = nn.Linear(old.in_features, size, device=old.weight.device, dtype=old.weight.dtype)
+                    setattr(owner, name, new)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 class TextEncoder(nn.Module):
@@ -78,10 +227,6 @@ class CrossModalFeatureAlignment(nn.Module):
         if self.training and not branch.head.weight.requires_grad:
             return Encoded(memory, None)
         return Encoded(memory, branch(self.feature_dropout(features.mT).mT))
-
-    def guidance(self, encoded: Encoded) -> Guidance:
-        """Return what decoding may ask about the images' concepts."""
-        return self.concepts.guidance(encoded.concept_features)
 
     def embed(self, memory: Tensor, tokens: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Embed images and their captions for the contrastive loss (training only).

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from fastcap.generation.crf import RerankWeights, rerank, sample
+from fastcap.generation.crf import RerankWeights, rerank
 from fastcap.generation.ngrams import NGrams
-from fastcap.types import CausalDecoder, Guidance, Past, Refinement, Sampled, SpecialTokens
+from fastcap.types import CausalDecoder, Guidance, Past, Refinement, SpecialTokens
 
 
 class BeamSearch:
@@ -59,6 +59,7 @@ class BeamSearch:
         for name, value in (("num_steps", num_steps), ("length_beam", length_beam)):
             if value is not None:
                 raise ValueError(f"{name} = {value}: this model writes word after word and refines nothing")
+        self.guidance_weights.check(guidance)
         images, beams, device = memory.shape[0], self.num_beams, memory.device
         cache = decoder.prepare(memory)
         longest = decoder.max_length
@@ -89,50 +90,10 @@ class BeamSearch:
         lengths = ((words != self.special.pad) & (words != self.special.eos)).sum(2)
         means = total / (lengths + 1)
         words = words[:, :, :longest].masked_fill(words[:, :, :longest] == self.special.eos, self.special.pad)
-        best = rerank(means, words, lengths, self.guidance_weights, guidance or Guidance())
+        best = rerank(means, words, lengths, self.guidance_weights, guidance)
         chosen, at = words[rows.squeeze(1), best], lengths.gather(1, best.unsqueeze(1)).squeeze(1)
         score = means.gather(1, best.unsqueeze(1)).squeeze(1)
         return Refinement(chosen, at, score, length + 1, at, [], cache.expert_weights)
-
-    def sample(
-        self,
-        decoder: CausalDecoder,
-        memory: Tensor,
-        length_logits: Tensor,
-        num_samples: int,
-        temperature: float = 1.0,
-        ngrams: NGrams | None = None,
-    ) -> Sampled:
-        """Sample captions word by word, for training on rewards (self-critical, arXiv 1612.00563).
-
-        As ``ICMRDecoder.sample``; neither length_logits nor ngrams are read.
-        """
-        cache = decoder.prepare(memory)
-        rows, longest = memory.shape[0] * num_samples, decoder.max_length
-        words = torch.full((rows, longest + 1), self.special.pad, dtype=torch.long, device=memory.device)
-        last = torch.full((rows, 1), self.special.bos, dtype=torch.long, device=memory.device)
-        done = torch.zeros(rows, dtype=torch.bool, device=memory.device)
-        past: list[Past] | None = None
-        with torch.no_grad():
-            for length in range(longest + 1):
-                logits, past = decoder.predict(last, cache, past)
-                drawn = sample(self._allowed(logits[:, -1], length, longest), temperature=temperature)[0]
-                words[:, length] = drawn.masked_fill(done, self.special.pad)
-                done = done | (drawn == self.special.eos)
-                if bool(done.all()):
-                    break
-                last = drawn.unsqueeze(1)
-        decided = words != self.special.pad
-        width = int(decided.sum(1).max())
-        words, decided = words[:, :width], decided[:, :width]
-        shown = torch.cat([torch.full_like(words[:, :1], self.special.bos), words[:, :-1]], dim=1)
-        logits, _ = decoder.predict(shown, cache, None)
-        # Likewise allowed: what could not be drawn takes no share of the probability.
-        allowed = [self._allowed(logits[:, at], at, longest) for at in range(width)]
-        log_probability = (torch.stack(allowed, dim=1) / temperature).log_softmax(-1)
-        chosen = log_probability.gather(2, words.unsqueeze(2)).squeeze(2).masked_fill(~decided, 0.0)
-        tokens = words.masked_fill(words == self.special.eos, self.special.pad)
-        return Sampled(tokens, (tokens != self.special.pad).sum(1), chosen, decided)
 
     def _allowed(self, logits: Tensor, length: int, longest: int) -> Tensor:
         """Logits of what may come next: no special token; [EOS] after the first word, alone at the end."""

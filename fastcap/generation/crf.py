@@ -7,7 +7,7 @@ in a linear-chain conditional random field (Lafferty et al. 2001; for parallel d
     sum_t log p_t(y_t)  +  sum_t ( w g(y_{t-1}, y_t) + v q(y_{t-1}, y_t) + u h(y_{t-2}, y_{t-1}, y_t) )
 
 with the decoder's p, the scores g and h of bigrams and trigrams (``fastcap.generation.ngrams``) and the probability q
-that people write two neighbouring words of this image (``fastcap.alignment.concepts``). The best caption over the k
+that people write two neighbouring words of this image (``types.Guidance``). The best caption over the k
 likeliest words of each position is found by dynamic programming (Viterbi 1967). With trigrams the chain is of second
 order: a state is the last two choices. Of an image's finished candidates ``rerank`` takes the best.
 """
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastcap.generation.ngrams import NGrams
+from fastcap.generation.ngrams import NGrams, find
 from fastcap.types import Guidance
 
 IMPOSSIBLE = -1e9  # log-probability of what must not be chosen: finite, so that no difference of two is undefined
@@ -60,6 +60,17 @@ class RerankWeights:
 
     def __post_init__(self) -> None:
         _check_weights("guidance", vars(self))
+
+    @property
+    def weighed(self) -> dict[str, float]:
+        """The weights by which concepts or phrases of the image count."""
+        return {name: weight for name, weight in vars(self).items() if weight > 0 and name != "word_penalty"}
+
+    def check(self, guidance: Guidance | None) -> None:
+        """Raise a ``ValueError`` where the image is to guide decoding and says nothing."""
+        if guidance is None and (weighed := self.weighed):
+            name, weight = next(iter(weighed.items()))
+            raise ValueError(f"refinement.guidance.{name} = {weight} needs the image's concepts")
 
 
 @dataclass(frozen=True)
@@ -135,14 +146,14 @@ class Transitions:
     Attributes:
         ngrams: The language model.
         weights: Its weights.
-        image_bigrams: Probability that people write two words together of the image at hand.
-        image_weight: Weight of that probability.
+        guidance: What the images say, if anything.
+        bigram_bias: Weight of the probability that people write two words together of the image.
     """
 
     ngrams: NGrams
     weights: NGramWeights
-    image_bigrams: Callable[[Tensor, Tensor], Tensor] | None = None
-    image_weight: float = 0.0
+    guidance: Guidance | None = None
+    bigram_bias: float = 0.0
 
     def __call__(self, words: Tensor, log_probability: Tensor) -> Tensor:
         """Score every step through a lattice.
@@ -159,8 +170,8 @@ class Transitions:
         gains = log_probability.unsqueeze(-2).expand(-1, -1, words.shape[-1], -1)
         before = F.pad(words, (0, 0, 1, 0), value=ngrams.boundary)[:, :-1].unsqueeze(-1)
         after = words.unsqueeze(-2)
-        if self.image_bigrams is not None and self.image_weight > 0:
-            gains = gains + self.image_weight * self.image_bigrams(before, after)
+        if self.guidance is not None and self.bigram_bias > 0:
+            gains = gains + self.bigram_bias * bigram_probability(self.guidance, before, after)
         if weights.bigram > 0 or weights.trigram > 0:
             found = ngrams.find(before, after)
             gains = gains + weights.bigram * ngrams.bigram(before, found)
@@ -273,8 +284,40 @@ def _next_state(state: Tensor, choice: Tensor, gains: Tensor) -> Tensor:
     return choice if gains.dim() == 4 else state % gains.shape[-1] * gains.shape[-1] + choice
 
 
+def bigram_probability(guidance: Guidance, before: Tensor, after: Tensor) -> Tensor:
+    """Look up how probably people write neighbouring words of the image; zero where two words are no phrase.
+
+    Args:
+        guidance: What the B images say.
+        before: Word ids of K captions an image; V, a caption's end, is part of no phrase. (B * K, ...)
+        after: Of the words that follow; both broadcast together. (B * K, ...)
+    """
+    captions, images = before.shape[0], guidance.probability.shape[0]  # len() would fix both while torch.export traces
+    rows = torch.arange(captions, device=before.device) // (captions // images)
+    return guidance.probability[rows.view(-1, *[1] * (before.dim() - 1)), _phrase(guidance, before, after)]
+
+
+def expected_matches(guidance: Guidance, tokens: Tensor, lengths: Tensor) -> Tensor:
+    """Add up the probabilities of each caption's concepts and phrases, each once. (B, K, L), (B, K) -> (B, K)."""
+    inside = torch.arange(tokens.shape[2], device=tokens.device) < lengths.unsqueeze(-1)
+    phrases = _phrase(guidance, tokens[..., :-1], tokens[..., 1:]) * inside[..., 1:]
+    places, probability = torch.cat([guidance.words[tokens] * inside, phrases], dim=2), guidance.probability
+    marks = probability.new_zeros(*tokens.shape[:2], probability.shape[1]).scatter_(2, places, 1.0)
+    return (marks * probability.unsqueeze(1)).sum(2)
+
+
+def _phrase(guidance: Guidance, before: Tensor, after: Tensor) -> Tensor:
+    """Find phrases in ``Guidance.probability``; zero for pairs that are none. Ids, which broadcast together."""
+    vocab_size = guidance.words.shape[0]
+    wanted = (before * vocab_size + after).where(after < vocab_size, -1)
+    if not guidance.phrases.numel():
+        return torch.zeros_like(wanted)
+    place, known = find(guidance.phrases, wanted)
+    return (place + guidance.probability.shape[1] - guidance.phrases.shape[0]) * known
+
+
 def rerank(
-    log_probability: Tensor, tokens: Tensor, lengths: Tensor, weights: RerankWeights, guidance: Guidance
+    log_probability: Tensor, tokens: Tensor, lengths: Tensor, weights: RerankWeights, guidance: Guidance | None
 ) -> Tensor:
     """Pick the best candidate of each image.
 
@@ -287,18 +330,12 @@ def rerank(
         tokens: The candidates as they would be shown. (B, K, L)
         lengths: Content tokens of each. (B, K)
         weights: What counts beside it.
-        guidance: Asked how many concepts are expected to be named rightly.
+        guidance: What the images say.
 
     Returns:
         Index of the best candidate. (B,)
-
-    Raises:
-        ValueError: If concepts are to be weighed and there are none.
     """
-    total = log_probability
-    if log_probability.shape[1] == 1 or weights.rerank_weight == 0:
-        return total.argmax(1)
-    if guidance.expected_matches is None:
-        raise ValueError(f"refinement.guidance.rerank_weight = {weights.rerank_weight} needs the image's concepts")
-    named = guidance.expected_matches(tokens, lengths).to(total.dtype)
-    return (total + weights.rerank_weight * (named - weights.word_penalty * lengths)).argmax(1)
+    if guidance is None or log_probability.shape[1] == 1 or weights.rerank_weight == 0:
+        return log_probability.argmax(1)
+    named = expected_matches(guidance, tokens, lengths).to(log_probability.dtype)
+    return (log_probability + weights.rerank_weight * (named - weights.word_penalty * lengths)).argmax(1)

@@ -97,7 +97,7 @@ class ICMRDecoder:
             memory: Image memory. (B, N, D)
             length_logits: Scores of the lengths 1..max_length. (B, max_length)
             ngrams: The language model, needed where words are chosen together.
-            guidance: What the images' concepts have to say, each asked where its weight in ``guidance`` is above zero.
+            guidance: What the images say, needed where a weight of ``guidance`` is above zero.
             num_steps: Decoder passes, if not those of the configuration.
             length_beam: Length candidates, likewise.
             record_steps: Keep every step of the chosen candidates.
@@ -110,20 +110,25 @@ class ICMRDecoder:
         """
         num_steps = _count("num_steps", self.num_steps if num_steps is None else num_steps)
         length_beam = _count("length_beam", self.length_beam if length_beam is None else length_beam)
-        guidance = guidance or Guidance()
+        self.guidance_weights.check(guidance)
         # 1. The likeliest lengths, K an image, in consecutive rows.
         candidates = top_lengths(length_logits, length_beam)
         (images, beam), lengths = candidates.shape, candidates.flatten()
         longest = length_logits.shape[1] if torch.compiler.is_exporting() else None
-        choose = self._choose(self._transitions(ngrams, guidance), temperature=None)
-        bias = self._word_bias(guidance, beam)
+        transitions, bias = None, None
+        if any(vars(self.ngram_weights).values()) or self.guidance_weights.bigram_bias > 0:
+            transitions = Transitions(_needed(ngrams), self.ngram_weights, guidance, self.guidance_weights.bigram_bias)
+        if guidance and self.guidance_weights.word_bias > 0:
+            likely = guidance.probability[:, guidance.words].repeat_interleave(beam, dim=0)
+            bias = self.guidance_weights.word_bias * likely.unsqueeze(1)
+        choose = self._choose(transitions, temperature=None)
         cache = decoder.prepare(memory)
         refined = self._refine(decoder, cache, lengths, choose, num_steps, record_steps, bias, longest)
-        tokens, confidence, transitions, steps, num_passes = refined
+        tokens, confidence, beyond, steps, num_passes = refined
 
         # 5. The candidate whose words are likeliest on average, go together and name what is there.
         scores, drafted = confidence.sum(1) / lengths, lengths
-        total = scores if transitions is None else scores + transitions / lengths
+        total = scores if beyond is None else scores + beyond / lengths
         tokens, lengths = self._collapse(tokens) if self.collapse_repeats else (tokens, lengths)
         finished = total.view(images, beam), tokens.view(images, beam, -1), lengths.view(images, beam)
         best = rerank(*finished, self.guidance_weights, guidance) + torch.arange(images, device=memory.device) * beam
@@ -170,29 +175,11 @@ class ICMRDecoder:
         shown, shown_lengths = self._collapse(tokens) if self.collapse_repeats else (tokens, lengths)
         return Sampled(shown, shown_lengths, decision, words, distribution.gather(1, drawn).flatten())
 
-    def _transitions(self, ngrams: NGrams | None, guidance: Guidance) -> Transitions | None:
-        """Return the scores of neighbouring words; None where all their weights are zero."""
-        weights, bias = self.ngram_weights, self.guidance_weights.bigram_bias
-        if weights.bigram == weights.trigram == bias == 0:
-            return None
-        if bias > 0 and guidance.bigram_probability is None:
-            raise ValueError(f"refinement.guidance.bigram_bias = {bias} needs the image's phrases")
-        return Transitions(_needed(ngrams), weights, guidance.bigram_probability, bias)
-
     def _choose(self, transitions: Transitions | None, temperature: float | None) -> Choose:
         """Return how the words of a step are chosen: without a temperature the best, else sampled at it."""
         if transitions is not None:
             return CRF(transitions, self.lattice_width, temperature)
         return argmax if temperature is None else partial(sample, temperature=temperature)
-
-    def _word_bias(self, guidance: Guidance, beam: int) -> Tensor | None:
-        """Return what each word's logit gains from the concepts of its image, (B * K, 1, V), or None."""
-        weight = self.guidance_weights.word_bias
-        if weight == 0:
-            return None
-        if guidance.word_probability is None:
-            raise ValueError(f"refinement.guidance.word_bias = {weight} needs the image's concepts")
-        return weight * guidance.word_probability().repeat_interleave(beam, dim=0).unsqueeze(1)
 
     def _refine(
         self,

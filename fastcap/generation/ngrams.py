@@ -15,8 +15,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastcap.utils.search import find, take
-
 BIGRAM_PRIOR = 10.0  # pseudo-count of the words after each word, distributed as words are on the whole
 TRIGRAM_PRIOR = 3.0  # pseudo-count of the words after each bigram, distributed as words are after its second word
 MAX_TRIGRAMS = 400_000  # beyond, the rarest are dropped: the tables are part of every exported model
@@ -148,3 +146,30 @@ def _counts(codes: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndar
     """Return the distinct codes, ascending, and the sum of each one's weights."""
     found, place = np.unique(codes, return_inverse=True)
     return found, np.bincount(place, weights, minlength=len(found))
+
+
+def find(table: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+    """Look ids up in an ascending table that is not empty.
+
+    Args:
+        table: Ids in ascending order. (n,)
+        wanted: Ids to look up, of any shape.
+
+    Returns:
+        The place of each id, and whether it is there; where it is not, the place means nothing. Shape of ``wanted``.
+    """
+    last, flat = table.shape[0] - 1, wanted.flatten()
+    if torch.compiler.is_exporting():  # ONNX has no searchsorted: a binary search, unrolled
+        place = torch.zeros_like(flat, dtype=torch.long)
+        for bit in reversed(range(last.bit_length())):
+            further = (place + (1 << bit)).clamp(max=last)
+            place = torch.where(table.index_select(0, further) <= flat, further, place)
+    else:
+        place = torch.searchsorted(table, flat.to(table.dtype)).clamp_(max=last)
+    known = table.index_select(0, place) == flat
+    return place.view(wanted.shape), known.view(wanted.shape)
+
+
+def take(table: Tensor, place: Tensor) -> Tensor:
+    """Read a table, (n,), at places of any shape."""
+    return table.index_select(0, place.flatten()).view(place.shape)

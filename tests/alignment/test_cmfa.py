@@ -2,8 +2,7 @@ import math
 
 import torch
 
-from fastcap.alignment.cmfa import CrossModalFeatureAlignment, TextEncoder
-from fastcap.alignment.concepts import ConceptTable
+from fastcap.alignment.cmfa import ConceptTable, CrossModalFeatureAlignment, TextEncoder
 
 
 def _alignment(words=(-1, 0, 1, 1, 2)):

@@ -2,6 +2,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from fastcap.decoder.moe_decoder import MoEDecoder
 from fastcap.generation.dlag import top_lengths
@@ -171,7 +172,7 @@ def test_candidates_are_ranked_by_their_neighbours_too():
     assert caption(icmr, one_word, scores) == [A]
     # What the image's people write together chooses among lengths as well.
     guided = ICMRDecoder(SPECIAL, 1, length_beam=2, ngram_weights={"bigram": 2.0}, guidance={"bigram_bias": 50.0})
-    guidance = Guidance(bigram_probability=lambda before, after: ((before == DOG) & (after == DOGS)).double())
+    guidance = Guidance(torch.tensor([[0.0, 1.0]]), torch.zeros(9, dtype=torch.long), torch.tensor([DOG * 9 + DOGS]))
     assert caption(guided, one_word, [0.0, 0.0], guidance) == [DOG, DOGS]
 
 
@@ -187,7 +188,7 @@ def test_what_is_weighed_must_be_there(decoder, memory):
     for options, message in (
         ({"ngram_weights": {"bigram": 1.0}}, "need a table of n-grams"),
         ({"guidance": {"word_bias": 2.0}}, r"word_bias = 2\.0 needs the image's concepts"),
-        ({"guidance": {"bigram_bias": 2.0}}, r"bigram_bias = 2\.0 needs the image's phrases"),
+        ({"guidance": {"bigram_bias": 2.0}}, r"bigram_bias = 2\.0 needs the image's concepts"),
         ({"guidance": {"rerank_weight": 2.0}}, r"rerank_weight = 2\.0 needs the image's concepts"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -237,9 +238,10 @@ def assert_sampled_alike(guided, plain, decoder, memory):
 def test_likely_concepts_raise_their_words(decoder, memory):
     table = torch.zeros(len(LENGTHS), VOCAB, dtype=torch.float64)
     table[torch.arange(len(LENGTHS)), 5 + torch.arange(len(LENGTHS))] = 1.0
+    guidance = Guidance(table, torch.arange(VOCAB), torch.zeros(0, dtype=torch.long))
     logits = length_logits(*LENGTHS)
     heavy = ICMRDecoder(SPECIAL, 1, length_beam=1, guidance={"word_bias": 1e4})
-    found = heavy.generate(decoder, memory, logits, guidance=Guidance(word_probability=lambda: table))
+    found = heavy.generate(decoder, memory, logits, guidance=guidance)
     for image, length in enumerate(found.lengths.tolist()):
         assert found.tokens[image, :length].tolist() == [5 + image] * length
     assert_sampled_alike(heavy, ICMRDecoder(SPECIAL, 1, length_beam=1), decoder, memory)
@@ -249,13 +251,13 @@ def test_phrases_of_the_image_tie_its_words_together(decoder, memory):
     logits = length_logits(*LENGTHS)
     images = len(LENGTHS)
 
-    def own(before, after):  # image i's people write nothing but word 5 + i after itself or another word
-        rows = torch.arange(len(before)) // (len(before) // images)
-        return (after == (5 + rows).view(-1, *[1] * (before.dim() - 1))).double() * (before < VOCAB)
-
+    # Image i's people write nothing but word 5 + i after itself or another word.
+    before, after = torch.meshgrid(torch.arange(VOCAB), 5 + torch.arange(images), indexing="ij")
+    own = F.pad((after.flatten() == 5 + torch.arange(images).unsqueeze(1)).double(), (1, 0))
+    guidance = Guidance(own, torch.zeros(VOCAB, dtype=torch.long), (before * VOCAB + after).flatten())
     options, ngrams = {"num_steps": 1, "length_beam": 2, "lattice_width": VOCAB}, NGrams(VOCAB)
     heavy = ICMRDecoder(SPECIAL, guidance={"bigram_bias": 1e4}, **options)
-    found = heavy.generate(decoder, memory, logits, ngrams, Guidance(bigram_probability=own))
+    found = heavy.generate(decoder, memory, logits, ngrams, guidance)
     for image, length in enumerate(found.lengths.tolist()):
         assert set(found.tokens[image, 1:length].tolist()) <= {5 + image}  # nothing decides the first word
     assert_sampled_alike(heavy, ICMRDecoder(SPECIAL, **options), decoder, memory)

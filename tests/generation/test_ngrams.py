@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from fastcap.generation import ngrams as module
-from fastcap.generation.ngrams import BIGRAM_PRIOR, TRIGRAM_PRIOR, NGrams
-from fastcap.utils.search import find
+from fastcap.generation.ngrams import BIGRAM_PRIOR, TRIGRAM_PRIOR, NGrams, find
 
 V = 8
 CAPTIONS = [[5, 6], [5, 6, 7], [7, 6], [5, 5], [5, 6, 7, 6], [6]]
