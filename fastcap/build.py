@@ -37,14 +37,13 @@ from fastcap.training.checkpoints import (
     CheckpointError,
     find_checkpoint,
     model_state,
-    open_checkpoint,
+    not_allowed,
     read_checkpoint,
     start_from,
 )
 from fastcap.training.loggers import RunInfo, quiet
 from fastcap.training.machine import BatchNormSync, keep_freed_memory, run_precision, validation_interval
 from fastcap.training.resume import unfinished_run
-from fastcap.utils.allowlist import not_allowed
 from fastcap.utils.errors import UserError
 
 _PACKAGE = Path(fastcap.__file__).parent
@@ -256,7 +255,13 @@ def build_module(cfg: DictConfig, datamodule: CaptionDataModule, model: FastCap 
     )
 
 
-def build_trainer(cfg: DictConfig, run_dir: Path, overrides: Sequence[str] = (), job_type: str = "train") -> L.Trainer:
+def build_trainer(
+    cfg: DictConfig,
+    run_dir: Path,
+    overrides: Sequence[str] = (),
+    job_type: str = "train",
+    resumed: Mapping[str, Any] | None = None,
+) -> L.Trainer:
     """Build the trainer with its loggers and callbacks, all of them writing under ``run_dir``.
 
     Args:
@@ -264,18 +269,17 @@ def build_trainer(cfg: DictConfig, run_dir: Path, overrides: Sequence[str] = (),
         run_dir: The run's folder.
         overrides: What the command line changed: loggers name the run by it.
         job_type: ``train``, ``sweep`` for a job of a multirun, or ``eval``.
+        resumed: What the checkpoint ``cfg.resume`` holds, where the run goes on from it.
     """
     quiet()
-    Path(run_dir).mkdir(parents=True, exist_ok=True)
-    # The configuration of a checkpoint may name the one that its own run went on from: that is over.
-    resume = cfg.resume if cfg.resume and cfg.logger and job_type != "eval" else None
+    run_dir.mkdir(parents=True, exist_ok=True)
     run = RunInfo(
-        folder=Path(run_dir),
+        folder=run_dir,
         config=OmegaConf.to_container(cfg, resolve=True),  # type: ignore[arg-type]
         overrides=tuple(overrides),
         job_type=job_type,
-        resume=Path(resume) if resume else None,
-        resumed_step=int(open_checkpoint(resume)["global_step"]) if resume else 0,
+        resume=Path(cfg.resume) if resumed else None,
+        resumed_step=int(resumed["global_step"]) if resumed else 0,
     )
     callbacks = [instantiate(node) for node in (cfg.callbacks or {}).values() if node]
     loggers = [construct(node, run=run) for node in (cfg.logger or {}).values() if node]
@@ -307,7 +311,7 @@ def load_checkpoint(path: Path | str, overrides: Mapping[str, Any] | None = None
 
     Raises:
         CheckpointError: If the file is unusable, its weights do not fit its own configuration and vocabulary, or it
-            would build what is no part of FastCap (``fastcap.utils.allowlist``).
+            would build what is no part of FastCap (``not_allowed``).
         ConfigError: If an override names no key of the configuration.
     """
     path = find_checkpoint(path)

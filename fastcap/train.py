@@ -19,7 +19,7 @@ from fastcap.cli import check_values, hydra_command, print_table
 from fastcap.data.datamodule import CaptionDataModule
 from fastcap.jobs.sweep import run_job, swept_first
 from fastcap.model import FastCap
-from fastcap.training.checkpoints import read_checkpoint, resume_weights
+from fastcap.training.checkpoints import check_captioner, resume_weights
 from fastcap.training.loggers import closing_loggers
 from fastcap.training.machine import run_precision, seed_run
 from fastcap.training.resume import only_writer, settle_resume
@@ -43,18 +43,19 @@ def train(cfg: DictConfig, run_dir: Path, overrides: Sequence[str] = (), job_typ
     started = time.perf_counter()
     check_values("train", cfg, overrides)
     with only_writer(run_dir):
-        cfg = settle_resume(cfg, run_dir)
+        cfg, resumed = settle_resume(cfg, run_dir)
         seed_run(cfg.seed)
         datamodule = build_datamodule(cfg)
-        if cfg.resume:
-            read_checkpoint(cfg.resume, datamodule.tokenizer)  # refuses another vocabulary
+        if resumed:
+            check_captioner(cfg.resume, resumed, datamodule.tokenizer)
         module = build_module(cfg, datamodule)
-        if cfg.resume:
-            resume_weights(cfg.resume, module.state_dict())
+        if resumed:
+            resume_weights(cfg.resume, resumed, module.state_dict())
         cache_features(cfg, datamodule, module.model)
         if cfg.compile.backend:
             module.model.backbone.compile(**OmegaConf.to_container(cfg.compile))  # type: ignore[arg-type]
-        trainer = build_trainer(cfg, run_dir, overrides, job_type)
+        trainer = build_trainer(cfg, run_dir, overrides, job_type, resumed)
+        del resumed  # as large as the model and twice over
         with closing_loggers(trainer.loggers):
             trainer.fit(module, datamodule=datamodule, ckpt_path=cfg.resume, weights_only=True)
             metrics = validate_best(trainer, module, datamodule)

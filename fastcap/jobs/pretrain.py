@@ -133,7 +133,7 @@ def pretrain_backbone(
         overrides: What the command line changed: loggers name the run by it.
     """
     started = time.perf_counter()
-    cfg = settle_resume(cfg, run_dir)
+    cfg, resumed = settle_resume(cfg, run_dir)
     seed_run(cfg.seed)
     pixels = max(int(cfg.image_size), int(cfg.get("teacher_size") or 0))
     images: ImageDataModule = construct(cfg.images, image_size=pixels, seed=cfg.seed)
@@ -147,9 +147,9 @@ def pretrain_backbone(
         seed=cfg.seed,
         **(facts(images) if facts else {}),
     )
-    if cfg.resume:
-        resume_weights(cfg.resume, module.state_dict())
-    trainer = build_trainer(cfg, run_dir, overrides)
+    if resumed:
+        resume_weights(cfg.resume, resumed, module.state_dict())
+    trainer = build_trainer(cfg, run_dir, overrides, "train", resumed)
     with closing_loggers(trainer.loggers):
         trainer.fit(module, datamodule=images, ckpt_path=cfg.resume, weights_only=True)
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}

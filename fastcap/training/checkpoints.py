@@ -9,7 +9,8 @@ from __future__ import annotations
 import logging
 import os
 import pickle
-from collections.abc import Mapping
+import pkgutil
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,18 @@ FORMAT_VERSION = 3  # raised when configurations or weights of earlier versions 
 RUNS_DIR = Path("runs")
 PREVIOUS = "previous.ckpt"  # what a replaced last.ckpt is kept as
 NEWEST_FIRST = ("last.ckpt", PREVIOUS, "best.ckpt")
+ALLOW = "FASTCAP_ALLOW"
+# What the configuration inside a checkpoint may build, as one from elsewhere could name any program: classes of these
+# modules, and functions of the second list, do nothing but build parts.
+ALLOWED_CLASSES = (
+    *(f"fastcap.{name}" for name in ("alignment", "backbone", "data", "decoder", "generation", "jobs")),
+    *(f"fastcap.{name}" for name in ("losses", "metrics", "module", "optim", "training")),
+    *(f"lightning.pytorch.{name}" for name in ("accelerators", "callbacks", "loggers", "plugins", "profilers")),
+    *("lightning.pytorch.strategies", "lightning.pytorch.trainer", "torch.nn", "torch.optim"),
+)
+ALLOWED_FUNCTIONS = tuple(
+    f"fastcap.{name}" for name in ("data.tokenizer", "optim", "training.log_wandb", "training.loggers")
+)
 
 
 class CheckpointError(UserError, ValueError):
@@ -147,6 +160,16 @@ def read_checkpoint(path: Path | str, tokenizer: CaptionTokenizer | None = None)
     """
     path = find_checkpoint(path)
     checkpoint = read_weights(Path(path).parent) if Path(path).name == WEIGHTS else open_checkpoint(path)
+    check_captioner(path, checkpoint, tokenizer)
+    return checkpoint
+
+
+def check_captioner(path: Path | str, checkpoint: Any, tokenizer: CaptionTokenizer | None = None) -> None:
+    """Make sure that an opened checkpoint is a captioner's of this version, and of a given vocabulary.
+
+    Raises:
+        CheckpointError: If not; the message names ``path``.
+    """
     artifacts = checkpoint.get("fastcap") if isinstance(checkpoint, dict) else None
     if not isinstance(artifacts, dict) or not {"config", "tokenizer", "format_version"} <= artifacts.keys():
         raise CheckpointError(f"{path}: not a FastCap checkpoint (its field `fastcap` is missing or incomplete)")
@@ -162,12 +185,56 @@ def read_checkpoint(path: Path | str, tokenizer: CaptionTokenizer | None = None)
                 f"{path}: field `fastcap.tokenizer` is another vocabulary ({theirs.vocab_size} words, this run "
                 f"{tokenizer.vocab_size}): go on with the data and tokenizer it was trained with"
             )
-    return checkpoint
 
 
 def model_state(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
     """Take the captioner's own tensors out of what ``read_checkpoint`` read, by their names in the model."""
     return {k.removeprefix("model."): v for k, v in checkpoint["state_dict"].items() if k.startswith("model.")}
+
+
+def not_allowed(config: Any) -> str | None:
+    """Find what a configuration would build that is neither FastCap's nor a package of the user's own choice.
+
+    Packages named in the environment variable ``FASTCAP_ALLOW``, separated by commas, are allowed whole.
+
+    Args:
+        config: Plain data, with everything resolved.
+
+    Returns:
+        Where it is and what it names, for people; None if there is nothing.
+    """
+    chosen = tuple(filter(None, map(str.strip, os.environ.get(ALLOW, "").split(","))))
+    for where, target in _targets(config, ""):
+        if not (isinstance(target, str) and (_inside(target, chosen) or _known(target))):
+            package = target.split(".")[0] if isinstance(target, str) else ""
+            return f"{where}` is {target!r}, no part of FastCap; to allow it, set {ALLOW}={package}"
+    return None
+
+
+def _targets(node: Any, where: str) -> Iterator[tuple[str, Any]]:
+    items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    for key, value in items:
+        inner = f"{where}.{key}" if where else str(key)
+        if key == "_target_":
+            yield inner, value
+        else:
+            yield from _targets(value, inner)
+
+
+def _inside(name: str, modules: tuple[str, ...]) -> bool:
+    return any(name == module or name.startswith(f"{module}.") for module in modules)
+
+
+def _known(target: str) -> bool:
+    """Tell whether a name leads to a part: where it is defined counts, not by which module's name it is reached."""
+    if not _inside(target, (*ALLOWED_CLASSES, "lightning.Trainer")):
+        return False
+    try:
+        found = pkgutil.resolve_name(target)
+    except (ImportError, AttributeError, ValueError):
+        return False
+    modules = ALLOWED_CLASSES if isinstance(found, type) else ALLOWED_FUNCTIONS
+    return _inside(getattr(found, "__module__", None) or "", modules)
 
 
 def start_from(model: FastCap, path: Path | str) -> None:
@@ -193,13 +260,13 @@ def start_from(model: FastCap, path: Path | str) -> None:
     log.info("started from %s; new: %s", path, ", ".join(new) or "nothing")
 
 
-def resume_weights(path: Path | str, state: Mapping[str, Tensor]) -> None:
+def resume_weights(path: Path | str, checkpoint: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
     """Fill a module's tensors, as ``state_dict`` returns them, with those of the checkpoint that it goes on from.
 
     Raises:
         CheckpointError: Naming the file and the first field that differs.
     """
-    theirs = open_checkpoint(path).get("state_dict", {})
+    theirs = checkpoint.get("state_dict", {})
     for name, value in state.items():
         if getattr(theirs.get(name), "shape", None) != value.shape:
             raise CheckpointError(

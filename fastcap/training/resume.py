@@ -26,17 +26,20 @@ class FolderInUseError(UserError):
     """A run folder that another process writes to."""
 
 
-def settle_resume(cfg: DictConfig, run_dir: Path) -> DictConfig:
-    """Turn ``resume``, a file, a run's folder or ``last``, into the checkpoint to go on from.
+def settle_resume(cfg: DictConfig, run_dir: Path) -> tuple[DictConfig, dict[str, Any] | None]:
+    """Turn ``resume``, a file, a run's folder or ``last``, into the checkpoint to go on from, and open it.
 
     ``last`` is this run's own last good checkpoint, and nothing where there is none yet: the same command then starts a
     run and goes on with it.
+
+    Returns:
+        The configuration with the checkpoint's path, and what it holds; None where a run starts anew.
 
     Raises:
         CheckpointError: If there are checkpoints, and none can be read; if a setting differs that the checkpoint fixes.
     """
     if not cfg.resume:
-        return cfg
+        return cfg, None
     resume = str(cfg.resume)
     if resume == "last":
         folder = OmegaConf.select(cfg, "callbacks.checkpoint.dirpath") or join(run_dir, "checkpoints")
@@ -48,10 +51,11 @@ def settle_resume(cfg: DictConfig, run_dir: Path) -> DictConfig:
             raise CheckpointError(f"{resume}/checkpoints: no checkpoint to go on from")
     else:
         found = resume
-    if found:
+    checkpoint = open_checkpoint(found) if found else None
+    if found and checkpoint:
         config: Any = OmegaConf.to_container(cfg, resolve=True)
-        check_settings(found, open_checkpoint(found).get("fastcap", {}).get("config", config), config)
-    return OmegaConf.merge(cfg, {"resume": found})  # type: ignore[return-value]
+        check_settings(found, checkpoint.get("fastcap", {}).get("config", config), config)
+    return OmegaConf.merge(cfg, {"resume": found}), checkpoint  # type: ignore[return-value]
 
 
 def check_settings(path: Path | str, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:

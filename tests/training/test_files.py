@@ -88,9 +88,9 @@ def test_last_is_found_by_itself(tmp_path, monkeypatch):
     assert run_folder("scenes", None, "new") == run_folder("others", "last", "new") == "new"
     assert str(find_checkpoint("last", runs)).endswith("checkpoints/last.ckpt")
     assert str(find_checkpoint("a.ckpt")) == "a.ckpt"
-    assert settle_resume(tiny_config("resume=last"), stopped).resume == str(stopped / "checkpoints/last.ckpt")
-    assert settle_resume(tiny_config("resume=last"), tmp_path / "fresh").resume is None
-    assert settle_resume(tiny_config(f"resume={stopped}"), tmp_path).resume == str(stopped / "checkpoints/last.ckpt")
+    assert settle_resume(tiny_config("resume=last"), stopped)[0].resume == str(stopped / "checkpoints/last.ckpt")
+    assert settle_resume(tiny_config("resume=last"), tmp_path / "fresh")[0].resume is None
+    assert settle_resume(tiny_config(f"resume={stopped}"), tmp_path)[0].resume == str(stopped / "checkpoints/last.ckpt")
     with pytest.raises(CheckpointError, match="no checkpoint to go on from"):
         settle_resume(tiny_config(f"resume={tmp_path}"), tmp_path)
 

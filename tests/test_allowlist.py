@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from fastcap.build import load_checkpoint
-from fastcap.training.checkpoints import CheckpointError
-from fastcap.utils.allowlist import not_allowed
+from fastcap.training.checkpoints import CheckpointError, not_allowed
 
 NAMED = sorted(
     set(re.findall(r"_target_: (\S+)", "".join(p.read_text(encoding="utf-8") for p in Path("conf").rglob("*.yaml"))))
