@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Sequence
@@ -17,6 +18,8 @@ from fastcap.types import Refinement, RefinementStep
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+    from fastcap.build import LoadedCheckpoint
 
     Picture = str | os.PathLike[str] | bytes | Image | np.ndarray
 
@@ -54,7 +57,7 @@ class Network(Protocol):
     num_steps: int | None
 
     def run(self, pixels: np.ndarray, num_steps: int | None, record_steps: bool) -> Refinement:
-        """Caption images; returns numpy arrays.
+        """Caption images; returns tensors or numpy arrays.
 
         Args:
             pixels: uint8, RGB. (B, S, S, 3)
@@ -67,6 +70,40 @@ class Network(Protocol):
 
     def text(self, tokens: list[int]) -> str:
         """Spell token ids out."""
+
+
+class EagerNetwork:
+    """The model of a checkpoint, run by torch, its batch norms folded first; autoregressive ones too.
+
+    Args:
+        loaded: A checkpoint read by ``load_checkpoint``; its model cannot be trained afterwards.
+        length_beam: Length candidates, if not those of its configuration.
+    """
+
+    def __init__(self, loaded: LoadedCheckpoint, length_beam: int | None = None) -> None:
+        import torch  # and what stands on it: an exported model is captioned without
+
+        from fastcap.backbone.timm_encoder import prepare_for_inference
+
+        self.model, self.text, self.image_size = loaded.model, loaded.tokenizer.decode, loaded.image_size
+        self.length_beam = length_beam
+        self.num_steps: int | None = getattr(self.model.refinement, "num_steps", None)
+        self.info: dict[str, Any] = {
+            "kind": "eager",
+            "precision": "fp32",
+            "parameters": self.model.num_parameters(),
+            "file_bytes": loaded.path.stat().st_size,
+            "name": str(loaded.config.get("name", loaded.path.stem)),
+        }
+        with torch.inference_mode(False):
+            self.model.backbone = prepare_for_inference(self.model.backbone, self.image_size)
+
+    def run(self, pixels: np.ndarray, num_steps: int | None, record_steps: bool) -> Refinement:
+        """Caption images, as ``Network.run``."""
+        import torch
+
+        with torch.inference_mode():
+            return self.model(torch.tensor(pixels).permute(0, 3, 1, 2), num_steps, self.length_beam, record_steps)
 
 
 class Captioner:
@@ -121,7 +158,6 @@ class Captioner:
             import torch  # Hydra and Lightning too: an export does without
 
             from fastcap.build import load_checkpoint
-            from fastcap.serving.eager import EagerNetwork
 
             if num_threads is not None:
                 torch.set_num_threads(num_threads)
@@ -183,7 +219,7 @@ class Captioner:
         last = next((number for number, step in enumerate(steps) if not any(step.remasked)), len(steps))
         return Caption(
             text=self._network.text(refinement.tokens[row, : int(refinement.lengths[row])].tolist()),
-            confidence=float(np.exp(refinement.scores[row])),
+            confidence=math.exp(refinement.scores[row]),
             steps=steps[: last + 1],
             expert_weights=None if weights is None else weights[row].tolist(),
             milliseconds=milliseconds,

@@ -25,9 +25,8 @@ from fastcap.data.image_files import FolderImages
 from fastcap.data.tokenizer import CaptionTokenizer
 from fastcap.model import FastCap
 from fastcap.pretrained import EXPORT_INDEX
-from fastcap.serving.captioner import Captioner
+from fastcap.serving.captioner import Captioner, EagerNetwork
 from fastcap.serving.compare import REFERENCE, Photo, compare, preferred
-from fastcap.serving.eager import EagerNetwork
 from fastcap.serving.onnx_edits import drop_outputs
 from fastcap.serving.onnx_model import CAPTION_OUTPUTS, FORMAT_VERSION, INPUT, PREFIX, STEP_OUTPUTS, open_onnx
 from fastcap.serving.quantize_onnx import quantize_onnx

@@ -17,8 +17,7 @@ from fastcap import caption as caption_command
 from fastcap.build import load_checkpoint
 from fastcap.data.errors import DataError
 from fastcap.data.tokenizer import train_word_tokenizer
-from fastcap.serving.captioner import Captioner
-from fastcap.serving.eager import EagerNetwork
+from fastcap.serving.captioner import Captioner, EagerNetwork
 from fastcap.serving.export import vocabulary
 from fastcap.serving.onnx_model import ModelFileError, spell
 from tests.tiny_captioner import painted
