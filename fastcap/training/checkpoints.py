@@ -147,25 +147,21 @@ def find_checkpoint(name: str | Path | None, runs: Path = RUNS_DIR) -> Path | st
     raise CheckpointError(f"no checkpoint under {runs}/: train first (make train) or name one")
 
 
-def read_checkpoint(path: Path | str, tokenizer: CaptionTokenizer | None = None) -> dict[str, Any]:
-    """Read a captioner's checkpoint without unpickling code.
-
-    Args:
-        path: As in ``find_checkpoint``.
-        tokenizer: The vocabulary that it must have; None for any.
+def read_checkpoint(path: Path | str) -> dict[str, Any]:
+    """Read a captioner's checkpoint, named as for ``find_checkpoint``, without unpickling code.
 
     Raises:
-        CheckpointError: If the file is missing, unreadable, not FastCap's, or of another vocabulary.
+        CheckpointError: If the file is missing, unreadable or not FastCap's.
         PretrainedError: If the weights that FastCap brings along are not those of their card.
     """
     path = find_checkpoint(path)
     checkpoint = read_weights(Path(path).parent) if Path(path).name == WEIGHTS else open_checkpoint(path)
-    check_captioner(path, checkpoint, tokenizer)
+    check_captioner(path, checkpoint)
     return checkpoint
 
 
 def check_captioner(path: Path | str, checkpoint: Any, tokenizer: CaptionTokenizer | None = None) -> None:
-    """Make sure that an opened checkpoint is a captioner's of this version, and of a given vocabulary.
+    """Make sure that an opened checkpoint is a captioner's of this version, and of the vocabulary that is given.
 
     Raises:
         CheckpointError: If not; the message names ``path``.
