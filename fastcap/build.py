@@ -165,9 +165,10 @@ def build_model(
         ConfigError: If a setting is refused, or decoding is to be guided by what is not trained.
     """
     start = OmegaConf.select(cfg, "init.captioner")
-    if not start:
-        _check_guidance(cfg)
     special, vocab_size, max_length = tokenizer.special, tokenizer.vocab_size, int(cfg.data.max_length)
+    refinement = construct(cfg.refinement, special=special)
+    if not start:
+        _check_guidance(cfg.concepts, refinement.guidance_weights.weighed)
     backbone: Any = build_backbone(cfg, fresh)
     decoder = construct(cfg.decoder, vocab_size=vocab_size, max_length=max_length, pad_id=special.pad)
     alignment = construct(
@@ -178,7 +179,6 @@ def build_model(
         branch_dim=cfg.concepts.branch_dim,
     )
     length = construct(cfg.length, dim=decoder.dim, max_length=max_length)
-    refinement = construct(cfg.refinement, special=special)
     if refinement.causal != decoder.causal:
         names = f"decoder {type(decoder).__name__} is not driven by {type(refinement).__name__}"
         raise ConfigError(f"{names}: choose refinement={'greedy' if decoder.causal else 'icmr'}")
@@ -188,17 +188,15 @@ def build_model(
     return model
 
 
-def _check_guidance(cfg: DictConfig) -> None:
+def _check_guidance(concepts: DictConfig, weighed: Mapping[str, float]) -> None:
     """Refuse to guide decoding by concepts or phrases that are not trained."""
-    concepts, guidance = cfg.concepts, cfg.refinement.guidance
-    trained = {"word_bias": "loss_weight", "bigram_bias": "phrase_loss_weight", "rerank_weight": "loss_weight"}
-    for name, loss in trained.items():
+    for name, weight in weighed.items():
+        loss = "phrase_loss_weight" if name == "bigram_bias" else "loss_weight"
         loss = "branch_loss_weight" if concepts.branch_dim else loss
-        if guidance.get(name) and not concepts[loss]:
-            raise ConfigError(f"refinement.guidance.{name} = {guidance[name]}: concepts.{loss}=0 trains none")
-    if guidance.get("bigram_bias") and not concepts.min_phrase_count:
-        phrases = "concepts.min_phrase_count=0 has no phrases"
-        raise ConfigError(f"refinement.guidance.bigram_bias = {guidance.bigram_bias}: {phrases}")
+        if not concepts[loss]:
+            raise ConfigError(f"refinement.guidance.{name} = {weight}: concepts.{loss}=0 trains none")
+        if name == "bigram_bias" and not concepts.min_phrase_count:
+            raise ConfigError(f"refinement.guidance.{name} = {weight}: concepts.min_phrase_count=0 has no phrases")
 
 
 def build_concepts(cfg: DictConfig, datamodule: CaptionDataModule) -> ConceptTable | None:
@@ -223,6 +221,8 @@ def build_module(cfg: DictConfig, datamodule: CaptionDataModule, model: FastCap 
         model = build_model(cfg, tokenizer, build_concepts(cfg, datamodule), fresh=not cfg.get("resume"))
         if not model.ngrams.counted:
             model.ngrams.count(itertools.chain.from_iterable(references.values()), *datamodule.text_tokens())
+    if cfg.objective.scst_weight > 0 and model.decoder.causal:
+        raise ConfigError("objective.scst_weight needs refinement=icmr: rewards gave the baseline nothing (study 007)")
     objective = instantiate(
         cfg.objective,
         concept_weight=cfg.concepts.loss_weight,

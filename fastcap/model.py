@@ -85,7 +85,7 @@ class FastCap(nn.Module):
 
     def sample(self, encoded: Encoded, num_samples: int, temperature: float = 1.0) -> Sampled:
         """Sample captions by the refinement that ``decode`` runs, for training on rewards."""
-        assert isinstance(self.refinement, ICMRDecoder), "rewards gave the autoregressive baseline nothing (study 007)"
+        assert isinstance(self.refinement, ICMRDecoder)  # build_module rewards no other
         memory = encoded.memory
         lengths, ngrams = self.length(memory), self.ngrams
         return self.refinement.sample(self.decoder, memory, lengths, num_samples, temperature, ngrams)  # type: ignore[arg-type]

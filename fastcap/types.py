@@ -142,7 +142,6 @@ class Refinement:
         tokens: Content token ids, PAD beyond each length. (B, L)
         lengths: Content tokens of each caption. (B,)
         scores: Mean log-probability of each caption's tokens. (B,)
-        num_passes: Decoder passes that were run.
         drafted_lengths: Content tokens before repeats were collapsed, as the steps have them. (B,)
         steps: Every step of the chosen candidate, when recording was asked for.
         expert_weights: Weight of each expert for each image, where the decoder has experts. (B, E)
@@ -151,7 +150,6 @@ class Refinement:
     tokens: Tensor
     lengths: Tensor
     scores: Tensor
-    num_passes: int
     drafted_lengths: Tensor
     steps: list[StepTensors] = field(default_factory=list)
     expert_weights: Tensor | None = None

@@ -180,18 +180,7 @@ class _Scan(torch.autograd.Function):
 
 
 def _scan(x: Tensor, log_decay: Tensor, b: Tensor, c: Tensor, routes: Routes) -> Tensor:
-    """Scan the sequences, each along its own way through the same tables.
-
-    Args:
-        x: Inputs times the step size. (B, N * 4 * h, P)
-        log_decay: Logarithm of the decay of each step. (B, N * 4 * h)
-        b: Input projections. (B, N, S)
-        c: Output projections. (B, N, S)
-        routes: The ways.
-
-    Returns:
-        Outputs like x.
-    """
+    """Scan tables (B, N * 4 * h, P), (B, N * 4 * h), (B, N, S) and (B, N, S) along each way; returns outputs like x."""
     parts = list(_slices(x))
     if len(parts) == 1:
         return _put_back(scan_chunks(*_laid_out((x, log_decay, b, c), routes)), routes)

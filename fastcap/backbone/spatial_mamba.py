@@ -250,11 +250,6 @@ class SpatialMambaBackbone(nn.Module):
         """Whether the stem is one that keeps its weights as they are."""
         return self.stem is not None and self.stem.frozen
 
-    @property
-    def blocks(self) -> list[nn.Module]:
-        """The blocks of all stages, in the order in which they run."""
-        return [block for stage in self.stages for block in stage.children()]
-
     def forward(self, images: Tensor) -> Tensor:
         """Turn images into patch features.
 

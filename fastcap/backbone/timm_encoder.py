@@ -131,7 +131,7 @@ class TimmEncoder(GridEncoder):
         return self
 
     def feature_map(self, images: Tensor) -> Tensor:
-        """Compute the features on their grid, without norm and position code. (B, 3, H, W) -> (B, h, w, D)."""
+        """Compute the features, as ``GridEncoder.feature_map``."""
         with torch.no_grad() if self.frozen else nullcontext():
             pixels = images * self.pixel_scale + self.pixel_shift
             pixels = pixels.contiguous(memory_format=torch.channels_last)

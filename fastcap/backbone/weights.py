@@ -30,11 +30,8 @@ def save_backbone(path: Path, backbone: nn.Module, config: Mapping[str, Any]) ->
         part.chmod(0o644)  # safetensors makes files for the owner alone
 
 
-def load_backbone(path: Path | str, backbone: nn.Module) -> dict[str, Any]:
+def load_backbone(path: Path | str, backbone: nn.Module) -> None:
     """Fill a backbone with saved weights.
-
-    Returns:
-        The configuration that the file's backbone was built from.
 
     Raises:
         ValueError: Naming the file and the field, if it is missing, no backbone file, or of another backbone.
@@ -50,11 +47,10 @@ def load_backbone(path: Path | str, backbone: nn.Module) -> dict[str, Any]:
         raise ValueError(f"{path}: cannot be read as safetensors ({error})") from error
     if metadata.get("format") != FORMAT:
         raise ValueError(f"{path}: not a FastCap backbone file (its metadata field `format` is not {FORMAT!r})")
-    config: dict[str, Any] = json.loads(metadata["config"])
+    config = json.loads(metadata["config"])
     own = backbone.state_dict()
     for name in sorted(own.keys() | state.keys()):
         theirs, ours = (tuple(s[name].shape) if name in s else "missing" for s in (state, own))
         if theirs != ours:
             raise ValueError(f"{path}: field {name!r} is {theirs}, this backbone's {ours}; the file's is of {config}")
     backbone.load_state_dict(state)
-    return config

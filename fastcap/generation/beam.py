@@ -93,7 +93,7 @@ class BeamSearch:
         best = rerank(means, words, lengths, self.guidance_weights, guidance)
         chosen, at = words[rows.squeeze(1), best], lengths.gather(1, best.unsqueeze(1)).squeeze(1)
         score = means.gather(1, best.unsqueeze(1)).squeeze(1)
-        return Refinement(chosen, at, score, length + 1, at, [], cache.expert_weights)
+        return Refinement(chosen, at, score, at, [], cache.expert_weights)
 
     def _allowed(self, logits: Tensor, length: int, longest: int) -> Tensor:
         """Logits of what may come next: no special token; [EOS] after the first word, alone at the end."""

@@ -115,26 +115,23 @@ class ICMRDecoder:
         candidates = top_lengths(length_logits, length_beam)
         (images, beam), lengths = candidates.shape, candidates.flatten()
         longest = length_logits.shape[1] if torch.compiler.is_exporting() else None
-        transitions, bias = None, None
-        if any(vars(self.ngram_weights).values()) or self.guidance_weights.bigram_bias > 0:
-            transitions = Transitions(_needed(ngrams), self.ngram_weights, guidance, self.guidance_weights.bigram_bias)
+        choose, bias = self._choose(ngrams, self.ngram_weights, guidance), None
         if guidance and self.guidance_weights.word_bias > 0:
             likely = guidance.probability[:, guidance.words].repeat_interleave(beam, dim=0)
             bias = self.guidance_weights.word_bias * likely.unsqueeze(1)
-        choose = self._choose(transitions, temperature=None)
         cache = decoder.prepare(memory)
         refined = self._refine(decoder, cache, lengths, choose, num_steps, record_steps, bias, longest)
-        tokens, confidence, beyond, steps, num_passes = refined
+        tokens, confidence, beyond, steps = refined
 
         # 5. The candidate whose words are likeliest on average, go together and name what is there.
         scores, drafted = confidence.sum(1) / lengths, lengths
         total = scores if beyond is None else scores + beyond / lengths
-        tokens, lengths = self._collapse(tokens) if self.collapse_repeats else (tokens, lengths)
+        tokens, lengths = self._collapse(tokens, lengths)
         finished = total.view(images, beam), tokens.view(images, beam, -1), lengths.view(images, beam)
         best = rerank(*finished, self.guidance_weights, guidance) + torch.arange(images, device=memory.device) * beam
         chosen = [StepTensors(s.tokens[best], s.confidence[best], s.remasked[best]) for s in steps]
         experts = getattr(cache, "expert_weights", None)
-        return Refinement(tokens[best], lengths[best], scores[best], num_passes, drafted[best], chosen, experts)
+        return Refinement(tokens[best], lengths[best], scores[best], drafted[best], chosen, experts)
 
     def sample(
         self,
@@ -166,20 +163,25 @@ class ICMRDecoder:
         distribution = length_logits.float().log_softmax(-1)
         drawn = torch.multinomial(distribution.exp(), num_samples, replacement=True)
         lengths = drawn.flatten() + 1
-        transitions = None
-        if self.ngram_weights.bigram > 0:
-            transitions = Transitions(_needed(ngrams), NGramWeights(bigram=self.ngram_weights.bigram))
-        choose = self._choose(transitions, temperature)
+        choose = self._choose(ngrams, NGramWeights(bigram=self.ngram_weights.bigram), temperature=temperature)
         tokens, decision, *_ = self._refine(decoder, decoder.prepare(memory), lengths, choose, self.num_steps)
         words = tokens != self.special.pad
-        shown, shown_lengths = self._collapse(tokens) if self.collapse_repeats else (tokens, lengths)
-        return Sampled(shown, shown_lengths, decision, words, distribution.gather(1, drawn).flatten())
+        return Sampled(*self._collapse(tokens, lengths), decision, words, distribution.gather(1, drawn).flatten())
 
-    def _choose(self, transitions: Transitions | None, temperature: float | None) -> Choose:
+    def _choose(
+        self,
+        ngrams: NGrams | None,
+        weights: NGramWeights,
+        guidance: Guidance | None = None,
+        temperature: float | None = None,
+    ) -> Choose:
         """Return how the words of a step are chosen: without a temperature the best, else sampled at it."""
-        if transitions is not None:
-            return CRF(transitions, self.lattice_width, temperature)
-        return argmax if temperature is None else partial(sample, temperature=temperature)
+        bias = self.guidance_weights.bigram_bias if guidance else 0.0
+        if not (weights.bigram or weights.trigram or bias):
+            return argmax if temperature is None else partial(sample, temperature=temperature)
+        if ngrams is None:
+            raise ValueError("refinement.ngram_weights and refinement.guidance.bigram_bias need a table of n-grams")
+        return CRF(Transitions(ngrams, weights, guidance, bias), self.lattice_width, temperature)
 
     def _refine(
         self,
@@ -191,28 +193,18 @@ class ICMRDecoder:
         record_steps: bool = False,
         bias: Tensor | None = None,
         longest: int | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor | None, list[StepTensors], int]:
-        """Refine captions of given lengths.
-
-        Args:
-            decoder: The decoder.
-            cache: What it prepared.
-            lengths: Content tokens of each caption. (B * K,)
-            choose: Chooses words.
-            num_steps: Decoder passes.
-            record_steps: Keep every step.
-            bias: Added to the logits. (B * K, 1, V)
-            longest: Positions of the captions; None for the longest length there is.
+    ) -> tuple[Tensor, Tensor, Tensor | None, list[StepTensors]]:
+        """Refine captions of given lengths (B * K,), ``bias`` (B * K, 1, V) added to the logits.
 
         Returns:
-            Tokens, log-probabilities of their choices, the captions' scores beyond them, steps and passes.
+            Tokens, log-probabilities of their choices, the captions' scores beyond them, and the steps.
         """
         static = longest is not None
         shortest, longest = (0, longest) if longest else torch.stack(lengths.aminmax()).tolist()
         # 2. Start from nothing but [MASK].
         pad = torch.arange(longest, device=lengths.device) >= lengths.unsqueeze(1)
         tokens = torch.full_like(pad, self.special.mask, dtype=torch.long).masked_fill(pad, self.special.pad)
-        steps, num_passes = [], 0
+        steps = []
 
         for step in range(1, num_steps + 1):
             # 3. Predict all, write where masked.
@@ -224,7 +216,6 @@ class ICMRDecoder:
                 gain = gain if bias is None else bias.to(logits.dtype) + gain
             masked = tokens == self.special.mask
             written, certainty, decided, transitions = choose(logits + gain, Draft(tokens, masked, pad))
-            num_passes += 1
             tokens = torch.where(masked, written, tokens)
             if step == 1:
                 confidence, decision = (torch.zeros_like(value) for value in (certainty, decided))
@@ -239,10 +230,12 @@ class ICMRDecoder:
             if done:
                 break
             tokens = tokens.masked_fill(remasked, self.special.mask)
-        return tokens, decision, transitions, steps, num_passes
+        return tokens, decision, transitions, steps
 
-    def _collapse(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Leave out tokens that equal the one before; returns tokens (B, L) and lengths (B,)."""
+    def _collapse(self, tokens: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Leave out tokens that equal the one before, if asked to; returns tokens (B, L) and lengths (B,)."""
+        if not self.collapse_repeats:
+            return tokens, lengths
         pad, length = self.special.pad, tokens.shape[1]
         before = torch.cat([torch.full_like(tokens[:, :1], pad), tokens[:, :-1]], dim=1)
         kept = (tokens != before) & (tokens != pad)
@@ -256,12 +249,6 @@ def _count(name: str, value: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"{name} = {value!r} must be a whole number, at least 1")
     return value
-
-
-def _needed(ngrams: NGrams | None) -> NGrams:
-    if ngrams is None:
-        raise ValueError("refinement.ngram_weights and refinement.guidance.bigram_bias need a table of n-grams")
-    return ngrams
 
 
 def linear(progress: float) -> float:

@@ -89,7 +89,6 @@ class OnnxNetwork:
             tokens,
             lengths,
             np.log(confidence),
-            drafts.shape[1],
             drafted,
             [StepTensors(drafts[:, step], sure[:, step], remasked[:, step]) for step in steps],
             experts,

@@ -50,19 +50,20 @@ def test_no_special_token_ever_comes_out(decoder, memory, schedule, num_steps, l
     inside = torch.arange(result.tokens.shape[1]) < result.lengths[:, None]
     assert not torch.isin(result.tokens[inside], torch.tensor(SPECIAL.ids)).any()
     assert (result.tokens[~inside] == SPECIAL.pad).all()
-    assert 1 <= result.num_passes <= num_steps
+    assert 1 <= len(result.steps) <= num_steps
     if length_beam == 1:
         assert result.lengths.tolist() == list(LENGTHS)
 
 
 def test_one_step_is_one_argmax_pass(decoder, memory):
-    result = ICMRDecoder(SPECIAL, 1, length_beam=1).generate(decoder, memory, length_logits(*LENGTHS))
+    icmr = ICMRDecoder(SPECIAL, 1, length_beam=1)
+    result = icmr.generate(decoder, memory, length_logits(*LENGTHS), record_steps=True)
     pad = torch.arange(MAX_LENGTH) >= torch.tensor(LENGTHS)[:, None]
     logits = decoder(torch.full(pad.shape, SPECIAL.mask).masked_fill(pad, SPECIAL.pad), memory, pad).logits
     logits[..., list(SPECIAL.ids)] = -torch.inf
     value, index = logits.log_softmax(-1).max(-1)
     assert torch.equal(result.tokens, index.masked_fill(pad, SPECIAL.pad))
-    assert result.num_passes == 1
+    assert len(result.steps) == 1
     torch.testing.assert_close(result.scores, value.masked_fill(pad, 0).sum(1) / (~pad).sum(1))
 
 
@@ -197,9 +198,9 @@ def test_what_is_weighed_must_be_there(decoder, memory):
 
 def test_numbers_are_arguments_of_a_call(decoder, memory):
     logits, icmr = length_logits(*LENGTHS), ICMRDecoder(SPECIAL, 4, length_beam=3)
-    asked = icmr.generate(decoder, memory, logits, num_steps=2, length_beam=1)
+    asked = icmr.generate(decoder, memory, logits, num_steps=2, length_beam=1, record_steps=True)
     expected = ICMRDecoder(SPECIAL, 2, length_beam=1).generate(decoder, memory, logits)
-    assert torch.equal(asked.tokens, expected.tokens) and asked.num_passes == 2
+    assert torch.equal(asked.tokens, expected.tokens) and len(asked.steps) == 2
     assert (icmr.num_steps, icmr.length_beam) == (4, 3)
     for name in ("num_steps", "length_beam"):
         for wrong in (0, True, 1.5):
