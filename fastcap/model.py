@@ -11,7 +11,7 @@ from fastcap.alignment.cmfa import CrossModalFeatureAlignment
 from fastcap.generation.beam import BeamSearch
 from fastcap.generation.icmr import ICMRDecoder
 from fastcap.generation.ngrams import NGrams
-from fastcap.types import IMAGE_MEAN, IMAGE_STD, CausalDecoder, Encoded, MaskedDecoder, Refinement, Sampled
+from fastcap.types import IMAGE_MEAN, IMAGE_STD, CausalDecoder, Encoded, Guidance, MaskedDecoder, Refinement, Sampled
 
 
 class FastCap(nn.Module):
@@ -76,7 +76,8 @@ class FastCap(nn.Module):
         Raises:
             ValueError: If a number is below one, or the decoder is autoregressive and takes none.
         """
-        memory, guidance = encoded.memory, None
+        memory = encoded.memory
+        guidance: Guidance | None = None
         if self.refinement.guidance_weights.weighed:
             guidance = self.alignment.concepts.guidance(encoded.concept_features)
         options = self.ngrams, guidance, num_steps, length_beam, record_steps
@@ -90,9 +91,9 @@ class FastCap(nn.Module):
         lengths, ngrams = self.length(memory), self.ngrams
         return self.refinement.sample(self.decoder, memory, lengths, num_samples, temperature, ngrams)  # type: ignore[arg-type]
 
-    def forward(self, images: Tensor, *args: Any, **kwargs: Any) -> Refinement:
-        """Caption images, uint8 (B, 3, H, W); further arguments are those of ``decode``."""
-        return self.decode(self.encode(images), *args, **kwargs)
+    def forward(self, images: Tensor, record_steps: bool = False) -> Refinement:
+        """Caption images. images: uint8 (B, 3, H, W)."""
+        return self.decode(self.encode(images), record_steps=record_steps)
 
     def num_parameters(self) -> int:
         """Count the parameters that captioning reads: what only training's losses use is left out."""

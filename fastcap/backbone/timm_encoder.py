@@ -257,8 +257,9 @@ def prepare_for_inference(backbone: nn.Module, image_size: int) -> nn.Module:
     prepared = copy.deepcopy(backbone)
     layers = [(name, m) for name, m in prepared.named_modules() if isinstance(m, nn.Conv2d | nn.BatchNorm2d)]
     for (_, convolution), (name, norm) in pairwise(layers):
-        pair = isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
-        if pair and convolution.out_channels == norm.num_features:
+        if not isinstance(convolution, nn.Conv2d) or not isinstance(norm, nn.BatchNorm2d):
+            continue
+        if convolution.out_channels == norm.num_features:
             fused = fuse_conv_bn_eval(convolution, norm)
             convolution.weight, convolution.bias = fused.weight, fused.bias
             prepared.set_submodule(name, getattr(norm, "act", nn.Identity()))  # timm's norms hold an activation too

@@ -115,7 +115,8 @@ class ICMRDecoder:
         candidates = top_lengths(length_logits, length_beam)
         (images, beam), lengths = candidates.shape, candidates.flatten()
         longest = length_logits.shape[1] if torch.compiler.is_exporting() else None
-        choose, bias = self._choose(ngrams, self.ngram_weights, guidance), None
+        choose = self._choose(ngrams, self.ngram_weights, guidance)
+        bias: Tensor | None = None
         if guidance and self.guidance_weights.word_bias > 0:
             likely = guidance.probability[:, guidance.words].repeat_interleave(beam, dim=0)
             bias = self.guidance_weights.word_bias * likely.unsqueeze(1)
