@@ -25,20 +25,20 @@ MAX_LINES = 400
 # Lines of Python at most, docstrings counted; "*.py" are the top-level modules. Growth is a decision: raise a number in
 # the commit that needs it, and say why there.
 BUDGETS = {
-    "*.py": 2_340,
-    "alignment": 315,
-    "backbone": 1_200,
+    "*.py": 2_350,
+    "alignment": 246,
+    "backbone": 1_119,
     "data": 3_163,
-    "decoder": 654,
-    "generation": 986,
+    "decoder": 644,
+    "generation": 984,
     "jobs": 533,
     "metrics": 660,
     "pretrained": 93,
     "reporting": 826,
-    "serving": 1_657,
+    "serving": 1_632,
     "tools": 879,
-    "training": 1_358,
-    "utils": 508,
+    "training": 1_425,
+    "utils": 413,
 }
 
 
@@ -205,8 +205,8 @@ def test_whole_keeps_its_budget() -> None:
     folders = {path.name for path in PACKAGE.iterdir() if path.is_dir() and any(path.glob("*.py"))}
     assert folders <= BUDGETS.keys()
     sizes = {
-        "files of fastcap": (len(list(PACKAGE.rglob("*.py"))), 114),
-        "lines of fastcap": (lines_of(PACKAGE), 15_172),
+        "files of fastcap": (len(list(PACKAGE.rglob("*.py"))), 105),
+        "lines of fastcap": (lines_of(PACKAGE), 14_967),
         "entries of fastcap": (len([path for path in PACKAGE.iterdir() if path.name != "__pycache__"]), 25),
         "lines of tests": (lines_of(ROOT / "tests"), 9_343),
         "files of conf": (len(list((ROOT / "conf").rglob("*.yaml"))), 50),
