@@ -229,6 +229,11 @@ def build_module(cfg: DictConfig, datamodule: CaptionDataModule, model: FastCap 
         phrase_weight=cfg.concepts.phrase_loss_weight,
         branch_weight=cfg.concepts.branch_loss_weight,
     )
+    options: Any = OmegaConf.to_container(cfg.metrics, resolve=True)
+    try:
+        evaluation = CaptionEvaluation(datamodule.validation_splits, options, datamodule.records)
+    except ValueError as error:
+        raise ConfigError(f"metrics: {error}") from error
     return CaptioningModule(
         model=model,
         special=tokenizer.special,
@@ -240,11 +245,7 @@ def build_module(cfg: DictConfig, datamodule: CaptionDataModule, model: FastCap 
         weight_decay=cfg.optim.weight_decay,
         backbone_lr_scale=cfg.optim.backbone_lr_scale,
         alignment_lr_scale=cfg.optim.alignment_lr_scale,
-        evaluation=CaptionEvaluation(
-            datamodule.validation_splits,
-            OmegaConf.to_container(cfg.metrics, resolve=True),  # type: ignore[arg-type]
-            datamodule.records,
-        ),
+        evaluation=evaluation,
         reward=CiderD(references) if cfg.objective.scst_weight > 0 else None,
         artifacts={
             "format_version": FORMAT_VERSION,

@@ -112,6 +112,11 @@ def test_resuming_with_what_the_checkpoint_fixes_is_refused(checkpoint, tmp_path
         train(tiny_config(f"resume={checkpoint}", override), tmp_path)
 
 
+def test_an_unknown_metric_is_named(tmp_path):
+    with pytest.raises(ConfigError, match="metrics: names must be some of"):
+        train(tiny_config("metrics.names=[nonsense]"), tmp_path)
+
+
 def test_resuming_with_another_vocabulary_is_refused(checkpoint, tmp_path):
     with pytest.raises(CheckpointError, match="another vocabulary"):
         train(tiny_config(f"resume={checkpoint}", "data.source.seed=5"), tmp_path)
