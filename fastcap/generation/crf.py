@@ -239,18 +239,19 @@ def viterbi(gains: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         A choice at each position (B, L), and the sum (B,).
     """
-    ahead, pointers = torch.zeros_like(gains[:, 0, 0]), []
-    for gain in reversed(gains.unbind(1)):
-        ahead, pointer = (gain + ahead.unsqueeze(1)).max(-1)
-        pointers.append(pointer)
-    choices = torch.stack(pointers[:0:-1]).flatten(2)  # of each position but the end, from each state (L, B, states)
-    states = torch.arange(choices.shape[-1], device=gains.device)
-    following = _next_state(states, choices, gains)
-    state, path = torch.zeros_like(choices[0, :, :1]), []
-    for leads_to in following.unbind():
+    # Captions last, so that a sum broadcasts as it is: an export has two nodes a position.
+    steps, sums = gains.movedim(0, -1).split(1), list[Tensor]()
+    ahead = torch.zeros_like(steps[0][:, 0])
+    for gain in reversed(steps):
+        sums.append(gain + ahead)
+        ahead = sums[-1].amax(-2)
+    choices = torch.cat(sums[:0:-1]).argmax(-2).flatten(1, -2)  # of each position but the end, from each state
+    states = torch.arange(choices.shape[1], device=gains.device).unsqueeze(1)
+    state, path = torch.zeros_like(choices[:1, :1]), []
+    for leads_to in _next_state(states, choices, gains).split(1):
         state = leads_to.gather(1, state)
         path.append(state)
-    return torch.cat(path, dim=1) % gains.shape[-1], ahead.flatten(1)[:, 0]
+    return torch.cat(path).squeeze(1).t() % gains.shape[-1], ahead.flatten(0, -2)[0]
 
 
 def sample_path(gains: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
