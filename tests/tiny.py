@@ -20,6 +20,7 @@ TINY = [
     "backbone.head_dim=8",
     "backbone.d_state=4",
     "decoder.dim=32",
+    "decoder.num_layers=2",
     "decoder.num_experts=2",
     "alignment.embed_dim=32",
     "length.hidden_dim=16",
