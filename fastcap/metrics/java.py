@@ -90,6 +90,10 @@ def find_jar(relative: str) -> Path:
     return path
 
 
+# Java names the variables that it reads; where it cannot start, its reason stands between lines that tell none.
+_NO_REASON = ("Picked up ", "Error: Could not create ", "Error: A fatal exception ", "Error occurred during init")
+
+
 def run_java(arguments: Sequence[str], text: str = "", timeout: float = 120.0) -> str:
     """Run Java to its end in an empty temporary folder, which is removed whatever happens; returns its standard output.
 
@@ -107,14 +111,14 @@ def run_java(arguments: Sequence[str], text: str = "", timeout: float = 120.0) -
         except subprocess.TimeoutExpired as error:
             raise JavaError(f"Java took more than {timeout:g} s") from error
     if done.returncode != 0:
-        raise JavaError(f"Java ended with {done.returncode}: {_reason(done.stderr)}")
+        raise JavaError(f"Java ended with {done.returncode}: {_reason(done.stdout + done.stderr)}")
     return done.stdout.decode("utf-8", "replace")
 
 
-def _reason(stderr: bytes) -> str:
+def _reason(output: bytes) -> str:
     """The first line that names an error or exception, else the last line; at most 200 characters."""
-    lines = [line.strip() for line in stderr.decode("utf-8", "replace").splitlines()]
-    lines = [line for line in lines if line and not line.startswith("Picked up ")]  # Java names the variables it reads
+    lines = [line.strip() for line in output.decode("utf-8", "replace").splitlines()]
+    lines = [line for line in lines if line and not line.startswith(_NO_REASON)]
     named = [line for line in lines if "rror" in line or "xception" in line]
     return (named or lines[-1:] or ["no message"])[0][:200]
 
