@@ -117,7 +117,7 @@ def test_a_closed_pipe_or_stream_is_no_error():
     [
         ("decoder.foo=1", "decoder.foo"),
         ("data=nowhere", "data/nowhere"),
-        ("optim.optimizer.lr=abc", "optim.optimizer.lr = abc must be a number, as 0.002 is"),
+        ("optim.optimizer.lr=abc", "optim.optimizer.lr = abc must be a number, as 0.003 is"),
     ],
 )
 def test_wrong_overrides_are_one_line(argument, message, tmp_path, monkeypatch, capsys):

@@ -25,6 +25,7 @@ TINY = [
     "alignment.embed_dim=32",
     "length.hidden_dim=16",
     "tokenizer.min_frequency=1",
+    "optim.optimizer.lr=2e-3",
     "logger=csv",
     "callbacks.refinement.num_images=1",
     "callbacks.speed_quality.max_images=4",
