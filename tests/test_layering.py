@@ -30,7 +30,7 @@ BUDGETS = {
     "backbone": 1_119,
     "data": 3_163,
     "decoder": 644,
-    "generation": 985,
+    "generation": 994,
     "jobs": 533,
     "metrics": 664,
     "pretrained": 93,
@@ -206,7 +206,7 @@ def test_whole_keeps_its_budget() -> None:
     assert folders <= BUDGETS.keys()
     sizes = {
         "files of fastcap": (len(list(PACKAGE.rglob("*.py"))), 105),
-        "lines of fastcap": (lines_of(PACKAGE), 14_980),
+        "lines of fastcap": (lines_of(PACKAGE), 14_984),
         "entries of fastcap": (len([path for path in PACKAGE.iterdir() if path.name != "__pycache__"]), 25),
         "lines of tests": (lines_of(ROOT / "tests"), 9_343),
         "files of conf": (len(list((ROOT / "conf").rglob("*.yaml"))), 50),

@@ -215,15 +215,22 @@ class CRF:
         transitions: Scores of neighbouring words.
         lattice_width: Words that are considered at each position.
         temperature: Sample captions at this temperature; None takes the best.
+        longest: The longest caption that there can be: an export unrolls the way through the lattice so far.
     """
 
-    def __init__(self, transitions: Transitions, lattice_width: int, temperature: float | None = None) -> None:
+    def __init__(
+        self, transitions: Transitions, lattice_width: int, temperature: float | None = None, longest: int | None = None
+    ) -> None:
         self.transitions, self.lattice_width, self.temperature = transitions, lattice_width, temperature
+        self.longest = longest
 
     def __call__(self, logits: Tensor, draft: Draft) -> Choice:
         """Choose, as ``Choose`` says."""
         *choices, gains = lattice(logits, draft, self.transitions, self.lattice_width)
+        if self.longest and torch.compiler.is_exporting():  # beyond the end there is nothing to gain
+            gains = F.pad(gains, (*[0] * (2 * gains.dim() - 3), self.longest + 1 - gains.shape[1]))
         path, score = viterbi(gains) if self.temperature is None else sample_path(gains, self.temperature)
+        path = path[:, : logits.shape[1]]
         words, value = (t[:, :-1].gather(-1, path.unsqueeze(-1)).squeeze(-1) for t in choices)
         if self.temperature is None:
             return Choice(words, value, value, score - value.sum(1))

@@ -34,8 +34,7 @@ class ICMRDecoder:
     Every sample keeps its own length, so a caption does not depend on what shares its batch. Special tokens are never
     written. A token keeps the confidence it was written with until it is masked again.
 
-    While ``torch.export`` traces, every caption has the longest length, padded, and all steps are run: no shape depends
-    on the data. Captions are the same.
+    While ``torch.export`` traces, all steps are run, as nothing may be decided by the data. Captions are the same.
 
     Args:
         special: The special token ids.
@@ -114,14 +113,13 @@ class ICMRDecoder:
         # 1. The likeliest lengths, K an image, in consecutive rows.
         candidates = top_lengths(length_logits, length_beam)
         (images, beam), lengths = candidates.shape, candidates.flatten()
-        longest = length_logits.shape[1] if torch.compiler.is_exporting() else None
-        choose = self._choose(ngrams, self.ngram_weights, guidance)
+        choose = self._choose(ngrams, self.ngram_weights, guidance, longest=length_logits.shape[1])
         bias: Tensor | None = None
         if guidance and self.guidance_weights.word_bias > 0:
             likely = guidance.probability[:, guidance.words].repeat_interleave(beam, dim=0)
             bias = self.guidance_weights.word_bias * likely.unsqueeze(1)
         cache = decoder.prepare(memory)
-        refined = self._refine(decoder, cache, lengths, choose, num_steps, record_steps, bias, longest)
+        refined = self._refine(decoder, cache, lengths, choose, num_steps, record_steps, bias)
         tokens, confidence, beyond, steps = refined
 
         # 5. The candidate whose words are likeliest on average, go together and name what is there.
@@ -175,6 +173,7 @@ class ICMRDecoder:
         weights: NGramWeights,
         guidance: Guidance | None = None,
         temperature: float | None = None,
+        longest: int | None = None,
     ) -> Choose:
         """Return how the words of a step are chosen: without a temperature the best, else sampled at it."""
         bias = self.guidance_weights.bigram_bias if guidance else 0.0
@@ -182,7 +181,7 @@ class ICMRDecoder:
             return argmax if temperature is None else partial(sample, temperature=temperature)
         if ngrams is None:
             raise ValueError("refinement.ngram_weights and refinement.guidance.bigram_bias need a table of n-grams")
-        return CRF(Transitions(ngrams, weights, guidance, bias), self.lattice_width, temperature)
+        return CRF(Transitions(ngrams, weights, guidance, bias), self.lattice_width, temperature, longest)
 
     def _refine(
         self,
@@ -193,15 +192,18 @@ class ICMRDecoder:
         num_steps: int,
         record_steps: bool = False,
         bias: Tensor | None = None,
-        longest: int | None = None,
     ) -> tuple[Tensor, Tensor, Tensor | None, list[StepTensors]]:
         """Refine captions of given lengths (B * K,), ``bias`` (B * K, 1, V) added to the logits.
 
         Returns:
             Tokens, log-probabilities of their choices, the captions' scores beyond them, and the steps.
         """
-        static = longest is not None
-        shortest, longest = (0, longest) if longest else torch.stack(lengths.aminmax()).tolist()
+        if static := torch.compiler.is_exporting():
+            shortest, longest = 0, lengths.max().clamp(min=2).item()  # a single position would be traced apart
+            torch._check(longest >= 2)
+            torch._check(longest <= decoder.max_length)
+        else:
+            shortest, longest = torch.stack(lengths.aminmax()).tolist()
         # 2. Start from nothing but [MASK].
         pad = torch.arange(longest, device=lengths.device) >= lengths.unsqueeze(1)
         tokens = torch.full_like(pad, self.special.mask, dtype=torch.long).masked_fill(pad, self.special.pad)
