@@ -201,8 +201,8 @@ def open_model(arguments: argparse.Namespace) -> Captioner:
     return captioner
 
 
-def written(file: Path) -> set[str]:
-    """Names that a file of JSON lines holds results of; a last line that was cut short is taken away.
+def written(file: Path) -> dict[str, bool]:
+    """Names that a file of JSON lines holds results of, and whether each failed; a last line cut short is taken away.
 
     Raises:
         UserError: If the file holds something else.
@@ -211,7 +211,8 @@ def written(file: Path) -> set[str]:
     whole = content[: content.rfind(b"\n") + 1]
     cut = content[len(whole) :]
     try:
-        names = {json.loads(line)["file"] for line in whole.splitlines()}
+        rows = [json.loads(line) for line in whole.splitlines()]
+        names = {row["file"]: "error" in row for row in rows}
         if not cut.startswith(b'{"file": "'[: len(cut)]):
             raise ValueError("the last line does not begin as a caption's")
     except (ValueError, KeyError, TypeError) as error:
@@ -231,14 +232,15 @@ def main(arguments: list[str] | None = None) -> None:
             stream.reconfigure(errors="surrogateescape")
     if options.resume and not options.out:
         raise UserError("--resume goes on with the file that --out names")
-    done: set[str] = set()
+    done: dict[str, bool] = {}
     if options.out and options.out.exists():
         if not options.resume:
             raise UserError(f"--out {options.out}: exists; add --resume to go on with it, or name another file")
         done = written(options.out)
-        print(f"fastcap: {len(done)} images were done before", file=sys.stderr)
+        print(f"fastcap: {len(done)} images were done before, {sum(done.values())} failed", file=sys.stderr)
     stdin = Path("-")
     named, failed = find(path for path in options.paths if path != stdin)
+    failed = failed or any(done.values())
     piped = stdin in options.paths
     files = chain(named, named_on(sys.stdin) if piped else ())
     total = None if piped else sum(str(file) not in done for file in named)

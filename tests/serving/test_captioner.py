@@ -219,9 +219,11 @@ def test_a_stopped_run_goes_on(tiny_export, tmp_path, capsys):
         caption_command.main(command)
     assert "exists; add --resume" in capsys.readouterr().err
     out.write_text("\n".join([lines[0], lines[3], lines[1][:20]]))  # stopped while it wrote
-    caption_command.main([*command, "--resume"])
+    with pytest.raises(SystemExit) as stop:
+        caption_command.main([*command, "--resume"])
+    assert stop.value.code == 1, "d.png still has no caption"
     assert sorted(out.read_text().splitlines()) == sorted(lines)
-    assert "2 images were done before" in capsys.readouterr().err
+    assert "2 images were done before, 1 failed" in capsys.readouterr().err
     for content in ("[]\n", "one line of notes"):
         out.write_text(content)
         with pytest.raises(SystemExit):
