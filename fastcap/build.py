@@ -219,6 +219,8 @@ def build_module(cfg: DictConfig, datamodule: CaptionDataModule, model: FastCap 
     references = datamodule.reference_tokens() if model is None or cfg.objective.scst_weight > 0 else {}
     if model is None:
         model = build_model(cfg, tokenizer, build_concepts(cfg, datamodule), fresh=not cfg.get("resume"))
+        if cfg.init.captioner and cfg.get("resume"):
+            start_from(model, cfg.resume)  # its concepts and n-grams are those of the captioner that it started from
         if not model.ngrams.counted:
             model.ngrams.count(itertools.chain.from_iterable(references.values()), *datamodule.text_tokens())
     if cfg.objective.scst_weight > 0 and model.decoder.causal:

@@ -236,21 +236,23 @@ def _known(target: str) -> bool:
 def start_from(model: FastCap, path: Path | str) -> None:
     """Fill a new model with what another captioner's checkpoint holds for it, its concepts and n-grams included.
 
-    The autoregressive baseline can start ``MoEDecoder`` and the other way round: what a decoder has for itself alone
-    (the code of the distance from the caption's end) stays as initialised.
+    The autoregressive baseline can start ``MoEDecoder`` and the other way round: the position codes, which
+    each decoder has of its own, then stay as initialised.
 
     Raises:
         CheckpointError: If the checkpoint is unusable, or a tensor has another size than the model's.
     """
     given, own = model_state(read_checkpoint(path)), model.state_dict()
     given = {name: value for name, value in given.items() if name in own}
-    for name, value in given.items():
-        # Concepts and n-grams take on the sizes that they find.
-        if value.shape != own[name].shape and not name.startswith(("alignment.concepts.", "ngrams.")):
+    for name, value in list(given.items()):
+        if value.shape == own[name].shape or name.startswith(("alignment.concepts.", "ngrams.")):
+            continue  # concepts and n-grams take on the sizes that they find
+        if not name.startswith("decoder.from_"):
             raise CheckpointError(
                 f"{path}: field `state_dict.model.{name}` is {tuple(value.shape)}, the new model's "
                 f"{tuple(own[name].shape)}: start with the backbone, decoder and alignment that it was trained with"
             )
+        del given[name]
     model.load_state_dict(given, strict=False)
     new = sorted({name.rpartition(".")[0] for name in own.keys() - given.keys() if ".net." not in name})
     log.info("started from %s; new: %s", path, ", ".join(new) or "nothing")

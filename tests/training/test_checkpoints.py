@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fastcap.build import ConfigError, build_datamodule, build_module, load_checkpoint
-from fastcap.training.checkpoints import CheckpointError
+from fastcap.training.checkpoints import CheckpointError, open_checkpoint, resume_weights
 from tests.tiny import tiny_config
 from tests.tiny_captioner import write_checkpoint
 
@@ -35,6 +35,22 @@ def test_a_start_brings_its_vocabulary_concepts_and_ngrams(tmp_path):
     model = build_module(cfg, datamodule).model.state_dict()
     assert model["alignment.concepts.phrases"].numel() and model["ngrams.bigrams"].numel() > 1
     assert all(torch.equal(model[name], value) for name, value in saved(path).items())
+
+
+def test_a_run_with_a_start_is_resumed_whatever_its_data(tmp_path):
+    path = write_checkpoint(tmp_path / "start.ckpt", "data.source.seed=5", "concepts.min_phrase_count=2")
+    cfg = tiny_config(f"init.captioner={path}", f"resume={path}")
+    resume_weights(path, open_checkpoint(path), build_module(cfg, build_datamodule(cfg)).state_dict())
+
+
+@pytest.mark.parametrize("order", [slice(None), slice(None, None, -1)], ids=["teacher_from_moe", "moe_from_teacher"])
+def test_the_two_decoders_start_each_other(order, tmp_path):
+    first, then = [["decoder=autoregressive_mini", "refinement=greedy"], []][order][::-1]
+    path = write_checkpoint(tmp_path / "start.ckpt", *first)
+    cfg = tiny_config(f"init.captioner={path}", *then)
+    model = build_module(cfg, build_datamodule(cfg)).model.state_dict()
+    other = {name for name, value in saved(path).items() if name not in model or not torch.equal(model[name], value)}
+    assert other and all(name.startswith("decoder.from_") for name in other)
 
 
 def test_a_start_of_another_size_is_refused(tmp_path):
