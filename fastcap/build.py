@@ -24,6 +24,7 @@ import fastcap
 from fastcap.alignment.cmfa import ConceptTable
 from fastcap.backbone.weights import load_backbone
 from fastcap.data import DataError
+from fastcap.data.concepts import Captions, agreed_phrases, concept_agreement
 from fastcap.data.datamodule import CaptionDataModule
 from fastcap.data.tokenizer import CaptionTokenizer
 from fastcap.metrics import CiderD
@@ -35,6 +36,8 @@ from fastcap.training.checkpoints import (
     RUNS_DIR,
     AtomicCheckpointIO,
     CheckpointError,
+    check_captioner,
+    fill,
     find_checkpoint,
     model_state,
     not_allowed,
@@ -104,14 +107,19 @@ def construct(node: DictConfig, *arguments: Any, **facts: Any) -> Any:
         raise ConfigError(f"{node.get('_target_')}: {error.__cause__ or error}") from error
 
 
-def build_datamodule(cfg: DictConfig, tokenizer: CaptionTokenizer | None = None) -> CaptionDataModule:
+def build_datamodule(
+    cfg: DictConfig, tokenizer: CaptionTokenizer | None = None, opened: Any = None
+) -> CaptionDataModule:
     """Build the data module.
 
-    Its vocabulary is ``tokenizer``, else that of the captioner to start from, else one of the training captions.
+    Its vocabulary is ``tokenizer``, else that of the captioner to start from (which the checkpoint to go on from,
+    ``opened``, has too), else one of the training captions.
     """
     start = OmegaConf.select(cfg, "init.captioner")
     if tokenizer is None and start:
-        tokenizer = CaptionTokenizer.from_json(read_checkpoint(cfg.resume or start)["fastcap"]["tokenizer"])
+        checkpoint = opened or read_checkpoint(start)
+        check_captioner(cfg.resume or start, checkpoint)
+        tokenizer = CaptionTokenizer.from_json(checkpoint["fastcap"]["tokenizer"])
     return construct(cfg.data, tokenizer=tokenizer or instantiate(cfg.tokenizer))
 
 
@@ -199,31 +207,33 @@ def _check_guidance(concepts: DictConfig, weighed: Mapping[str, float]) -> None:
             raise ConfigError(f"refinement.guidance.{name} = {weight}: concepts.min_phrase_count=0 has no phrases")
 
 
-def build_concepts(cfg: DictConfig, datamodule: CaptionDataModule) -> ConceptTable | None:
-    """Collect the concepts and phrases of the training captions; phrases that have no loss are left out.
-
-    A captioner to start from brings its own: there is nothing to collect.
-    """
+def build_concepts(cfg: DictConfig, tokenizer: CaptionTokenizer, captions: Captions) -> ConceptTable:
+    """Find the concepts and phrases of training captions, given as token ids; phrases without a loss are left out."""
     concepts = cfg.concepts
-    if cfg.init.captioner:
-        return None
-    weights = datamodule.concept_weights(concepts.min_count)
     trained = concepts.branch_loss_weight if concepts.branch_dim else concepts.phrase_loss_weight
     least = concepts.min_phrase_count if trained else 0
-    return ConceptTable(datamodule.tokenizer.concepts(), weights, *(datamodule.phrases(least) if least else ()))
+    phrases = agreed_phrases(captions, tokenizer, least) if least else ()
+    return ConceptTable(tokenizer.concepts(), concept_agreement(captions, tokenizer, concepts.min_count), *phrases)
+
+
+def resumed_model(cfg: DictConfig, tokenizer: CaptionTokenizer, checkpoint: Mapping[str, Any]) -> FastCap:
+    """Build the model of a run that goes on from an opened checkpoint, which has its weights, concepts and n-grams."""
+    check_captioner(cfg.resume, checkpoint, tokenizer)
+    model = build_model(cfg, tokenizer, fresh=False)
+    fill(model, cfg.resume, model_state(checkpoint))
+    return model
 
 
 def build_module(cfg: DictConfig, datamodule: CaptionDataModule, model: FastCap | None = None) -> CaptioningModule:
     """Build the training system around a new model, or around one already loaded."""
-    tokenizer = datamodule.tokenizer
-    references = datamodule.reference_tokens() if model is None or cfg.objective.scst_weight > 0 else {}
+    tokenizer, rewards = datamodule.tokenizer, cfg.objective.scst_weight > 0
+    references = datamodule.reference_tokens() if model is None or rewards else {}
     if model is None:
-        model = build_model(cfg, tokenizer, build_concepts(cfg, datamodule), fresh=not cfg.get("resume"))
-        if cfg.init.captioner and cfg.get("resume"):
-            start_from(model, cfg.resume)  # its concepts and n-grams are those of the captioner that it started from
+        concepts = None if cfg.init.captioner else build_concepts(cfg, tokenizer, list(references.values()))
+        model = build_model(cfg, tokenizer, concepts)
         if not model.ngrams.counted:
             model.ngrams.count(itertools.chain.from_iterable(references.values()), *datamodule.text_tokens())
-    if cfg.objective.scst_weight > 0 and model.decoder.causal:
+    if rewards and model.decoder.causal:
         raise ConfigError("objective.scst_weight needs refinement=icmr: rewards gave the baseline nothing (study 007)")
     objective = instantiate(
         cfg.objective,
@@ -248,7 +258,7 @@ def build_module(cfg: DictConfig, datamodule: CaptionDataModule, model: FastCap 
         backbone_lr_scale=cfg.optim.backbone_lr_scale,
         alignment_lr_scale=cfg.optim.alignment_lr_scale,
         evaluation=evaluation,
-        reward=CiderD(references) if cfg.objective.scst_weight > 0 else None,
+        reward=CiderD(references) if rewards else None,
         artifacts={
             "format_version": FORMAT_VERSION,
             "fastcap_version": fastcap.__version__,
@@ -339,11 +349,7 @@ def load_checkpoint(path: Path | str, overrides: Mapping[str, Any] | None = None
             f"{path}: field `state_dict.model.decoder.word.weight` holds {embedding.shape[0]} words, field "
             f"`fastcap.tokenizer` {tokenizer.vocab_size}: weights and vocabulary are of different runs"
         )
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
-        lines = [line.strip() for line in str(error).splitlines()[1:]]
-        raise CheckpointError(f"{path}: weights do not fit the configuration: {'; '.join(lines[:3])}") from error
+    fill(model, path, state)
     weighed = [name for name, weight in (config.refinement.get("ngram_weights") or {}).items() if weight > 0]
     if weighed and not model.ngrams.counted:
         raise CheckpointError(f"{path}: holds no counts of n-grams: it needs refinement.ngram_weights.{weighed[0]}=0")

@@ -56,7 +56,11 @@ def one_clear_error(function: Callable[..., Any]) -> Callable[..., Any]:
             result = function(*args, **kwargs)
             sys.stdout.flush()  # a closed pipe shows itself here, not when the interpreter ends
             return result
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, SystemExit) as end:
+            cause = end.__context__ if isinstance(end, SystemExit) and end.code == 1 else end  # exit(1) is Lightning's
+            if not isinstance(cause, KeyboardInterrupt):
+                raise
+            print(f"fastcap: {str(cause) or 'interrupted'}", file=sys.stderr)
             sys.exit(130)
         except Exception as error:
             if isinstance(error, BrokenPipeError) and _reader_left():

@@ -28,6 +28,7 @@ from fastcap.metrics import caption_faults, count_lengths
 from fastcap.reporting.evaluation import Evaluation, ScoredCaption, write_page, write_scores
 from fastcap.training.checkpoints import find_checkpoint
 from fastcap.training.loggers import closing_loggers
+from fastcap.training.resume import FIXED
 from fastcap.types import CaptionRecords
 from fastcap.utils.files import write_json
 from fastcap.utils.provenance import describe_run
@@ -157,8 +158,8 @@ def checkpoint_overrides(task: list[str]) -> dict[str, Any]:
         group = key.split(".")[0]
         if key in ("ckpt", "split", "name") or group == "hydra":
             continue
-        if group not in OPEN_GROUPS or "." not in key:
-            raise UserError(f"{key!r} is settled by the checkpoint; keys of {', '.join(OPEN_GROUPS)} may be overridden")
+        if group not in OPEN_GROUPS or "." not in key or key in FIXED:
+            raise UserError(f"{key!r} is settled by the checkpoint; others of {', '.join(OPEN_GROUPS)} may change")
         chosen[key] = override.value()
     return chosen
 

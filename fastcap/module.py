@@ -56,6 +56,11 @@ class TrainedModule(L.LightningModule):
         self.make_optimizer, self.make_schedule = optimizer, schedule
         self.weight_decay, self.seed = weight_decay, seed
 
+    def seed_step(self, batch_idx: int) -> None:
+        """Let dropout follow from (seed, epoch, batch, rank), so that a resumed run equals an unbroken one."""
+        seed = step_seed(self.seed, self.current_epoch, batch_idx, self.global_rank)
+        (torch.default_generator if self.device.type == "cpu" else torch).manual_seed(seed)  # torch's own takes 1 ms
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Build the optimiser over decayed and undecayed parameters, and its schedule in steps."""
         optimizer = self.make_optimizer(parameter_groups(self, self.weight_decay, self.lr_scales))
@@ -131,10 +136,11 @@ class CaptioningModule(TrainedModule):
 
     def training_step(self, batch: CaptionBatch, batch_idx: int) -> Tensor:
         """Compute the training losses of a batch, and log them."""
-        seed = step_seed(self.seed, self.current_epoch, batch_idx, self.global_rank)
-        torch.manual_seed(seed)  # dropout
+        self.seed_step(batch_idx)
         with collective():
             losses, output = self.losses(batch, ImageRandom(self.seed, self.current_epoch, batch.image_ids))
+            if (self.global_step + 1) % max(1, self.trainer.log_every_n_steps):  # type: ignore[attr-defined]
+                return losses["total"]  # Lightning would throw the values away, which takes 3 % of a small step
             shown = {f"train/loss_{name}" if name != "total" else "train/loss": v for name, v in losses.items()}
             if output is not None:
                 loads = output.expert_weights.detach().float().mean(0).unbind()

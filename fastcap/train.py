@@ -14,12 +14,11 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from fastcap.build import ConfigError, build_datamodule, build_module, build_trainer
+from fastcap.build import ConfigError, build_datamodule, build_module, build_trainer, resumed_model
 from fastcap.cli import check_values, hydra_command, print_table
 from fastcap.data.datamodule import CaptionDataModule
 from fastcap.jobs.sweep import run_job, swept_first
 from fastcap.model import FastCap
-from fastcap.training.checkpoints import check_captioner, resume_weights
 from fastcap.training.loggers import closing_loggers
 from fastcap.training.machine import run_precision, seed_run
 from fastcap.training.resume import only_writer, settle_resume
@@ -45,12 +44,9 @@ def train(cfg: DictConfig, run_dir: Path, overrides: Sequence[str] = (), job_typ
     with only_writer(run_dir):
         cfg, resumed = settle_resume(cfg, run_dir)
         seed_run(cfg.seed)
-        datamodule = build_datamodule(cfg)
-        if resumed:
-            check_captioner(cfg.resume, resumed, datamodule.tokenizer)
-        module = build_module(cfg, datamodule)
-        if resumed:
-            resume_weights(cfg.resume, resumed, module.state_dict())
+        datamodule = build_datamodule(cfg, opened=resumed)
+        model = resumed_model(cfg, datamodule.tokenizer, resumed) if resumed else None
+        module = build_module(cfg, datamodule, model)
         cache_features(cfg, datamodule, module.model)
         if cfg.compile.backend:
             module.model.backbone.compile(**OmegaConf.to_container(cfg.compile))  # type: ignore[arg-type]

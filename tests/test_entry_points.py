@@ -124,8 +124,9 @@ def test_resuming_with_another_vocabulary_is_refused(checkpoint, tmp_path):
 
 def test_eval_overrides_are_sorted_out():
     assert checkpoint_overrides(["ckpt=x", "split=val", "++refinement.num_steps=8"]) == {"refinement.num_steps": 8}
-    with pytest.raises(UserError, match=r"decoder\.dim.*settled by the checkpoint"):
-        checkpoint_overrides(["++decoder.dim=8"])
+    for key in ("decoder.dim", "data.max_length"):
+        with pytest.raises(UserError, match=rf"{key}.*settled by the checkpoint"):
+            checkpoint_overrides([f"++{key}=8"])
 
 
 def test_an_unknown_eval_key_is_named(checkpoint):

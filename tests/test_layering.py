@@ -25,19 +25,19 @@ MAX_LINES = 400
 # Lines of Python at most, docstrings counted; "*.py" are the top-level modules. Growth is a decision: raise a number in
 # the commit that needs it, and say why there.
 BUDGETS = {
-    "*.py": 2_355,
+    "*.py": 2_368,
     "alignment": 246,
     "backbone": 1_119,
-    "data": 3_163,
+    "data": 3_155,
     "decoder": 644,
     "generation": 994,
-    "jobs": 533,
+    "jobs": 531,
     "metrics": 664,
     "pretrained": 93,
     "reporting": 826,
-    "serving": 1_634,
-    "tools": 879,
-    "training": 1_427,
+    "serving": 1_644,
+    "tools": 878,
+    "training": 1_425,
     "utils": 413,
 }
 
@@ -206,9 +206,9 @@ def test_whole_keeps_its_budget() -> None:
     assert folders <= BUDGETS.keys()
     sizes = {
         "files of fastcap": (len(list(PACKAGE.rglob("*.py"))), 105),
-        "lines of fastcap": (lines_of(PACKAGE), 14_990),
+        "lines of fastcap": (lines_of(PACKAGE), 15_000),
         "entries of fastcap": (len([path for path in PACKAGE.iterdir() if path.name != "__pycache__"]), 25),
-        "lines of tests": (lines_of(ROOT / "tests"), 9_359),
+        "lines of tests": (lines_of(ROOT / "tests"), 9_394),
         "files of conf": (len(list((ROOT / "conf").rglob("*.yaml"))), 50),
     }
     assert not {name: size for name, size in sizes.items() if size[0] > size[1]}

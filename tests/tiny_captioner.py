@@ -20,8 +20,9 @@ def write_checkpoint(path, *overrides):
     datamodule = build_datamodule(cfg)
     tokenizer = datamodule.tokenizer
     torch.manual_seed(3)
-    model = build_model(cfg, tokenizer, build_concepts(cfg, datamodule))
-    model.ngrams.count(ids for texts in datamodule.reference_tokens().values() for ids in texts)
+    captions = list(datamodule.reference_tokens().values())
+    model = build_model(cfg, tokenizer, build_concepts(cfg, tokenizer, captions))
+    model.ngrams.count(ids for texts in captions for ids in texts)
     with torch.no_grad():  # captions and experts that differ from image to image, and words by more than rounding
         model.alignment.projection.weight *= 10
         for name in ("word", "gate", "context"):

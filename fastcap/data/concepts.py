@@ -8,7 +8,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fastcap.data.errors import log_once
 from fastcap.data.tokenizer import CaptionTokenizer
+
+Captions = Sequence[Sequence[Sequence[int]]]  # token ids of each training image's captions
 
 
 class Phrases(NamedTuple):
@@ -23,7 +26,7 @@ class Phrases(NamedTuple):
     weights: list[float]
 
 
-def concept_agreement(captions: Sequence[Sequence[str]], tokenizer: CaptionTokenizer, min_count: int) -> list[float]:
+def concept_agreement(captions: Captions, tokenizer: CaptionTokenizer, min_count: int) -> list[float]:
     """Measure how far the captions of one image agree on naming each concept, beyond coincidence.
 
     If one caption of an image names a concept, another does so with probability p; any caption of the set does with
@@ -32,7 +35,7 @@ def concept_agreement(captions: Sequence[Sequence[str]], tokenizer: CaptionToken
     of style do not drown what can be seen.
 
     Args:
-        captions: Captions of each training image.
+        captions: Token ids of each training image's captions.
         tokenizer: Knows the concepts.
         min_count: Captions that hold a concept, at the least.
 
@@ -40,13 +43,13 @@ def concept_agreement(captions: Sequence[Sequence[str]], tokenizer: CaptionToken
         A weight in [0, 1] for each concept; zero for rarer ones. (C,)
     """
     concept_of = np.array(tokenizer.concepts())
-    found, mentions, agreement = _agreement(captions, tokenizer, lambda ids: concept_of[ids])
+    found, mentions, agreement = _agreement(captions, lambda ids: concept_of[ids])
     weight = np.zeros(int(concept_of.max()) + 1)
     weight[found] = np.where(mentions >= min_count, agreement, 0.0)
     return [float(w) for w in weight]
 
 
-def agreed_phrases(captions: Sequence[Sequence[str]], tokenizer: CaptionTokenizer, min_count: int) -> Phrases:
+def agreed_phrases(captions: Captions, tokenizer: CaptionTokenizer, min_count: int) -> Phrases:
     """Find the pairs of neighbouring words that ``min_count`` captions hold and images decide, weighted as concepts."""
     size = tokenizer.vocab_size
     special = np.array(tokenizer.special.ids)
@@ -55,23 +58,23 @@ def agreed_phrases(captions: Sequence[Sequence[str]], tokenizer: CaptionTokenize
         codes = ids[:-1] * size + ids[1:]
         return np.where(np.isin(ids[:-1], special) | np.isin(ids[1:], special), -1, codes)
 
-    found, mentions, agreement = _agreement(captions, tokenizer, pairs)
+    found, mentions, agreement = _agreement(captions, pairs)
     kept = (mentions >= min_count) & (agreement > 0)
+    log_once(f"phrases that images learn to predict: {kept.sum()}")
     before, after = np.divmod(found[kept], size)
     return Phrases(list(zip(before.tolist(), after.tolist(), strict=True)), agreement[kept].tolist())
 
 
 def _agreement(
-    captions: Sequence[Sequence[str]], tokenizer: CaptionTokenizer, units: Callable[[np.ndarray], np.ndarray]
+    captions: Captions, units: Callable[[np.ndarray], np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Count what captions hold (``units`` of their ids; negative ones count nothing) and how far they agree on it.
 
     Returns:
         What was found, ascending, in how many captions, and r^2 of each.
     """
-    encoded = tokenizer.encode_nested(captions)
     mentions, others, both = Counter[int](), Counter[int](), Counter[int]()  # captions, pairs of them, pairs that agree
-    for rows in encoded:
+    for rows in captions:
         held = Counter(code for ids in rows for code in set(units(np.array(ids, np.int64)).tolist()) if code >= 0)
         for code, count in held.items():
             mentions[code] += count

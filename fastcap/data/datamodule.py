@@ -13,9 +13,8 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
 from fastcap.data.caches import PixelCache, cache_features
-from fastcap.data.concepts import Phrases, agreed_phrases, concept_agreement
 from fastcap.data.dataset import CaptionDataset, CaptionTokens, ImageDataset
-from fastcap.data.errors import DataError, log_once
+from fastcap.data.errors import DataError
 from fastcap.data.image_files import FolderImages
 from fastcap.data.sampler import EpochSampler, ResumableLoader
 from fastcap.data.tokenizer import CaptionTokenizer
@@ -205,18 +204,8 @@ class CaptionDataModule(ImageDataModule):
             self._tokenizer = self._tokenizer([*captions, *self.source.text_captions()])
         return self._tokenizer
 
-    def concept_weights(self, min_count: int) -> list[float]:
-        """Return how far the training images decide each concept; see ``concept_agreement``."""
-        return concept_agreement(self.records("train").captions, self.tokenizer, min_count)
-
-    def phrases(self, min_count: int) -> Phrases:
-        """Return the phrases that at least ``min_count`` training captions hold; see ``agreed_phrases``."""
-        found = agreed_phrases(self.records("train").captions, self.tokenizer, min_count)
-        log_once(f"phrases that images learn to predict: {len(found.pairs)}")
-        return found
-
     def reference_tokens(self) -> dict[int, list[list[int]]]:
-        """Token ids of each training image's captions, by image id: what sampled captions are rewarded by."""
+        """Token ids of each training image's captions, by image id."""
         records = self.records("train")
         tokens = self.tokenizer.encode_nested(records.captions)
         return {int(image_id): ids for image_id, ids in zip(records.image_ids, tokens, strict=True)}

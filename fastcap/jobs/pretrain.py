@@ -20,14 +20,13 @@ from fastcap.cli import check_values, hydra_command, print_table
 from fastcap.data.datamodule import ImageDataModule
 from fastcap.data.dataset import ImageBatch
 from fastcap.module import TrainedModule
-from fastcap.training.checkpoints import resume_weights
+from fastcap.training.checkpoints import fill
 from fastcap.training.loggers import closing_loggers
 from fastcap.training.machine import seed_run
 from fastcap.training.resume import only_writer, settle_resume
 from fastcap.training.saving import exit_if_preempted
 from fastcap.types import IMAGE_MEAN, IMAGE_STD
 from fastcap.utils.files import write_json
-from fastcap.utils.rng import step_seed
 
 WEIGHTS_FILE = "backbone.safetensors"
 
@@ -66,8 +65,7 @@ class BackbonePretraining(TrainedModule):
 
     def training_step(self, batch: ImageBatch, batch_idx: int) -> Tensor:
         """Compute the loss of a batch."""
-        # Stochastic depth follows from the position in the run, so that a resumed run equals an unbroken one.
-        torch.manual_seed(step_seed(self.seed, self.current_epoch, batch_idx, self.global_rank))
+        self.seed_step(batch_idx)  # stochastic depth
         loss, values = self.losses(batch)
         self.log("train/loss", loss.detach(), prog_bar=True)
         self.log_dict({f"train/{name}": value.detach() for name, value in values.items()})
@@ -148,7 +146,7 @@ def pretrain_backbone(
         **(facts(images) if facts else {}),
     )
     if resumed:
-        resume_weights(cfg.resume, resumed, module.state_dict())
+        fill(module, cfg.resume, resumed["state_dict"])
     trainer = build_trainer(cfg, run_dir, overrides, "train", resumed)
     with closing_loggers(trainer.loggers):
         trainer.fit(module, datamodule=images, ckpt_path=cfg.resume, weights_only=True)

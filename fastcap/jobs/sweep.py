@@ -119,7 +119,7 @@ def _same_job(folder: Path, config: dict[str, Any]) -> None:
 
 def _last_good(checkpoints: Path) -> str | None:
     try:
-        return last_good(checkpoints)
+        return (last_good(checkpoints) or (None,))[0]
     except CheckpointError as error:
         log.warning("%s; the job starts over", error)
         return None

@@ -7,6 +7,7 @@ import contextlib
 import io
 import json
 import logging
+import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -30,6 +31,7 @@ from fastcap.serving.compare import REFERENCE, Photo, compare, preferred
 from fastcap.serving.onnx_edits import drop_outputs
 from fastcap.serving.onnx_model import CAPTION_OUTPUTS, FORMAT_VERSION, INPUT, PREFIX, STEP_OUTPUTS, open_onnx
 from fastcap.serving.quantize_onnx import quantize_onnx
+from fastcap.training.resume import FolderInUseError, only_writer
 from fastcap.types import CaptionRecords, Encoded, MaskedDecoder
 from fastcap.utils.files import atomic_write, naming, write_json
 
@@ -62,7 +64,10 @@ def export(ckpt: Path, out: Path, options: argparse.Namespace, say: Callable[[st
     targets = _targets(out, options.precisions)
     folder = next(iter(targets.values())).parent
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".export-", dir=folder) as scratch, naming(folder):
+    for left in folder.glob(".export-*"):  # by exports that were killed
+        with contextlib.suppress(FolderInUseError), only_writer(left):
+            shutil.rmtree(left)
+    with tempfile.TemporaryDirectory(prefix=".export-", dir=folder) as new, naming(folder), only_writer(Path(new)):
         loaded = load_checkpoint(ckpt, {"data.source.root": str(options.data_root)} if options.data_root else {})
         if loaded.model.decoder.causal:
             kind = type(loaded.model.decoder).__name__
@@ -77,8 +82,8 @@ def export(ckpt: Path, out: Path, options: argparse.Namespace, say: Callable[[st
             for i in _spread(val, options.compare)
         ]
         say("tracing the model")
-        files = {precision: Path(scratch, target.name) for precision, target in targets.items()}
-        source, int8 = Path(scratch, "source.onnx"), Path(scratch, "int8.onnx")
+        files = {precision: Path(new, target.name) for precision, target in targets.items()}
+        source, int8 = Path(new, "source.onnx"), Path(new, "int8.onnx")
         graph = CaptioningGraph(network.model, options.num_steps, options.length_beam)
         write_onnx(graph, network.image_size, source)
         words, quantized = vocabulary(loaded.tokenizer), {}

@@ -31,12 +31,11 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="fastcap dashboard", description="Build FastCap's dashboard in W&B.")
     parser.add_argument("--entity", help="W&B user or team (default: the account's own)")
     parser.add_argument("--project", default="fastcap", help="W&B project (default: %(default)s)")
-    parser.add_argument("--name", default="FastCap", help="name of the saved view (default: %(default)s)")
     parser.add_argument("--print", action="store_true", help="print the definition as JSON; needs no account")
     return parser.parse_args(arguments)
 
 
-def build_workspace(entity: str = "", project: str = "fastcap", name: str = "FastCap") -> Workspace:
+def build_workspace(entity: str = "", project: str = "fastcap") -> Workspace:
     """Define the dashboard; nothing is sent."""
     import wandb_workspaces.workspaces as ws
 
@@ -47,7 +46,7 @@ def build_workspace(entity: str = "", project: str = "fastcap", name: str = "Fas
     return ws.Workspace(
         entity=entity,
         project=project,
-        name=name,
+        name="FastCap",
         sections=[section(title, panels) for title, panels in _panels().items()],
         settings=ws.WorkspaceSettings(x_axis=EPOCH, sort_panels_alphabetically=False),
         runset_settings=ws.RunsetSettings(order=[ws.Ordering(ws.Summary(GOAL), ascending=False)]),
@@ -108,7 +107,7 @@ def main(arguments: list[str] | None = None) -> None:
             "the dashboard needs wandb-workspaces: pip install -c constraints.txt -e '.[dashboard]'"
         ) from error
     if options.print:
-        workspace = build_workspace(options.entity or "", options.project, options.name)
+        workspace = build_workspace(options.entity or "", options.project)
         print(json.dumps(definition(workspace), indent=1, ensure_ascii=False))
         return
     if not has_account():
@@ -117,7 +116,7 @@ def main(arguments: list[str] | None = None) -> None:
             "`fastcap dashboard --print` prints the definition without one"
         )
     try:
-        workspace = build_workspace(options.entity or default_entity() or "", options.project, options.name)
+        workspace = build_workspace(options.entity or default_entity() or "", options.project)
         workspace.save()
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -17,7 +17,7 @@ from typing import Any
 import fsspec
 import torch
 from lightning.pytorch.plugins import TorchCheckpointIO
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastcap.data.tokenizer import CaptionTokenizer
 from fastcap.model import FastCap
@@ -108,18 +108,17 @@ def open_checkpoint(path: Path | str) -> dict[str, Any]:
     return checkpoint
 
 
-def last_good(folder: Path | str) -> str | None:
+def last_good(folder: Path | str) -> tuple[str, dict[str, Any]] | None:
     """Find the newest readable checkpoint of a folder (or URL), saying what was passed over.
 
     Returns:
-        Its path; None if there is no checkpoint at all. Some of which none can be read are a ``CheckpointError``.
+        Its path and what it holds; None if there is none. If there are, and none can be read: a ``CheckpointError``.
     """
     paths = [path for name in NEWEST_FIRST if _exists(path := join(folder, name))]
     error: CheckpointError | None = None
     for path in paths:
         try:
-            open_checkpoint(path)
-            return path
+            return path, open_checkpoint(path)
         except CheckpointError as bad:
             error = bad
             log.warning("%s: looking for an older one", bad)
@@ -142,8 +141,8 @@ def find_checkpoint(name: str | Path | None, runs: Path = RUNS_DIR) -> Path | st
         return name if is_url(name) else find_model(name)
     pattern = "**/checkpoints" if name else "**/checkpoints/best.ckpt"
     for path in sorted(runs.glob(pattern), key=lambda path: path.stat().st_mtime, reverse=True):
-        if found := last_good(path) if name else path:
-            return Path(found)
+        if found := last_good(path) if name else (path, {}):
+            return Path(found[0])
     raise CheckpointError(f"no checkpoint under {runs}/: train first (make train) or name one")
 
 
@@ -258,19 +257,13 @@ def start_from(model: FastCap, path: Path | str) -> None:
     log.info("started from %s; new: %s", path, ", ".join(new) or "nothing")
 
 
-def resume_weights(path: Path | str, checkpoint: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
-    """Fill a module's tensors, as ``state_dict`` returns them, with those of the checkpoint that it goes on from.
-
-    Raises:
-        CheckpointError: Naming the file and the first field that differs.
-    """
-    theirs = checkpoint.get("state_dict", {})
-    for name, value in state.items():
-        if getattr(theirs.get(name), "shape", None) != value.shape:
-            raise CheckpointError(
-                f"{path}: field `state_dict.{name}` does not fit: a checkpoint of another model or job"
-            )
-        value.copy_(theirs[name])
+def fill(module: nn.Module, path: Path | str, state: Mapping[str, Tensor]) -> None:
+    """Give a module the tensors of a checkpoint; a ``CheckpointError`` names its ``path`` where they do not fit."""
+    try:
+        module.load_state_dict(state)
+    except RuntimeError as error:
+        lines = [line.strip() for line in str(error).splitlines()[1:]]
+        raise CheckpointError(f"{path}: weights do not fit the configuration: {'; '.join(lines[:3])}") from error
 
 
 def _exists(path: Path | str) -> bool:

@@ -28,7 +28,7 @@ from fastcap.utils.files import write_json, write_rows
 
 log = logging.getLogger(__name__)
 
-PASSES = 5  # of decoding, whose median is the time
+PASSES = 3  # of decoding, whose median is the time
 
 
 class FirstImages(L.Callback):
@@ -110,7 +110,7 @@ class SampleCaptions(FirstImages):
 
 
 class RefinementPictures(FirstImages):
-    """Write how the first images' captions were refined.
+    """Write how the first images' captions were refined, once training is over or where a checkpoint is scored.
 
     Files in the run's folder, under ``refinement/``: ``epoch_NNN_IMAGEID.png`` for each image and ``epoch_NNN.csv``
     with every token of every step. W&B gets the pictures as ``val/refinement``. An autoregressive decoder refines
@@ -121,7 +121,9 @@ class RefinementPictures(FirstImages):
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Caption the images once more, recorded, and draw them; what fails is a warning."""
         assert isinstance(pl_module, CaptioningModule)
-        if not self.batches or self.num_images < 1 or pl_module.model.decoder.causal:
+        following = trainer.current_epoch + (trainer.check_val_every_n_epoch or 1)
+        again = trainer.state.fn == TrainerFn.FITTING and following < (trainer.max_epochs or 0)
+        if again or not self.batches or self.num_images < 1 or pl_module.model.decoder.causal:
             return
         try:
             paths, captions = self._draw(trainer, pl_module)
@@ -165,8 +167,8 @@ class SpeedQuality(FirstImages):
 
     They lie in the run's folder as ``speed_quality.csv``; W&B draws the curve. A copy of the model is measured, with
     the best checkpoint's weights where there is one. Captions of the last validation's first images are scored; the
-    time is the decoder's alone (length beam included), of the first batch: the median of five passes, after the scored
-    one has warmed up. An autoregressive decoder has no steps, and no curve.
+    time is the decoder's alone (length beam included), of the first batch: the median of three passes, after the
+    scored one has warmed up. An autoregressive decoder has no steps, and no curve.
 
     Args:
         steps: Numbers of refinement steps.

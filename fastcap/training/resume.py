@@ -40,22 +40,20 @@ def settle_resume(cfg: DictConfig, run_dir: Path) -> tuple[DictConfig, dict[str,
     """
     if not cfg.resume:
         return cfg, None
-    resume = str(cfg.resume)
+    resume, found = str(cfg.resume), None
     if resume == "last":
         folder = OmegaConf.select(cfg, "callbacks.checkpoint.dirpath") or join(run_dir, "checkpoints")
         found = last_good(folder)
-        log.info("resume=last: %s", f"goes on from {found}" if found else f"no checkpoint in {folder}, a new start")
-    elif Path(resume).is_dir():
-        found = last_good(Path(resume) / "checkpoints")
-        if found is None:
-            raise CheckpointError(f"{resume}/checkpoints: no checkpoint to go on from")
-    else:
-        found = resume
-    checkpoint = open_checkpoint(found) if found else None
-    if found and checkpoint:
+        log.info("resume=last: %s", f"goes on from {found[0]}" if found else f"no checkpoint in {folder}, a new start")
+    elif not Path(resume).is_dir():
+        found = resume, open_checkpoint(resume)
+    elif (found := last_good(Path(resume) / "checkpoints")) is None:
+        raise CheckpointError(f"{resume}/checkpoints: no checkpoint to go on from")
+    path, checkpoint = found or (None, None)
+    if path and checkpoint:
         config: Any = OmegaConf.to_container(cfg, resolve=True)
-        check_settings(found, checkpoint.get("fastcap", {}).get("config", config), config)
-    return OmegaConf.merge(cfg, {"resume": found}), checkpoint  # type: ignore[return-value]
+        check_settings(path, checkpoint.get("fastcap", {}).get("config", config), config)
+    return OmegaConf.merge(cfg, {"resume": path}), checkpoint  # type: ignore[return-value]
 
 
 def check_settings(path: Path | str, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:

@@ -167,8 +167,13 @@ class LastCheckpoint(L.pytorch.callbacks.ModelCheckpoint):
         self.stop_signal.release()
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Hand the signals back (Lightning then calls no ``teardown``)."""
+        """Hand the signals back (Lightning then calls no ``teardown``), and tell who pressed Ctrl-C how to go on."""
         self.stop_signal.release()
+        if isinstance(exception, KeyboardInterrupt):
+            saved = (
+                f"resume=last goes on from {self.last_model_path}" if self.last_model_path else "nothing was saved yet"
+            )
+            exception.args = (f"interrupted after step {trainer.global_step}: {saved}",)
 
     def _due(self, trainer: L.Trainer) -> bool:
         steps, seconds = trainer.global_step - self._last_step, time.monotonic() - self._last_time

@@ -11,7 +11,7 @@ def test_what_captions_agree_on_weighs_and_style_does_not():
         for image in range(20)
     ]
     tokenizer = train_word_tokenizer([text for texts in captions for text in texts], min_frequency=1)
-    weights = concept_agreement(captions, tokenizer, 5)
+    weights = concept_agreement(tokenizer.encode_nested(captions), tokenizer, 5)
     weight = {word: weights[tokenizer.concepts()[tokenizer.encode(word)[0]]] for word in ("dog", "sky", "photo")}
     assert weight["dog"] == pytest.approx(1.0) and weight["sky"] == pytest.approx(1.0)
     assert weight["photo"] == 0.0
@@ -24,8 +24,9 @@ def test_phrases_are_pairs_that_images_decide():
         for image in range(20)
     ]
     tokenizer = train_word_tokenizer([text for texts in captions for text in texts], min_frequency=1)
-    pairs, weights = agreed_phrases(captions, tokenizer, 40)
+    encoded = tokenizer.encode_nested(captions)
+    pairs, weights = agreed_phrases(encoded, tokenizer, 40)
     found = {tokenizer.decode(list(pair)): weight for pair, weight in zip(pairs, weights, strict=True)}
     assert found == {"red ball": pytest.approx(1.0), "green tree": pytest.approx(1.0)}
     assert pairs == sorted(pairs)
-    assert agreed_phrases(captions, tokenizer, 41).pairs == []
+    assert agreed_phrases(encoded, tokenizer, 41).pairs == []

@@ -17,6 +17,7 @@ from fastcap.serving.captioner import Captioner
 from fastcap.serving.compare import preferred
 from fastcap.serving.export import export
 from fastcap.serving.onnx_model import ModelFileError, open_onnx
+from fastcap.training.resume import only_writer
 from tests.tiny_captioner import painted, write_checkpoint
 
 PHOTO = Path(__file__).parents[1] / "assets/cat.jpg"
@@ -74,6 +75,8 @@ def test_an_export_is_written_where_only_the_folder_itself_may_be(tiny_checkpoin
     volume = tmp_path / "volume"
     volume.mkdir()
     (volume / "mine.txt").write_text("mine")
+    (volume / ".export-killed").mkdir()
+    (volume / ".export-killed/source.onnx").write_bytes(b"half")
     (volume / "fastcap-int8.onnx").write_bytes(b"older")
     rows = [{"file": None}, {"file": "fastcap-int8.onnx"}]
     (volume / "export.json").write_text(json.dumps({"rows": rows, "default": "fastcap-int8.onnx"}))
@@ -92,8 +95,9 @@ def test_an_export_is_written_where_only_the_folder_itself_may_be(tiny_checkpoin
     )
     monkeypatch.setattr(export_module, "add_words", lambda model, pieces: None)  # they are in it
     for target in (tmp_path / "link", Path(".")):
-        export(tiny_checkpoint, target, small(), lambda line: None)
-        names = ["export.json", "fastcap-fp32.onnx", "mine.txt"]
+        with only_writer(volume / ".export-at-work"):
+            export(tiny_checkpoint, target, small(), lambda line: None)
+        names = [".export-at-work", "export.json", "fastcap-fp32.onnx", "mine.txt"]
         assert sorted(path.name for path in volume.iterdir()) == names
     assert seen[:2] == [True, True], "the older export went before the new one was there"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "volume"]

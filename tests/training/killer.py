@@ -3,8 +3,8 @@
 KILL is PHASE:COUNT, the count in this process. Phases: ``start``, ``backward`` and ``end`` of a step; ``validation`` (a
 batch of it) and ``validated`` (before its checkpoint); ``half`` (a checkpoint half written), ``written`` (not renamed),
 ``renamed``; ``rows`` (metrics.csv about to be replaced); ``timer`` (COUNT milliseconds after training started). Others
-do something else than kill: ``SIGTERM`` and ``SIGUSR1`` are sent in the middle of a step, ``full`` and ``readonly``
-change the disk before a checkpoint is written.
+do something else than kill: ``SIGTERM``, ``SIGUSR1`` and ``SIGINT`` are sent in the middle of a step, ``full`` and
+``readonly`` change the disk before a checkpoint is written.
 """
 
 import io
@@ -84,7 +84,7 @@ class Killer(L.Callback):
     def on_after_backward(self, trainer, pl_module):
         if self._now("backward"):
             kill()
-        for name in ("SIGTERM", "SIGUSR1"):
+        for name in ("SIGTERM", "SIGUSR1", "SIGINT"):
             if self._now(name):
                 os.kill(os.getpid(), getattr(signal, name))
 

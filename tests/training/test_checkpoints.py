@@ -3,8 +3,10 @@
 import pytest
 import torch
 
-from fastcap.build import ConfigError, build_datamodule, build_module, load_checkpoint
-from fastcap.training.checkpoints import CheckpointError, open_checkpoint, resume_weights
+from fastcap.build import ConfigError, build_datamodule, build_module, load_checkpoint, resumed_model
+from fastcap.data.datamodule import CaptionDataModule
+from fastcap.training.checkpoints import CheckpointError
+from fastcap.training.resume import settle_resume
 from tests.tiny import tiny_config
 from tests.tiny_captioner import write_checkpoint
 
@@ -37,10 +39,23 @@ def test_a_start_brings_its_vocabulary_concepts_and_ngrams(tmp_path):
     assert all(torch.equal(model[name], value) for name, value in saved(path).items())
 
 
-def test_a_run_with_a_start_is_resumed_whatever_its_data(tmp_path):
-    path = write_checkpoint(tmp_path / "start.ckpt", "data.source.seed=5", "concepts.min_phrase_count=2")
-    cfg = tiny_config(f"init.captioner={path}", f"resume={path}")
-    resume_weights(path, open_checkpoint(path), build_module(cfg, build_datamodule(cfg)).state_dict())
+def test_a_run_with_a_start_is_resumed_whatever_its_data(tmp_path, monkeypatch):
+    (tmp_path / "checkpoints").mkdir()
+    path = write_checkpoint(tmp_path / "checkpoints/last.ckpt", "data.source.seed=5", "concepts.min_phrase_count=2")
+    written = torch.load(path, weights_only=True)
+    written["fastcap"]["config"]["init"]["captioner"] = "gone.ckpt"
+    torch.save(written, path)
+    reads = []
+    monkeypatch.setattr(torch, "load", lambda *a, load=torch.load, **k: reads.append(a) or load(*a, **k))
+    monkeypatch.setattr(CaptionDataModule, "reference_tokens", None)  # nothing is collected from the captions
+    cfg, resumed = settle_resume(
+        tiny_config("init.captioner=gone.ckpt", "concepts.min_phrase_count=2", "resume=last"), tmp_path
+    )
+    datamodule = build_datamodule(cfg, opened=resumed)
+    model = resumed_model(cfg, datamodule.tokenizer, resumed)
+    model = build_module(cfg, datamodule, model).model.state_dict()
+    assert len(reads) == 1
+    assert all(torch.equal(model[name], value) for name, value in saved(path).items())
 
 
 @pytest.mark.parametrize("order", [slice(None), slice(None, None, -1)], ids=["teacher_from_moe", "moe_from_teacher"])

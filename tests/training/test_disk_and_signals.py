@@ -85,6 +85,17 @@ def test_a_signal_saves_and_stops_between_steps(tmp_path, whole, name):
     assert not list((tmp_path / "run").glob("hpc_ckpt*"))
 
 
+@pytest.mark.parametrize(
+    ("step", "advice"),
+    [(4, "resume=last goes on from {}"), pytest.param(1, "nothing was saved yet", marks=pytest.mark.slow)],
+)
+def test_ctrl_c_says_how_to_go_on(tmp_path, step, advice):
+    status, output = train(tmp_path, *QUICK, KILL=f"SIGINT:{step}")
+    said = f"fastcap: interrupted after step {step - 1}: {advice.format(tmp_path / 'run/checkpoints/last.ckpt')}"
+    assert status == 130 and output.splitlines()[-1] == said, output[-2000:]
+    assert "Traceback" not in output
+
+
 def test_a_handler_that_is_there_already_stays():
     from fastcap.training.saving import StopSignal
 

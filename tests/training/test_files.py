@@ -47,10 +47,10 @@ def test_a_failed_write_leaves_what_was_there(tmp_path, monkeypatch):
 def test_the_one_before_is_kept_and_gone_back_to(tmp_path, caplog):
     for step in (1, 2, 3):
         save(tmp_path / "last.ckpt", step)
-    assert last_good(tmp_path) == str(tmp_path / "last.ckpt")
+    assert last_good(tmp_path)[0] == str(tmp_path / "last.ckpt")
     assert open_checkpoint(tmp_path / "previous.ckpt")["global_step"] == 2
     (tmp_path / "last.ckpt").write_bytes((tmp_path / "last.ckpt").read_bytes()[:2000])
-    assert last_good(tmp_path) == str(tmp_path / "previous.ckpt")
+    assert last_good(tmp_path)[0] == str(tmp_path / "previous.ckpt")
     assert "last.ckpt: cannot be read" in caplog.text and "older" in caplog.text
     assert last_good(tmp_path / "nothing") is None
     (tmp_path / "previous.ckpt").write_bytes(b"")
@@ -61,7 +61,7 @@ def test_the_one_before_is_kept_and_gone_back_to(tmp_path, caplog):
 def test_checkpoints_at_a_url():
     for step in (1, 2):
         save("memory://bucket/run/last.ckpt", step)
-    assert last_good("memory://bucket/run") == "memory://bucket/run/last.ckpt"
+    assert last_good("memory://bucket/run")[0] == "memory://bucket/run/last.ckpt"
     assert WRITER.load_checkpoint("memory://bucket/run/last.ckpt")["global_step"] == 2
     names = fsspec.filesystem("memory").ls("/bucket/run", detail=False)
     assert names == ["/bucket/run/last.ckpt"]

@@ -172,14 +172,19 @@ def create_app(captioner: Captioner, limits: Limits | None = None, hosts: Sequen
     async def page() -> FileResponse:
         return FileResponse(_STATIC / "index.html")
 
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts), www_redirect=False)
+
     @app.middleware("http")
     async def add_headers(request: Request, answer: Callable[[Request], Awaitable[Response]]) -> Response:
         response = await answer(request)
+        if response.headers.get("content-type", "").startswith("text/plain"):  # Starlette's own refusal of the host
+            host = request.headers.get("host", "")
+            message = f"This server is not called {host!r:.60}: start it with --allowed-hosts."
+            response = JSONResponse({"error": message}, response.status_code)
         response.headers.update(_HEADERS)
         return response
 
     app.mount("/static", StaticFiles(directory=_STATIC))
-    app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts), www_redirect=False)
     _answer_errors_in_json(app)
     return app
 
