@@ -6,10 +6,11 @@ import json
 import pytest
 import torch
 
-from fastcap.backbone.scan import grid_scan, grid_scan_reference
+from fastcap.backbone.scan import grid_scan
 from fastcap.build import build_datamodule, build_module, load_checkpoint
 from fastcap.train import train
 from fastcap.utils.rng import ImageRandom
+from tests.backbone.recurrence import grid_scan_reference
 from tests.tiny import tiny_config
 from tests.tiny_captioner import painted, write_checkpoint
 

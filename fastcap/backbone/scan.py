@@ -75,24 +75,6 @@ def direction_visits(height: int, width: int, device: torch.device | None = None
     return torch.stack([raster, raster.flip(0), columns, columns.flip(0)])
 
 
-def grid_scan_reference(x: Tensor, log_decay: Tensor, b: Tensor, c: Tensor) -> Tensor:
-    """Compute the same as ``grid_scan`` with the recurrence, token by token, all directions and heads at once.
-
-    Args and result are those of ``grid_scan``.
-    """
-    batch, height, width, heads, _ = x.shape
-    visits = direction_visits(height, width, x.device)
-    x, log_decay = (t.flatten(1, 2).unflatten(2, (NUM_DIRECTIONS, -1)) for t in (x, log_decay))
-
-    def walked(t: Tensor) -> Tensor:
-        return torch.stack([t[:, way, i] for i, way in enumerate(visits)], dim=2).flatten(2, 3)
-
-    b, c = (t.flatten(1, 2)[:, visits.t()] for t in (b, c))
-    y = scan_reference(walked(x), walked(log_decay), b, c).unflatten(2, (NUM_DIRECTIONS, -1))
-    y = torch.stack([y[:, way.argsort(), i] for i, way in enumerate(visits)], dim=2)
-    return y.reshape(batch, height, width, heads, -1)
-
-
 def grid_scan(x: Tensor, log_decay: Tensor, b: Tensor, c: Tensor, chunk_size: int = 32) -> Tensor:
     """Scan a grid in four directions, the first quarter of the heads to the right, the others left, down and up.
 
@@ -136,9 +118,9 @@ class Routes(NamedTuple):
 
 
 def _routes(height: int, width: int, heads: int, chunk_size: int, device: torch.device) -> Routes:
-    """Lay out the way of the four directions through a grid; less than four chunks are one."""
+    """Lay out the way of the four directions through a grid; less than four chunks (an export: eight) are one."""
     length = height * width
-    chunks = 1 if length < 4 * chunk_size else -(-length // chunk_size)
+    chunks = 1 if length < (8 if torch.compiler.is_exporting() else 4) * chunk_size else -(-length // chunk_size)
     size = -(-length // chunks)
     padded = chunks * size
     visits = direction_visits(height, width, device)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +16,7 @@ from torch.nn import functional as F
 from torchvision.ops import Permute, StochasticDepth
 
 from fastcap.backbone.scan import NUM_DIRECTIONS, GridPosition, grid_scan
-
-if TYPE_CHECKING:
-    from fastcap.backbone.timm_encoder import TimmEncoder
+from fastcap.backbone.timm_encoder import TimmEncoder, side_by_side
 
 
 class CrossScanMixer(nn.Module):
@@ -110,7 +107,7 @@ def _convolution(in_dim: int, out_dim: int, stride: int = 2) -> nn.Sequential:
 def _merging(in_dim: int, out_dim: int) -> nn.Sequential:
     """Lay 2 x 2 neighbours side by side and project them (patch merging of Swin, arXiv 2103.14030)."""
     norm, project = nn.LayerNorm(4 * in_dim), nn.Linear(4 * in_dim, out_dim)
-    return nn.Sequential(nn.PixelUnshuffle(2), Permute([0, 2, 3, 1]), norm, project, Permute([0, 3, 1, 2]))
+    return nn.Sequential(side_by_side(2), nn.Identity(), norm, project, Permute([0, 3, 1, 2]))
 
 
 def _patch_embedding(dims: Sequence[int], depths: Sequence[int]) -> nn.Sequential:
@@ -160,13 +157,13 @@ class StemLevels(nn.Module):
 
     def forward(self, features: Tensor) -> list[Tensor]:
         """Project and place each stage's input. (B, h, w, C) -> (B, r h, r w, D) of every stage, finest first."""
-        x = self.dropout(self.norm(features.permute(0, 3, 1, 2)))
+        x = self.dropout(self.norm(features.permute(0, 3, 1, 2))).permute(0, 2, 3, 1)
         inputs = []
         for ratio, (begin, end), project, place in zip(
             self.ratios, self.parts, self.projections, self.positions, strict=True
         ):
-            grid = x if ratio == 1 else F.pixel_shuffle(x[:, begin:end], ratio)
-            inputs.append(place(project(grid.permute(0, 2, 3, 1))))
+            apart = x[..., begin:end].unflatten(3, (-1, ratio**2)).mT.unflatten(3, (ratio, ratio)).transpose(2, 3)
+            inputs.append(place(project(x if ratio == 1 else apart.flatten(3, 4).flatten(1, 2))))
         return inputs
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torchvision.ops import Permute
 
 from fastcap.backbone.scan import GridPosition
 from fastcap.types import IMAGE_MEAN, IMAGE_STD
@@ -188,7 +189,14 @@ def _beside(level: Tensor, last: Tensor) -> Tensor:
     ratio = max(round(level.shape[2] / height), 1)
     if level.shape[2:] != (height * ratio, width * ratio):  # sides that halve to odd numbers
         level = F.interpolate(level, (height * ratio, width * ratio), mode="bilinear")
-    return F.pixel_unshuffle(level, ratio).permute(0, 2, 3, 1)
+    return level.permute(0, 2, 3, 1) if ratio == 1 else side_by_side(ratio)(level)
+
+
+def side_by_side(ratio: int) -> nn.Sequential:
+    """Make what lays r x r neighbours side by side: ``F.pixel_unshuffle`` and channels last, (B, h, w, C * r * r)."""
+    # One axis is moved at a time: a tenth of the time in ONNX Runtime.
+    rows = nn.Unflatten(2, (-1, ratio)), nn.Unflatten(1, (-1, ratio)), Permute([0, 1, 3, 2, 4, 5])
+    return nn.Sequential(Permute([0, 2, 3, 1]), *rows, nn.Flatten(3, 4), Permute([0, 1, 2, 4, 3]), nn.Flatten(3))
 
 
 def create_net(name: str, options: Mapping[str, Any] | None = None) -> Any:

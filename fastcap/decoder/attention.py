@@ -63,7 +63,7 @@ def rank_augmented_buffer(query_mean: Tensor, k: Tensor, v: Tensor, pad: Tensor 
         alpha = score.softmax(-1)
         if pad is not None:
             alpha = alpha.masked_fill(pad[:, None], 0.0)
-        values = torch.cat([v, torch.ones_like(v[..., :1])], dim=-1)
+        values = F.pad(v, (0, 1), value=1.0)
         return (k * alpha.unsqueeze(-1)).mT @ values
 
 

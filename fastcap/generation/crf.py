@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastcap.generation.ngrams import NGrams, find
+from fastcap.generation.ngrams import NGrams, find, take
 from fastcap.types import Guidance
 
 IMPOSSIBLE = -1e9  # log-probability of what must not be chosen: finite, so that no difference of two is undefined
@@ -246,8 +246,8 @@ def viterbi(gains: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         A choice at each position (B, L), and the sum (B,).
     """
-    # Captions last, so that a sum broadcasts as it is: an export has two nodes a position.
-    steps, sums = gains.movedim(0, -1).split(1), list[Tensor]()
+    # Captions last, so that a sum broadcasts as it is: an export has two nodes a position (`movedim` would add one).
+    steps, sums = gains.flatten(1).t().unflatten(0, gains.shape[1:]).split(1), list[Tensor]()
     ahead = torch.zeros_like(steps[0][:, 0])
     for gain in reversed(steps):
         sums.append(gain + ahead)
@@ -300,16 +300,15 @@ def bigram_probability(guidance: Guidance, before: Tensor, after: Tensor) -> Ten
         before: Word ids of K captions an image; V, a caption's end, is part of no phrase. (B * K, ...)
         after: Of the words that follow; both broadcast together. (B * K, ...)
     """
-    captions, images = before.shape[0], guidance.probability.shape[0]  # len() would fix both while torch.export traces
-    rows = torch.arange(captions, device=before.device) // (captions // images)
-    return guidance.probability[rows.view(-1, *[1] * (before.dim() - 1)), _phrase(guidance, before, after)]
+    place = _phrase(guidance, before, after)
+    return guidance.probability.gather(1, place.view(guidance.probability.shape[0], -1)).view_as(place)
 
 
 def expected_matches(guidance: Guidance, tokens: Tensor, lengths: Tensor) -> Tensor:
     """Add up the probabilities of each caption's concepts and phrases, each once. (B, K, L), (B, K) -> (B, K)."""
     inside = torch.arange(tokens.shape[2], device=tokens.device) < lengths.unsqueeze(-1)
     phrases = _phrase(guidance, tokens[..., :-1], tokens[..., 1:]) * inside[..., 1:]
-    places, probability = torch.cat([guidance.words[tokens] * inside, phrases], dim=2), guidance.probability
+    places, probability = torch.cat([take(guidance.words, tokens) * inside, phrases], dim=2), guidance.probability
     marks = probability.new_zeros(*tokens.shape[:2], probability.shape[1]).scatter_(2, places, 1.0)
     return (marks * probability.unsqueeze(1)).sum(2)
 
@@ -320,8 +319,8 @@ def _phrase(guidance: Guidance, before: Tensor, after: Tensor) -> Tensor:
     wanted = (before * vocab_size + after).where(after < vocab_size, -1)
     if not guidance.phrases.numel():
         return torch.zeros_like(wanted)
-    place, known = find(guidance.phrases, wanted)
-    return (place + guidance.probability.shape[1] - guidance.phrases.shape[0]) * known
+    place = find(guidance.phrases, wanted)
+    return (place + guidance.probability.shape[1] - guidance.phrases.shape[0]) * (place >= 0)
 
 
 def rerank(

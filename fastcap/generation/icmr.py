@@ -116,7 +116,7 @@ class ICMRDecoder:
         choose = self._choose(ngrams, self.ngram_weights, guidance, longest=length_logits.shape[1])
         bias: Tensor | None = None
         if guidance and self.guidance_weights.word_bias > 0:
-            likely = guidance.probability[:, guidance.words].repeat_interleave(beam, dim=0)
+            likely = guidance.probability.index_select(1, guidance.words).repeat_interleave(beam, dim=0)
             bias = self.guidance_weights.word_bias * likely.unsqueeze(1)
         cache = decoder.prepare(memory)
         refined = self._refine(decoder, cache, lengths, choose, num_steps, record_steps, bias)
@@ -128,9 +128,10 @@ class ICMRDecoder:
         tokens, lengths = self._collapse(tokens, lengths)
         finished = total.view(images, beam), tokens.view(images, beam, -1), lengths.view(images, beam)
         best = rerank(*finished, self.guidance_weights, guidance) + torch.arange(images, device=memory.device) * beam
-        chosen = [StepTensors(s.tokens[best], s.confidence[best], s.remasked[best]) for s in steps]
+        pick = partial(torch.index_select, dim=0, index=best)
+        chosen = [StepTensors(*map(pick, (s.tokens, s.confidence, s.remasked))) for s in steps]
         experts = getattr(cache, "expert_weights", None)
-        return Refinement(tokens[best], lengths[best], scores[best], drafted[best], chosen, experts)
+        return Refinement(*map(pick, (tokens, lengths, scores, drafted)), chosen, experts)
 
     def sample(
         self,

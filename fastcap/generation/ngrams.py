@@ -107,8 +107,7 @@ class NGrams(nn.Module):
 
     def find(self, before: Tensor, after: Tensor) -> Tensor:
         """Return the place of each bigram, -1 where it was never counted. Word ids, which broadcast together."""
-        place, known = find(self.bigrams, before * (self.boundary + 1) + after)
-        return torch.where(known, place, -1)
+        return find(self.bigrams, before * (self.boundary + 1) + after)
 
     def bigram(self, before: Tensor, found: Tensor) -> Tensor:
         """Score bigrams: the first word's ids, and their places from ``find``, which broadcast together."""
@@ -122,8 +121,9 @@ class NGrams(nn.Module):
             found: Places of the first two words, from ``find``.
             third: The last word's ids; they broadcast with the places.
         """
-        place, known = find(self.trigrams, found * (self.boundary + 1) + third)
-        scores = torch.where(known, take(self.trigram_scores, place), take(self.trigram_backoff, found.clamp(min=0)))
+        place = find(self.trigrams, found * (self.boundary + 1) + third)
+        scores, backoff = take(self.trigram_scores, place.clamp(min=0)), take(self.trigram_backoff, found.clamp(min=0))
+        scores = torch.where(place >= 0, scores, backoff)
         return torch.where(found >= 0, scores, 0.0).float()
 
     def unseen(self, tokens: Tensor, lengths: Tensor) -> Tensor:
@@ -148,7 +148,7 @@ def _counts(codes: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndar
     return found, np.bincount(place, weights, minlength=len(found))
 
 
-def find(table: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+def find(table: Tensor, wanted: Tensor) -> Tensor:
     """Look ids up in an ascending table that is not empty.
 
     Args:
@@ -156,18 +156,13 @@ def find(table: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
         wanted: Ids to look up, of any shape.
 
     Returns:
-        The place of each id, and whether it is there; where it is not, the place means nothing. Shape of ``wanted``.
+        The place of each id, -1 where it is not there. Shape of ``wanted``.
     """
-    last, flat = table.shape[0] - 1, wanted.flatten()
-    if torch.compiler.is_exporting():  # ONNX has no searchsorted: a binary search, unrolled
-        place = torch.zeros_like(flat, dtype=torch.long)
-        for bit in reversed(range(last.bit_length())):
-            further = (place + (1 << bit)).clamp(max=last)
-            place = torch.where(table.index_select(0, further) <= flat, further, place)
-    else:
-        place = torch.searchsorted(table, flat.to(table.dtype)).clamp_(max=last)
-    known = table.index_select(0, place) == flat
-    return place.view(wanted.shape), known.view(wanted.shape)
+    if torch.onnx.is_in_onnx_export():  # a hash table; fastcap.serving.onnx_edits makes attributes of its second input
+        labels = "ai.onnx.ml::LabelEncoder", (wanted, table)
+        return torch.onnx.ops.symbolic(*labels, dtype=torch.long, shape=wanted.shape, version=4)
+    place = torch.searchsorted(table, wanted.to(table.dtype)).clamp_(max=table.shape[0] - 1)
+    return torch.where(take(table, place) == wanted, place, -1)
 
 
 def take(table: Tensor, place: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ from fastcap.model import FastCap
 from fastcap.pretrained import EXPORT_INDEX
 from fastcap.serving.captioner import Captioner, EagerNetwork
 from fastcap.serving.compare import REFERENCE, Photo, compare, preferred
-from fastcap.serving.onnx_edits import drop_outputs
+from fastcap.serving.onnx_edits import drop_outputs, fuse_biases, look_up
 from fastcap.serving.onnx_model import CAPTION_OUTPUTS, FORMAT_VERSION, INPUT, PREFIX, STEP_OUTPUTS, open_onnx
 from fastcap.serving.quantize_onnx import quantize_onnx
 from fastcap.training.resume import FolderInUseError, only_writer
@@ -106,6 +106,7 @@ def export(ckpt: Path, out: Path, options: argparse.Namespace, say: Callable[[st
             # Stored as the optimiser leaves it on any CPU, it opens in a third of the time. Its fused operators are
             # ONNX Runtime's own, so the fp32 file stays plain ONNX.
             open_onnx(int8, optimized=files["int8"], level="EXTENDED")
+            fuse_biases(files["int8"])
         say(f"comparing on {len(photos)} validation images")
         reference = Captioner(network, graph.num_steps)
         opened = {name: Captioner.load(file, num_threads=options.threads) for name, file in files.items()}
@@ -137,7 +138,7 @@ class CaptioningGraph(nn.Module):
     """The whole captioner as one function of the pixels; what an export traces.
 
     Args:
-        model: In evaluation mode.
+        model: In evaluation mode; with one step it decodes no more than that afterwards.
         num_steps: Refinement steps; None takes the model's.
         length_beam: Length candidates; None takes the model's.
     """
@@ -148,6 +149,10 @@ class CaptioningGraph(nn.Module):
         refinement: Any = model.refinement
         self.num_steps = int(num_steps or refinement.num_steps)
         self.length_beam = int(length_beam or refinement.length_beam)
+        special, word = refinement.special, cast(nn.Embedding, model.decoder.word)
+        if self.num_steps == 1:  # nothing but [MASK] and [PAD] is read: the file needs no other row of the table
+            mask, rows = special.mask, word.weight[[special.pad, special.mask]].detach()
+            word.forward = lambda ids: torch.embedding(rows, (ids == mask).long())  # type: ignore[method-assign]
         point = {"num_steps": self.num_steps, "length_beam": self.length_beam}
         self.operating_point = {**point, "max_length": model.decoder.max_length}
 
@@ -202,6 +207,7 @@ def write_onnx(graph: CaptioningGraph, image_size: int, path: Path) -> None:
         )
         assert program is not None
         optimize_ir(program.model, num_iterations=1, onnx_shape_inference=False)
+        look_up(program.model.graph)
         program.save(traced := path.with_suffix(".traced.onnx"), external_data=False)
     # ONNX Runtime folds constants, and weights that steps share into one: what it writes at this level runs on any CPU.
     open_onnx(traced, optimized=path, level="BASIC")

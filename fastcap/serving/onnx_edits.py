@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-import math
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,6 @@ from typing import Any
 import numpy as np
 
 from fastcap.serving.onnx_model import open_onnx
-
-MIN_WEIGHTS = 4096  # smaller matrices and tables are as they were: there is nothing to gain
 
 
 def drop_outputs(model: Any, names: Sequence[str]) -> None:
@@ -30,6 +28,35 @@ def drop_outputs(model: Any, names: Sequence[str]) -> None:
     tensors = [tensor for tensor in model.graph.initializer if tensor.name in needed]
     del model.graph.initializer[:]
     model.graph.initializer.extend(tensors)
+
+
+def look_up(graph: Any) -> None:
+    """Put the ids that ``fastcap.generation.ngrams.find`` looks up where ONNX's hash tables have them, traced graph."""
+    import onnx_ir as ir
+
+    for node in graph:
+        if node.op_type == "LabelEncoder":
+            ids = node.inputs[1].const_value.numpy().tolist()
+            node.resize_inputs(1)
+            node.attributes.add(ir.AttrInt64s("keys_int64s", ids))
+            node.attributes.add(ir.AttrInt64s("values_int64s", range(len(ids))))
+            node.attributes.add(ir.AttrInt64("default_int64", -1))
+
+
+def fuse_biases(path: Path) -> None:
+    """Let ONNX Runtime's integer products of a file add the biases that follow them, which its optimiser leaves."""
+    import onnx
+
+    model = onnx.load(path)
+    vectors = {tensor.name for tensor in model.graph.initializer if len(tensor.dims) == 1}
+    products = {node.output[0]: node for node in model.graph.node if node.op_type == "MatMulIntegerToFloat"}
+    read = Counter(name for node in model.graph.node for name in node.input)
+    for node in model.graph.node:
+        made, bias = (next((name for name in node.input if name in known), "") for known in (products, vectors))
+        if node.op_type in ("Add", "BiasGelu") and read[made] == 1 and bias:
+            products[made].input.extend([*[""] * (6 - len(products[made].input)), bias])
+            node.op_type, node.input[:] = "Identity" if node.op_type == "Add" else "Gelu", [made]
+    onnx.save(model, path)
 
 
 def read_bytes(model: Any, scratch: Path) -> None:
@@ -64,19 +91,3 @@ def read_bytes(model: Any, scratch: Path) -> None:
         0, onnx.helper.make_node("Transpose", [pixels.name], ["image_bytes"], "image_bytes", perm=[0, 3, 1, 2])
     )
     drop_outputs(model, ())
-
-
-def store_tables_in_16_bits(model: Any) -> None:
-    """Store large fp32 constants in fp16; ONNX Runtime widens them once, when it opens the graph."""
-    import onnx
-
-    casts = []
-    for tensor in model.graph.initializer:
-        if tensor.data_type == onnx.TensorProto.FLOAT and math.prod(tensor.dims) >= MIN_WEIGHTS:
-            values, name = onnx.numpy_helper.to_array(tensor), tensor.name
-            if np.abs(values).max() <= np.finfo(np.float16).max:
-                casts.append(onnx.helper.make_node("Cast", [f"{name}_fp16"], [name], f"{name}_widen", to=1))
-                tensor.CopyFrom(onnx.numpy_helper.from_array(values.astype(np.float16), f"{name}_fp16"))
-    nodes = [*casts, *model.graph.node]
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)

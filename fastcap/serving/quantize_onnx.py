@@ -21,11 +21,12 @@ from typing import Any
 
 import numpy as np
 
-from fastcap.serving.onnx_edits import MIN_WEIGHTS, drop_outputs, read_bytes, store_tables_in_16_bits
+from fastcap.serving.onnx_edits import drop_outputs, read_bytes
 from fastcap.serving.onnx_model import open_onnx
 
 TARGET_DB = 15.0  # signal to noise that probes are to keep; activations of 8 bits alone make 19 on photographs
 MAX_MEASURED = 16  # feeds that errors are measured on
+MIN_WEIGHTS = 4096  # smaller matrices are as they were: there is nothing to gain
 MAX_WEIGHT = 64  # of a quantised weight: 7 bits
 ABSORBED = ("Clip", "Relu")  # a quantised convolution does these by where its range ends
 KINDS = ("Conv", "MatMul", "Gemm")
@@ -39,7 +40,7 @@ def quantize_onnx(
     target_db: float = TARGET_DB,
     say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
-    """Quantise an ONNX graph to int8; what large tables it has are stored in 16 bits.
+    """Quantise an ONNX graph to int8.
 
     Args:
         source: The graph in fp32.
@@ -82,7 +83,6 @@ def quantize_onnx(
         drop_outputs(model, probes)
         result = _quantized(model, ranges, means, {name: found[name] for name in found if name not in kept})
         read_bytes(result, scratch)
-        store_tables_in_16_bits(result)
         onnx.save(result, target)
     shares = {name: _decibels(share) for name, share in kept.items()}
     return {"layers": len(found), "signal_to_noise_db": _decibels(left), "kept_in_fp32": shares}

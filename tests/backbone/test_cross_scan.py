@@ -3,9 +3,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastcap.backbone.scan import _routes, direction_visits, grid_scan, grid_scan_reference, scan_reference
+from fastcap.backbone.scan import _routes, direction_visits, grid_scan
+from tests.backbone.recurrence import grid_scan_reference
 
-DIRECTIONS = ["right", "left", "down", "up"]
 CHUNKED, WHOLE = {"chunk_size": 5}, {"chunk_size": 10_000}
 
 
@@ -27,26 +27,6 @@ def test_placing_undoes_visiting(height, width, per_direction, chunk_size):
     assert torch.equal(tracer[routes.read][routes.read_by], tracer.expand(4, -1))
 
 
-def _visits(direction, height, width):
-    """Raster indices in the order in which a direction comes to them."""
-    raster = torch.arange(height * width).view(height, width)
-    walk = (raster if direction in ("right", "left") else raster.t()).flatten()
-    return walk if direction in ("right", "down") else walk.flip(0)
-
-
-def _reference(x, log_decay, b, c):
-    """Each direction's heads through the recurrence, token by token, in that direction's order."""
-    batch, height, width, heads, channels = x.shape
-    x, log_decay, b, c = (t.flatten(1, 2) for t in (x, log_decay, b, c))
-    outputs = []
-    for index, direction in enumerate(DIRECTIONS):
-        visits, share = _visits(direction, height, width), slice(index * heads // 4, (index + 1) * heads // 4)
-        walked = (x[:, visits, share], log_decay[:, visits, share], b[:, visits, None], c[:, visits, None])
-        y = scan_reference(*walked)
-        outputs.append(y[:, visits.argsort()])
-    return torch.cat(outputs, dim=2).view(batch, height, width, heads, channels)
-
-
 @pytest.mark.parametrize("form", [CHUNKED, WHOLE], ids=["chunks", "one chunk"])
 @given(height=st.integers(1, 7), width=st.integers(1, 7), per_direction=st.integers(1, 2), seed=st.integers(0, 99))
 @settings(max_examples=25, deadline=None)
@@ -60,11 +40,9 @@ def test_grid_scan_equals_four_recurrences(form, height, width, per_direction, s
     log_decay = (-4 * torch.rand(*shape, heads, dtype=torch.float64, generator=generator)).requires_grad_()
     inputs = draw(heads, 3), log_decay, draw(5), draw(5)
     results = []
-    for scan in (_reference, grid_scan_reference, lambda *args: grid_scan(*args, **form)):
+    for scan in (grid_scan_reference, lambda *args: grid_scan(*args, **form)):
         y = scan(*inputs)
         weight = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view_as(y)
         results.append((y, *torch.autograd.grad((y * weight).sum(), inputs)))
-    expected, *others = results
-    for found in others:
-        for slow, fast in zip(expected, found, strict=True):
-            torch.testing.assert_close(fast, slow, rtol=1e-9, atol=1e-9)
+    for slow, fast in zip(*results, strict=True):
+        torch.testing.assert_close(fast, slow, rtol=1e-9, atol=1e-9)

@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from fastcap.backbone import scan
-from fastcap.backbone.scan import grid_scan, grid_scan_reference
+from fastcap.backbone.scan import grid_scan
+from tests.backbone.recurrence import grid_scan_reference
 
 
 def _inputs(batch, height, width, per_direction, channels, states, dtype=torch.float64):

@@ -3,11 +3,13 @@
 import itertools
 import math
 
+import onnxruntime
 import pytest
 import torch
 
 from fastcap.generation import ngrams as module
 from fastcap.generation.ngrams import BIGRAM_PRIOR, TRIGRAM_PRIOR, NGrams, find
+from fastcap.serving.onnx_edits import look_up
 
 V = 8
 CAPTIONS = [[5, 6], [5, 6, 7], [7, 6], [5, 5], [5, 6, 7, 6], [6]]
@@ -85,12 +87,26 @@ def test_the_rarest_trigrams_are_dropped_where_there_are_too_many(monkeypatch):
     assert float(trigram(ngrams, V, 5, 6)) == float(trigram(whole, V, 5, 6)) > 0  # the most frequent
 
 
-@pytest.mark.parametrize("size", [1, 2, 3, 8, 100])
-def test_the_search_that_is_exported_finds_the_same(size, monkeypatch):
-    table = torch.arange(size, dtype=torch.int32) * 3 + 1
-    wanted = torch.arange(-2, 3 * size + 5).view(-1, 1)
-    place, known = find(table, wanted)
-    monkeypatch.setattr(torch.compiler, "is_exporting", lambda: True)
-    exported = find(table, wanted)
-    assert torch.equal(exported[1], known) and known.sum() == size
-    assert torch.equal(exported[0][known], place[known])
+class Finder(torch.nn.Module):
+    """Looks ids up in tables of several sizes."""
+
+    def __init__(self, *sizes):
+        super().__init__()
+        for size in sizes:
+            self.register_buffer(f"table_{size}", torch.arange(size, dtype=torch.int32) * 3 + 1)
+
+    def forward(self, wanted):
+        return torch.stack([find(table, wanted) for table in self.buffers()])
+
+
+def test_the_search_that_is_exported_finds_the_same():
+    finder, wanted = Finder(1, 2, 3, 8, 100), torch.arange(-2, 305).view(-1, 1)
+    places = finder(wanted)
+    assert (places >= 0).sum((1, 2)).tolist() == [1, 2, 3, 8, 100]
+    for table, place in zip(finder.buffers(), places, strict=True):
+        assert torch.equal(table[place[place >= 0]], wanted[place >= 0])
+    program = torch.onnx.export(finder, (wanted,), dynamo=True, verbose=False, optimize=False)
+    look_up(program.model.graph)
+    session = onnxruntime.InferenceSession(program.model_proto.SerializeToString())
+    (exported,) = session.run(None, {session.get_inputs()[0].name: wanted.numpy()})
+    assert torch.equal(torch.from_numpy(exported), places)

@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 
+from fastcap.serving.onnx_edits import fuse_biases
+from fastcap.serving.onnx_model import open_onnx
 from fastcap.serving.quantize_onnx import MAX_WEIGHT, keep_noisiest, layers, noise, quantize_onnx
 from tests.serving.integer_graph import evaluate, multiply
 
@@ -84,16 +86,36 @@ def test_saturation_would_show():
     assert multiply(rows, columns, 32) == 2 * 255 * 127 and multiply(rows, columns, 16) == 2**15 - 1
 
 
-def test_tables_are_separated_and_stored_in_16_bits(tmp_path):
+def test_tables_are_separated_and_stay_as_they_are(tmp_path):
     source, feeds = _graph(tmp_path / "a.onnx", matrix=True), _feeds(4, matrix=True)
     quantize_onnx(source, tmp_path / "b.onnx", feeds, ["logits"])
     model = onnx.load(tmp_path / "b.onnx")
     assert [output.name for output in model.graph.output] == ["logits2", "rows"]
     kinds = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
-    assert kinds["vocabulary_table_fp16"] == onnx.TensorProto.FLOAT16
+    assert kinds["vocabulary_table"] == onnx.TensorProto.FLOAT
     options = {"providers": ["CPUExecutionProvider"]}
     exact, stored = (onnxruntime.InferenceSession(tmp_path / name, **options) for name in ("a.onnx", "b.onnx"))
-    np.testing.assert_allclose(stored.run(["rows"], feeds[0]), exact.run(["rows"], feeds[0]), rtol=1e-3)
+    np.testing.assert_array_equal(stored.run(["rows"], feeds[0]), exact.run(["rows"], feeds[0]))
+
+
+def test_products_add_the_biases_that_follow_them(tmp_path):
+    rng = np.random.default_rng(2)
+    steps = "a = MatMul(x, w) b = Add(a, v) c = Gelu(b) d = MatMul(c, w) y = Add(v, d)"
+    head = '<ir_version: 10, opset_import: ["": 20]> g (float[1, n, 128] x) => (float[1, n, 128] y)'
+    model = onnx.parser.parse_model(f"{head} {{ {steps} }}")
+    for name, shape in (("w", (128, 128)), ("v", (128,))):
+        values = rng.normal(size=shape).astype(np.float32) / 8
+        model.graph.initializer.append(onnx.numpy_helper.from_array(values, name))
+    source, int8, fast = (tmp_path / f"{name}.onnx" for name in ("source", "int8", "fast"))
+    onnx.save(model, source)
+    feeds = [{"x": rng.normal(size=(1, 1, 128)).astype(np.float32)} for _ in range(4)]
+    quantize_onnx(source, int8, feeds)
+    open_onnx(int8, optimized=fast, level="EXTENDED")
+    before = _run(fast, feeds)
+    fuse_biases(fast)
+    kinds = [node.op_type for node in onnx.load(fast).graph.node]
+    assert kinds.count("MatMulIntegerToFloat") == 2 and not {"Add", "BiasGelu"}.intersection(kinds)
+    np.testing.assert_allclose(_run(fast, feeds), before, rtol=1e-5, atol=1e-5)
 
 
 def test_layers_at_fault_are_found_by_halving():
