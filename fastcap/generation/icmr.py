@@ -131,7 +131,7 @@ class ICMRDecoder:
         pick = partial(torch.index_select, dim=0, index=best)
         chosen = [StepTensors(*map(pick, (s.tokens, s.confidence, s.remasked))) for s in steps]
         experts = getattr(cache, "expert_weights", None)
-        return Refinement(*map(pick, (tokens, lengths, scores, drafted)), chosen, experts)
+        return Refinement(pick(tokens), pick(lengths), pick(scores), pick(drafted), chosen, experts)
 
     def sample(
         self,

@@ -149,10 +149,10 @@ class CaptioningGraph(nn.Module):
         refinement: Any = model.refinement
         self.num_steps = int(num_steps or refinement.num_steps)
         self.length_beam = int(length_beam or refinement.length_beam)
-        special, word = refinement.special, cast(nn.Embedding, model.decoder.word)
+        special, word = refinement.special, cast(Any, model.decoder).word
         if self.num_steps == 1:  # nothing but [MASK] and [PAD] is read: the file needs no other row of the table
             mask, rows = special.mask, word.weight[[special.pad, special.mask]].detach()
-            word.forward = lambda ids: torch.embedding(rows, (ids == mask).long())  # type: ignore[method-assign]
+            word.forward = lambda ids: torch.embedding(rows, (ids == mask).long())
         point = {"num_steps": self.num_steps, "length_beam": self.length_beam}
         self.operating_point = {**point, "max_length": model.decoder.max_length}
 
