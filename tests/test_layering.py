@@ -28,17 +28,17 @@ BUDGETS = {
     "*.py": 2_368,
     "alignment": 246,
     "backbone": 1_107,
-    "data": 3_155,
+    "data": 3_136,
     "decoder": 644,
     "generation": 989,
     "jobs": 531,
-    "metrics": 664,
+    "metrics": 653,
     "pretrained": 93,
     "reporting": 826,
     "serving": 1_661,
-    "tools": 878,
-    "training": 1_425,
-    "utils": 413,
+    "tools": 837,
+    "training": 1_414,
+    "utils": 409,
 }
 
 
@@ -208,7 +208,7 @@ def test_whole_keeps_its_budget() -> None:
         "files of fastcap": (len(list(PACKAGE.rglob("*.py"))), 105),
         "lines of fastcap": (lines_of(PACKAGE), 15_000),
         "entries of fastcap": (len([path for path in PACKAGE.iterdir() if path.name != "__pycache__"]), 25),
-        "lines of tests": (lines_of(ROOT / "tests"), 9_439),
+        "lines of tests": (lines_of(ROOT / "tests"), 9_437),
         "files of conf": (len(list((ROOT / "conf").rglob("*.yaml"))), 50),
     }
     assert not {name: size for name, size in sizes.items() if size[0] > size[1]}

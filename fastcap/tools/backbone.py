@@ -8,11 +8,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from hydra.errors import HydraException
 from torch import nn
 
 from fastcap.backbone.timm_encoder import prepare_for_inference
-from fastcap.build import ConfigError, construct
+from fastcap.build import construct
 from fastcap.cli import compose_config
 from fastcap.tools.measure import Work, count_gflop, in_fresh_process, quantile_ms, time_in_turns
 from fastcap.tools.systems import status_mb
@@ -26,7 +25,7 @@ METHOD = (
 
 
 def build(name: str, prepared: bool = True) -> nn.Module:
-    """Build a backbone of the group; raises ``ConfigError`` if there is no such choice or key, or a package is missing.
+    """Build a backbone of the group; raises Hydra's own error if there is no such choice or key.
 
     Args:
         name: A choice of the group, then any number of ``+KEY=VALUE`` for keys of its configuration, e.g.
@@ -34,10 +33,7 @@ def build(name: str, prepared: bool = True) -> nn.Module:
         prepared: As it serves: batch norms folded.
     """
     choice, *changes = name.split("+")
-    try:
-        node = compose_config("train", [f"backbone={choice}", *(f"backbone.{change}" for change in changes)]).backbone
-    except HydraException as error:
-        raise ConfigError(f"--backbones {name}: {' '.join(str(error).split())}") from error
+    node = compose_config("train", [f"backbone={choice}", *(f"backbone.{change}" for change in changes)]).backbone
     torch.manual_seed(0)
     backbone = construct(node).eval()
     return prepare_for_inference(backbone, 64) if prepared else backbone

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from fastcap.data.pixels import decode_image
 from fastcap.utils.errors import UserError
 
+NUM_TOKENS = 12  # new ones of every caption
 Settings = Mapping[str, Any]
 ARCHITECTURES: dict[str, dict[str, Any]] = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text("utf-8"))
 
@@ -30,7 +31,7 @@ def architecture(name: str) -> dict[str, Any]:
 
 
 def build_baseline(name: str, changes: Settings | None = None) -> nn.Module:
-    """Build a baseline with random weights; a ``UserError`` says that there is none, or that transformers is missing.
+    """Build a baseline with random weights; a ``UserError`` says that there is none of that name.
 
     Args:
         name: One of ``ARCHITECTURES``.
@@ -38,12 +39,9 @@ def build_baseline(name: str, changes: Settings | None = None) -> nn.Module:
     """
     known = architecture(name)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    try:
-        import transformers
-        from transformers.utils import logging
-    except ImportError as error:
-        raise UserError("baselines need transformers: pip install 'fastcap[baselines]'") from error
-    logging.set_verbosity_error()
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
     settings = dict(known["settings"])
     for key, value in (changes or {}).items():
         settings[key] = {**settings[key], **value} if isinstance(settings.get(key), dict) else value
@@ -66,22 +64,19 @@ class Baseline:
         name: One of ``ARCHITECTURES``.
         size: Side of its images, in pixels; None for that of the published model.
         num_beams: 1 for greedy decoding.
-        num_tokens: Every caption has exactly so many new tokens.
         model: The model, or None for the published architecture.
     """
 
-    def __init__(
-        self, name: str, size: int | None = None, num_beams: int = 1, num_tokens: int = 12, model: Any = None
-    ) -> None:
+    def __init__(self, name: str, size: int | None = None, num_beams: int = 1, model: Any = None) -> None:
         known = architecture(name)
         self.model: Any = build_baseline(name) if model is None else model
         self.mean, self.std = (255 * torch.tensor(values).view(3, 1, 1) for values in known["pixels"])
-        self.size, self.num_tokens = size or known["size"], num_tokens
+        self.size = size or known["size"]
         self.inputs: dict[str, Any] = {
             "num_beams": num_beams,
             "do_sample": False,
-            "min_new_tokens": num_tokens,
-            "max_new_tokens": num_tokens,
+            "min_new_tokens": NUM_TOKENS,
+            "max_new_tokens": NUM_TOKENS,
         }
         config: Any = self.model.config
         if name == "blip-base":
@@ -104,11 +99,11 @@ class Baseline:
 
     @torch.inference_mode()
     def generate(self, file: str | Path) -> Tensor:
-        """Write the new tokens of a caption, (num_tokens,)."""
+        """Write the new tokens of a caption, (NUM_TOKENS,)."""
         pixels = torch.tensor(decode_image(file, self.size)).permute(2, 0, 1)
         values = ((pixels - self.mean) / self.std).unsqueeze(0)
         tokens = self.model.generate(pixel_values=values.unsqueeze(1) if self.tiled else values, **self.inputs)
-        return tokens[0, -self.num_tokens :]
+        return tokens[0, -NUM_TOKENS:]
 
     @torch.inference_mode()
     def _image_tokens(self) -> int:

@@ -51,19 +51,17 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         help="(default: %(default)s)",
     )
     captioners.add_argument("--beams", nargs="+", type=_positive, default=[1], metavar="N", help="of the baselines")
-    captioners.add_argument("--num-tokens", type=_positive, default=12, help="of the baselines (default: %(default)s)")
     captioners.add_argument("--images", nargs="+", type=Path, metavar="PATH", help="files or folders (default: noise)")
 
     decoding = commands.add_parser("decoding", help="decoders alone: refinement beside autoregressive decoding")
     decoding.add_argument("--models", nargs="+", type=Path, required=True, metavar="CKPT", help="checkpoints")
     decoding.add_argument(
-        "--images",
-        nargs="+",
-        type=Path,
-        metavar="PATH",
-        help="files or folders (default: validation images of the first checkpoint's own data)",
+        "--max-images",
+        type=_positive,
+        default=20,
+        metavar="N",
+        help="validation images of the first checkpoint's own data (default: %(default)s)",
     )
-    decoding.add_argument("--max-images", type=_positive, default=20, metavar="N", help="(default: %(default)s)")
     decoding.add_argument(
         "--refinements",
         nargs="+",

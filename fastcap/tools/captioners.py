@@ -23,7 +23,7 @@ MAX_IMAGES = 8
 METHOD = (
     "Image file to text, batch 1: reading and decoding the JPEG, resizing, the network, words. One process, all "
     "systems warm and taking turns, each for --seconds in all. Baselines: transformers, eager, fp32, random weights of "
-    "the published architectures at their own image size, exactly --num-tokens new tokens, images decoded by the same "
+    "the published architectures at their own image size, exactly 12 new tokens, images decoded by the same "
     "code as ours; steps are decoder passes. Ours write as many words as they please. params: tied ones counted once, "
     "what only training uses left out. file_mb (1e6 bytes): fp32 tensors of checkpoints and baselines, whole files of "
     "exports. peak_mb (1e6 bytes): high-water mark of resident memory of a fresh process that imports, loads and "
@@ -61,14 +61,10 @@ def measure(options: argparse.Namespace, report: Callable[[str], None]) -> Itera
 
 def select(options: argparse.Namespace, folder: Path) -> tuple[list[Spec], Sequence[Path]]:
     """Return the systems that options ask for, ours first, and image files; those drawn for this run in ``folder``."""
-    if options.num_tokens < 2:
-        raise UserError(f"--num-tokens {options.num_tokens} must be at least 2")
     for name in options.baselines:
         architecture(name)  # refuses one that is unknown
-    baselines = [
-        Spec("", None, name, beams, options.num_tokens) for name in options.baselines for beams in options.beams
-    ]
-    images = choose_images(options.images, folder)
+    baselines = [Spec("", None, name, beams) for name in options.baselines for beams in options.beams]
+    images = find_images(options.images).files[:MAX_IMAGES] if options.images else draw_photographs(folder)
     return [*our_specs(options.models, options.num_steps), *baselines], images
 
 
@@ -85,11 +81,6 @@ def our_specs(paths: Sequence[str], steps: Sequence[int]) -> list[Spec]:
                 raise UserError(f"--models {given}: no such model")
             specs += [Spec(path=str(file), num_steps=count) for count in steps or (None,)]
     return specs
-
-
-def choose_images(places: Sequence[Path] | None, folder: Path, limit: int = MAX_IMAGES) -> Sequence[Path]:
-    """Return the first images among files and folders, or draw some."""
-    return find_images(places).files[:limit] if places else draw_photographs(folder)
 
 
 def draw_photographs(folder: Path, count: int = 3) -> list[Path]:

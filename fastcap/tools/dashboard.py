@@ -100,12 +100,8 @@ def _panels() -> dict[str, list[Any]]:
 def main(arguments: list[str] | None = None) -> None:
     """Entry point."""
     options = parse_arguments(arguments)
-    try:
-        import wandb_workspaces  # noqa: F401
-    except ImportError as error:
-        raise UserError(
-            "the dashboard needs wandb-workspaces: pip install -c constraints.txt -e '.[dashboard]'"
-        ) from error
+    import wandb_workspaces  # noqa: F401  # where it is missing, the command names its extra
+
     if options.print:
         workspace = build_workspace(options.entity or "", options.project)
         print(json.dumps(definition(workspace), indent=1, ensure_ascii=False))

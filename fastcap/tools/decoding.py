@@ -7,16 +7,13 @@ import copy
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from itertools import cycle
-from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 
 from fastcap.build import LoadedCheckpoint, build_datamodule, load_checkpoint
-from fastcap.data.pixels import decode_image
 from fastcap.model import FastCap
-from fastcap.tools.captioners import choose_images
 from fastcap.tools.measure import Work, quantile_ms, time_in_turns
 from fastcap.types import Encoded
 
@@ -38,7 +35,7 @@ def measure(options: argparse.Namespace, report: Callable[[str], None]) -> Itera
     rows: dict[Any, dict[str, Any]] = {}
     for path, loaded in captioners.items():
         size = loaded.image_size
-        images = _read(options.images, options.max_images, size, captioners[options.models[0]])
+        images = _read(captioners[options.models[0]], options.max_images, size)
         encoded = [loaded.model.encode(pixels) for pixels in images]
         causal = loaded.model.decoder.causal
         settings: list[dict[str, int]] = (
@@ -70,13 +67,10 @@ def _decode_in_turns(model: FastCap, encoded: Sequence[Encoded], setting: dict[s
     return lambda: model.decode(next(images), setting.get("num_steps"), setting.get("length_beam"))
 
 
-def _read(places: Sequence[Path] | None, limit: int, size: int, first: LoadedCheckpoint) -> list[torch.Tensor]:
-    """Read images, uint8 (1, 3, size, size) each: the named ones, or validation images of a checkpoint's own data."""
-    if places:
-        pixels = [decode_image(file, size) for file in choose_images(places, Path(), limit)]
-    else:
-        config = OmegaConf.create(first.config)
-        assert isinstance(config, DictConfig)
-        records = build_datamodule(config, first.tokenizer).records("val")
-        pixels = [records.load_image(number, size) for number in range(min(limit, len(records.image_ids)))]
+def _read(checkpoint: LoadedCheckpoint, limit: int, size: int) -> list[torch.Tensor]:
+    """Read validation images of a checkpoint's own data, uint8 (1, 3, size, size) each."""
+    config = OmegaConf.create(checkpoint.config)
+    assert isinstance(config, DictConfig)
+    records = build_datamodule(config, checkpoint.tokenizer).records("val")
+    pixels = [records.load_image(number, size) for number in range(min(limit, len(records)))]
     return [torch.tensor(each).permute(2, 0, 1).unsqueeze(0) for each in pixels]

@@ -6,12 +6,12 @@ import importlib.metadata
 import multiprocessing
 import os
 import platform
-import statistics
-import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
+from timeit import timeit
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -49,26 +49,16 @@ def time_in_turns(
             own = times[key]
             if key not in works:
                 works[key] = build()
-                if timed(works[key]) < seconds / 4:
+                if timeit(works[key], number=1) < seconds / 4:
                     works[key]()
             while not own or (sum(own) < seconds * turn / rounds and len(own) < MAX_RUNS * turn / rounds):
-                own.append(timed(works[key]))
+                own.append(timeit(works[key], number=1))
             yield key, own
-
-
-def timed(work: Work) -> float:
-    """Run a piece of work; returns the seconds that it took."""
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
 
 
 def quantile_ms(seconds: list[float], share: float = 0.5) -> float:
     """Return a quantile in milliseconds, the median by default."""
-    if len(seconds) == 1:
-        return 1e3 * seconds[0]
-    cuts = statistics.quantiles(seconds, n=100, method="inclusive")
-    return 1e3 * cuts[round(100 * share) - 1]
+    return 1e3 * float(np.quantile(seconds, share))
 
 
 def matmul_gflop_per_s(size: int = 1024) -> float:
@@ -78,7 +68,7 @@ def matmul_gflop_per_s(size: int = 1024) -> float:
     """
     a, b = torch.randn(size, size), torch.randn(size, size)
     works: list[Work] = [lambda: a @ b, lambda: F.conv2d(a[None, :, :, None], b[:, :, None, None])]
-    return 2e-9 * size**3 / min(timed(work) for work in works for _ in range(10))
+    return 2e-9 * size**3 / min(timeit(work, number=1) for work in works for _ in range(10))
 
 
 def count_gflop(model: nn.Module, images: Tensor) -> float:

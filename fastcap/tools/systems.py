@@ -20,7 +20,6 @@ class Spec:
     num_steps: int | None = None  # refinement steps of ours; None for the model's own
     baseline: str = ""  # a name of fastcap.tools.baselines
     num_beams: int = 1  # of a baseline; 1 is greedy
-    num_tokens: int = 12  # new tokens of a baseline's caption
 
     @property
     def label(self) -> str:
@@ -42,10 +41,10 @@ def build(spec: Spec, threads: int) -> tuple[Callable[[str], Any], dict[str, Any
     if spec.baseline:
         import torch
 
-        from fastcap.tools.baselines import Baseline
+        from fastcap.tools.baselines import NUM_TOKENS, Baseline
 
         torch.set_num_threads(threads)
-        baseline = Baseline(spec.baseline, None, spec.num_beams, spec.num_tokens)
+        baseline = Baseline(spec.baseline, None, spec.num_beams)
         about: dict[str, Any] = {
             "system": spec.baseline,
             "runtime": "eager",
@@ -54,7 +53,7 @@ def build(spec: Spec, threads: int) -> tuple[Callable[[str], Any], dict[str, Any
             "file_mb": baseline.file_bytes,
             "resolution": baseline.size,
             "beams": spec.num_beams,
-            "steps": spec.num_tokens,
+            "steps": NUM_TOKENS,
             "weights": "random",
         }
         caption: Callable[[str], Any] = baseline.generate

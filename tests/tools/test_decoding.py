@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from fastcap.tools import bench
-from fastcap.tools.captioners import draw_photographs
 from tests.tiny_captioner import write_checkpoint
 
 
@@ -14,10 +13,9 @@ from tests.tiny_captioner import write_checkpoint
 def test_both_kinds_of_decoder_are_timed_side_by_side(tmp_path, capsys):
     checkpoint = write_checkpoint(tmp_path / "tiny.ckpt")
     other = write_checkpoint(tmp_path / "other.ckpt", "decoder=autoregressive_mini", "refinement=greedy")
-    images = [str(path) for path in draw_photographs(tmp_path)[:2]]
     settings = ["--refinements", "1x1", "8x1", "8x3", "--beams", "1", "2", "--rounds", "2", "--seconds", "0.1"]
     options = [*settings, "--threads", str(torch.get_num_threads()), "--out", str(tmp_path)]
-    bench.main(["decoding", "--models", str(checkpoint), str(other), "--images", *images, *options])
+    bench.main(["decoding", "--models", str(checkpoint), str(other), "--max-images", "2", *options])
     with open(tmp_path / "decoding.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     told = [(row["decoding"], row["num_steps"], row["length_beam"], row["num_beams"]) for row in rows]
