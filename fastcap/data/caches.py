@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import itertools
 import json
@@ -154,9 +155,7 @@ def _cache_file(cache_dir: str | os.PathLike[str], name: str, key: object, kind:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path.with_suffix(".lock"), "a") as file:
-            with contextlib.suppress(ImportError, OSError):  # no locks on Windows and some network disks
-                import fcntl
-
+            with contextlib.suppress(OSError):  # no locks on some network disks
                 fcntl.flock(file, fcntl.LOCK_EX)
             yield path
     except OSError as error:

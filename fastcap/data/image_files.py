@@ -134,24 +134,18 @@ def _walk(root: Path, found: FoundImages, depth: int = _ANY_DEPTH, hidden: bool 
             found.unreadable.add("folders that cannot be listed", f"{folder}: {error.strerror}")
             continue
         for entry in entries:
-            path, kind, image = folder / entry.name, _kind(entry), Path(entry.name).suffix.lower() in image_suffixes()
+            path, image = folder / entry.name, Path(entry.name).suffix.lower() in image_suffixes()
+            is_folder = os.path.isdir(entry)  # False, unlike entry.is_dir, of a link to itself
             if not hidden and is_hidden(entry.name):
-                if kind == "folder" or image:
-                    found.hidden.add("hidden folders" if kind == "folder" else "hidden images", path)
-            elif kind == "folder":
+                if is_folder or image:
+                    found.hidden.add("hidden folders" if is_folder else "hidden images", path)
+            elif is_folder:
                 if level < depth:
                     (links if entry.is_symlink() else folders).append((path, level + 1))
-            elif kind == "file":
+            elif os.path.isfile(entry):
                 yield path
             elif image:
                 found.unreadable.add("links that lead nowhere, or no files", path)
-
-
-def _kind(entry: os.DirEntry[str]) -> str:
-    try:
-        return "folder" if entry.is_dir() else "file" if entry.is_file() else ""
-    except OSError:  # a link to itself
-        return ""
 
 
 def _match(pattern: Path, found: FoundImages) -> Iterator[Path]:
@@ -216,20 +210,17 @@ class FileRecords(CaptionRecords):
 
 
 class FolderImages(CaptionSource):
-    """Every image below folders, at any depth; every so many-th, at least one, is kept for validation.
+    """Every image below folders, at any depth; every twentieth, at least one, is kept for validation.
 
     Args:
         roots: The folder, or several.
-        val_share: Share of the images that make "val".
         max_skipped: Share of the images that may be left out because they cannot be read.
     """
 
-    def __init__(
-        self, roots: str | os.PathLike[str] | Sequence[str], val_share: float = 0.05, max_skipped: float = MAX_SKIPPED
-    ) -> None:
+    def __init__(self, roots: str | os.PathLike[str] | Sequence[str], max_skipped: float = MAX_SKIPPED) -> None:
         places = [roots] if isinstance(roots, str | os.PathLike) else list(roots)
         self.roots = [Path(place).expanduser() for place in places]
-        self.val_share, self.max_skipped = val_share, max_skipped
+        self.max_skipped = max_skipped
 
     def split(self, name: str) -> FileRecords:
         """Return "train" or "val".
@@ -240,7 +231,7 @@ class FolderImages(CaptionSource):
         paths, num_skipped = _images_below(self.roots, self.max_skipped)
         if len(paths) < 2:
             raise DataError(f"{self.roots[0]}: {len(paths)} images in this folder, at least 2 are needed")
-        every = min(max(2, round(1 / self.val_share)), len(paths))
+        every = min(20, len(paths))
         chosen = [path for i, path in enumerate(paths) if (i % every == every // 2) == (name == "val")]
         return FileRecords(name, chosen, num_skipped, self.max_skipped)
 

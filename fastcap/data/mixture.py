@@ -55,8 +55,8 @@ class CaptionMixture(CaptionSource):
         sets: The sets, by name.
         shares: Share of a set's training images that one epoch shows, by name; 1 where nothing is said. An epoch goes
             on where the last one ended, so that every image has its turn.
-        text: Files of further captions without images, for the vocabulary and the n-gram tables: one caption a line, or
-            JSON, a list of captions or an object whose field ``captions`` is one.
+        text: JSON files of further captions without images, for the vocabulary and the n-gram tables: a list of
+            captions, or an object whose field ``captions`` is one.
         text_weight: How much one of those counts in the n-gram tables beside a training image's caption.
     """
 
@@ -91,14 +91,8 @@ class CaptionMixture(CaptionSource):
 
 
 def _read_text(path: Path) -> list[str]:
-    if path.suffix == ".json":
-        content = read_json(path, "text file")
-        lines = content.get("captions") if isinstance(content, dict) else content
-    else:
-        try:
-            lines = path.read_text(encoding="utf-8-sig").splitlines()
-        except (OSError, ValueError) as error:
-            raise DataError(f"{path}: text file cannot be read ({error})") from error
+    content = read_json(path, "text file")
+    lines = content.get("captions") if isinstance(content, dict) else content
     if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
         raise DataError(f"{path}: must hold a list of captions, or an object whose field 'captions' is one")
     return [caption for caption in map(normalise_caption, lines) if caption]

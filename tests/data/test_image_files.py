@@ -89,7 +89,7 @@ def test_names_of_any_encoding_and_form(tmp_path):
     assert resolve_name(tmp_path / composed) == tmp_path / apart
     assert find_images([tmp_path / composed]).files == [tmp_path / apart]  # a file's own name is no pattern
     assert find_images([tmp_path / unicodedata.normalize("NFC", "é*/café*.png")]).files == [tmp_path / apart]
-    images = FolderImages(tmp_path, 0.5).split("train")
+    images = FolderImages(tmp_path).split("train")
     assert len(images.paths) == 1 and len(images.fingerprint()) == 64
 
 

@@ -31,10 +31,10 @@ def some_set(root, size, word):
 
 @pytest.fixture
 def mixture(tmp_path):
-    (tmp_path / "more.txt").write_text("a zebra runs\n\n  a   zebra sleeps\n")
+    (tmp_path / "list.json").write_text(json.dumps(["a zebra runs", "", "  a   zebra sleeps\n"]))
     (tmp_path / "more.json").write_text(json.dumps({"captions": ["a zebra eats"]}))
     sets = {"left": some_set(tmp_path / "left", 10, "dog"), "right": some_set(tmp_path / "right", 8, "cat")}
-    text = [str(tmp_path / "more.txt"), str(tmp_path / "more.json")]
+    text = [str(tmp_path / "list.json"), str(tmp_path / "more.json")]
     return CaptionMixture(sets, {"right": 0.5}, text, text_weight=0.25)
 
 

@@ -41,13 +41,12 @@ GROUND: dict[str, tuple[Colour, Colour]] = {
     "sunset": ((104, 64, 128), (250, 176, 128)),
     "carpet": ((92, 62, 110), (80, 52, 96)),
 }
-_SPECKS: dict[str, Colour] = {
-    "grass": (108, 172, 66),
-    "sand": (200, 172, 122),
-    "night": (200, 204, 230),
-    "road": (112, 112, 116),
+_SPECKS: dict[str, tuple[int, float, float, Colour]] = {  # how many, half their width and height, colour
+    "grass": (46, 0.004, 0.018, (108, 172, 66)),
+    "sand": (60, 0.005, 0.005, (200, 172, 122)),
+    "night": (22, 0.006, 0.006, (200, 204, 230)),
+    "road": (40, 0.005, 0.004, (112, 112, 116)),
 }
-_NUM_SPECKS = {"grass": 46, "sand": 60, "night": 22, "road": 40}
 _RIM = 0.009
 _RIM_SHADE = 0.58
 _RING_BAND = 0.27
@@ -122,10 +121,8 @@ def _ground(name: str, side: int) -> Image.Image:
     ground = Image.fromarray(np.ascontiguousarray(np.broadcast_to(rows, (side, side, 3))))
     draw = ImageDraw.Draw(ground)
     rng = Random(name)
-    for _ in range(_NUM_SPECKS.get(name, 0)):
+    number, wide, tall, colour = _SPECKS.get(name, (0, 0, 0, None))
+    for _ in range(number):
         x, y = rng.random() * side, rng.random() * side
-        wide, tall = {"grass": (0.004, 0.018), "sand": (0.005, 0.005), "night": (0.006, 0.006), "road": (0.005, 0.004)}[
-            name
-        ]
-        draw.ellipse((x - wide * side, y - tall * side, x + wide * side, y + tall * side), fill=_SPECKS[name])
+        draw.ellipse((x - wide * side, y - tall * side, x + wide * side, y + tall * side), fill=colour)
     return ground
