@@ -46,11 +46,7 @@ ALLOWED_FUNCTIONS = tuple(
 
 
 class CheckpointError(UserError, ValueError):
-    """A checkpoint that cannot be used; the message names the file and what is wrong."""
-
-
-class CheckpointWriteError(UserError):
-    """A checkpoint that could not be written; the message names the file and the reason."""
+    """A checkpoint that cannot be used or written; the message names the file and what is wrong."""
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -63,14 +59,14 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
-        """Write a checkpoint; raises ``CheckpointWriteError`` where that fails, and the one before stays as it was."""
+        """Write a checkpoint; raises ``CheckpointError`` where that fails, and the one before stays as it was."""
         try:
             if is_url(path):
                 super().save_checkpoint(checkpoint, path, storage_options)
             else:
                 _save_file(checkpoint, Path(path))
         except (OSError, RuntimeError) as error:
-            raise CheckpointWriteError(
+            raise CheckpointError(
                 f"{path}: the checkpoint cannot be written ({_reason(error)}); the one before it is as it was"
             ) from error
 

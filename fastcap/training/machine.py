@@ -44,7 +44,8 @@ def _precision(wanted: str, accelerator: str) -> str:
     device = "the GPU" if cuda else "this CPU" if accelerator in ("auto", "cpu") else accelerator
     if wanted == "auto":
         chosen = "bf16-mixed" if native else "32-true"
-        rank_zero_only(log.info)("trainer.precision=auto: %s, as %s %s bf16", chosen, device, _VERB[native])
+        verb = "computes" if native else "does not compute"
+        rank_zero_only(log.info)("trainer.precision=auto: %s, as %s %s bf16", chosen, device, verb)
         return chosen
     if wanted.startswith("bf16") and device == "this CPU" and not native:
         rank_zero_only(log.warning)(
@@ -63,9 +64,6 @@ def validation_interval(trainer: Mapping[str, Any]) -> int | None:
         if not isinstance(value, int | None):
             raise UserError(f"trainer.{name} = {value!r} must be a whole number or null")
     return min(every, epochs) if every and epochs and epochs > 0 else every
-
-
-_VERB = {True: "computes", False: "does not compute"}
 
 
 def cpu_has_bf16() -> bool:

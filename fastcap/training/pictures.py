@@ -179,11 +179,6 @@ class SpeedQuality(FirstImages):
         super().__init__(max_images)
         self.steps = tuple(steps)
 
-    def on_validation_batch_end(self, trainer: L.Trainer, *arguments: Any) -> None:
-        """Keep the first images of training's validations."""
-        if trainer.state.fn == TrainerFn.FITTING:
-            super().on_validation_batch_end(trainer, *arguments)
-
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Measure, write and log; what fails is a warning."""
         assert isinstance(pl_module, CaptioningModule)

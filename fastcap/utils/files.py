@@ -13,18 +13,14 @@ from typing import Any
 
 
 @contextmanager
-def atomic_write(path: Path, unique: bool = False) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a file to write in the place of ``path``; it is forced to the disk and takes that name at the end.
 
     The name changes in one step (``rename``), so readers find the old file or the new one. A block that fails leaves
-    the old one.
-
-    Args:
-        path: The file; its folder is made.
-        unique: Several processes may write it at once: each has a file of its own until the end.
+    the old one. The file's folder is made.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part" if unique else f"{path.name}.part")
+    part = path.with_name(f"{path.name}.part")
     try:
         with naming(path):
             yield part

@@ -12,7 +12,6 @@ from fastcap.training import checkpoints
 from fastcap.training.checkpoints import (
     AtomicCheckpointIO,
     CheckpointError,
-    CheckpointWriteError,
     find_checkpoint,
     last_good,
     open_checkpoint,
@@ -37,7 +36,7 @@ def test_a_failed_write_leaves_what_was_there(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(checkpoints.torch, "save", half)
-    with pytest.raises(CheckpointWriteError, match=r"last\.ckpt: .*\(No space left on device\)"):
+    with pytest.raises(CheckpointError, match=r"last\.ckpt: .*\(No space left on device\)"):
         save(path, 2)
     monkeypatch.undo()
     assert open_checkpoint(path)["global_step"] == 1
