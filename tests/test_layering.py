@@ -31,7 +31,7 @@ BUDGETS = {
     "data": 3_136,
     "decoder": 644,
     "generation": 989,
-    "jobs": 531,
+    "jobs": 551,
     "metrics": 653,
     "pretrained": 93,
     "reporting": 826,
@@ -206,9 +206,9 @@ def test_whole_keeps_its_budget() -> None:
     assert folders <= BUDGETS.keys()
     sizes = {
         "files of fastcap": (len(list(PACKAGE.rglob("*.py"))), 105),
-        "lines of fastcap": (lines_of(PACKAGE), 15_000),
+        "lines of fastcap": (lines_of(PACKAGE), 14_933),
         "entries of fastcap": (len([path for path in PACKAGE.iterdir() if path.name != "__pycache__"]), 25),
-        "lines of tests": (lines_of(ROOT / "tests"), 9_437),
+        "lines of tests": (lines_of(ROOT / "tests"), 9_453),
         "files of conf": (len(list((ROOT / "conf").rglob("*.yaml"))), 50),
     }
     assert not {name: size for name, size in sizes.items() if size[0] > size[1]}

@@ -1,8 +1,8 @@
-"""Distil a packaged ImageNet encoder into a backbone, on any images: `fastcap distill [folder=DIR]`.
+"""Distil an encoder, or what a captioner sees, into a backbone, on any images: `fastcap distill [folder=DIR]`.
 
 Features on a grid (FitNets, Romero et al. 2015, arXiv 1412.6550), normalized channel by channel as in feature
-distillation for recognition (Wei et al. 2022, arXiv 2205.14141), and the teacher's classes (Hinton et al. 2015,
-arXiv 1503.02531) with both seeing the same crop (patient teacher, Beyer et al. 2022, arXiv 2106.05237).
+distillation for recognition (Wei et al. 2022, arXiv 2205.14141), and the teacher's classes or concepts (Hinton et al.
+2015, arXiv 1503.02531) with both seeing the same crop (patient teacher, Beyer et al. 2022, arXiv 2106.05237).
 """
 
 from __future__ import annotations
@@ -16,29 +16,50 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastcap.backbone.efficientnet_lite import EfficientNetLite, packaged_classifier
+from fastcap.build import load_checkpoint
 from fastcap.cli import hydra_command
 from fastcap.data.dataset import ImageBatch
 from fastcap.jobs.pretrain import BackbonePretraining, run
+from fastcap.losses import concept_loss
 
 
 class Teacher(nn.Module):
-    """Packaged EfficientNet-Lite with its classifier; nothing of it is ever trained.
+    """What the backbone learns from, features and classes of an image; nothing of it is ever trained.
 
     Args:
-        variant: 0 or 2, the size.
+        variant: Size of the packaged EfficientNet-Lite, 0 or 2; its classes are ImageNet's, one an image.
+        checkpoint: A captioner in its place, best after ``stage=concepts``; its classes are the concepts and phrases
+            that it predicts, many an image.
     """
 
-    def __init__(self, variant: int = 0) -> None:
+    def __init__(self, variant: int = 0, checkpoint: str | None = None) -> None:
         super().__init__()
-        self.encoder = EfficientNetLite(variant, frozen=True, position=False)
-        self.classifier = packaged_classifier(variant)
-        self.feature_dim, self.num_classes = self.classifier.in_features, self.classifier.out_features
+        self.captioner = load_checkpoint(checkpoint).model if checkpoint else None
+        if self.captioner is None:
+            self.encoder = EfficientNetLite(variant, frozen=True, position=False)
+            self.classifier = packaged_classifier(variant)
+            self.feature_dim, self.num_classes = self.classifier.in_features, self.classifier.out_features
+        else:
+            self.feature_dim = self.captioner.backbone.feature_dim
+            self.num_classes = len(self.captioner.alignment.concepts.weights)
         self.requires_grad_(False)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Encode normalized images (B, 3, H, W); returns features (B, h, w, C) and class logits (B, 1000)."""
-        features = self.encoder.feature_map(images)
-        return features, self.classifier(features.mean((1, 2)))
+        """Encode normalized images (B, 3, H, W); returns features (B, h, w, C) and logits of the classes (B, K)."""
+        if self.captioner is None:
+            features = self.encoder.feature_map(images)
+            return features, self.classifier(features.mean((1, 2)))
+        features, alignment = self.captioner.backbone(images), self.captioner.alignment
+        side = isqrt(features.shape[1])
+        logits = alignment.concepts.head(alignment.project(features).concept_features)
+        return features.unflatten(1, (side, side)), logits
+
+    def class_loss(self, guess: Tensor, classes: Tensor) -> Tensor:
+        """Compare a guess of the logits with the teacher's, (B, K)."""
+        if self.captioner is not None:
+            return concept_loss(guess, classes.sigmoid(), self.captioner.alignment.concepts.weights)
+        ours, theirs = F.log_softmax(guess, dim=-1), F.log_softmax(classes, dim=-1)
+        return F.kl_div(ours, theirs, reduction="batchmean", log_target=True)
 
 
 class DistillationModule(BackbonePretraining):
@@ -46,7 +67,7 @@ class DistillationModule(BackbonePretraining):
 
     Args:
         backbone: As in ``BackbonePretraining``, which also takes the remaining arguments.
-        teacher: Normalized images to features (B, h, w, C) and class logits.
+        teacher: Normalized images to features (B, h, w, C) and logits of classes or concepts.
         image_size: Side of the images that the backbone sees, in pixels.
         teacher_size: Side of the same images for the teacher.
     """
@@ -69,12 +90,11 @@ class DistillationModule(BackbonePretraining):
         predicted = self.feature_head(to_grid(features, target.shape[1:3])).float()
         guess = self.class_head(features.mean(1)).float()
         cosine = F.cosine_similarity(predicted, target, dim=-1).mean()
-        ours, theirs = F.log_softmax(guess, dim=-1), F.log_softmax(classes, dim=-1)
         terms = {
             "cosine": 1 - cosine,
             "smooth_l1": F.smooth_l1_loss(predicted, target),
             "pooled": 1 - F.cosine_similarity(predicted.mean((1, 2)), target.mean((1, 2))).mean(),
-            "logits": F.kl_div(ours, theirs, reduction="batchmean", log_target=True),
+            "logits": teacher.class_loss(guess, classes),
         }
         agreement = (guess.argmax(1) == classes.argmax(1)).float().mean()
         values = {"cosine": cosine, "top1_agreement": agreement} | {f"loss_{k}": v for k, v in terms.items()}

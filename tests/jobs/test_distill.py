@@ -11,7 +11,7 @@ from hydra import compose, initialize_config_dir
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from fastcap.build import CONFIG_DIR, ConfigError, build_backbone, build_model, build_trainer
+from fastcap.build import CONFIG_DIR, ConfigError, build_backbone, build_model, build_trainer, construct
 from fastcap.data.tokenizer import train_word_tokenizer
 from fastcap.jobs.distill import Teacher
 from fastcap.jobs.pretrain import pretrain_backbone
@@ -170,3 +170,17 @@ def test_the_teacher_knows_a_cat():
     features, logits = Teacher(0).train()(images)
     assert features.shape == (1, 7, 7, 1280) and logits.argmax() == 285  # Egyptian cat
     assert logits.max().item() == pytest.approx(9.2052, abs=2e-3)  # the weights' own code's
+
+
+def test_a_captioner_teaches_its_concepts(folder, tiny_checkpoint, tmp_path):
+    teacher = f"module.teacher.checkpoint={tiny_checkpoint}"
+    cfg = _distill_config(folder, teacher, "teacher_size=48", "trainer.max_epochs=6")
+    pretrain_backbone(cfg, tmp_path)
+    losses, cosines = _column(tmp_path, "val/loss"), _column(tmp_path, "val/cosine")
+    assert losses[-1] < 0.9 * losses[0] and cosines[-1] > cosines[0] + 0.1
+    module = construct(cfg.module.teacher)
+    with torch.no_grad():
+        features, logits = module.train(False)(torch.zeros(2, 3, 48, 48))
+        own = logits.sigmoid().logit()
+        assert features.shape[:3] == (2, 6, 6)
+        assert module.class_loss(own, logits) < module.class_loss(own + 1, logits)
