@@ -86,6 +86,8 @@ class Killer(L.Callback):
             kill()
         for name in ("SIGTERM", "SIGUSR1", "SIGINT"):
             if self._now(name):
+                if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a script's background job
+                    signal.signal(signal.SIGINT, signal.default_int_handler)
                 os.kill(os.getpid(), getattr(signal, name))
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
