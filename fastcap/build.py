@@ -340,7 +340,7 @@ def load_checkpoint(path: Path | str, overrides: Mapping[str, Any] | None = None
     state = model_state(checkpoint)
     left_out = model.state_dict().keys() - state.keys()
     if left_out and all(name.startswith("backbone.") and ".net." in name for name in left_out):
-        # The shipped weights leave out the frozen encoder, which its own package brings.
+        # The shipped weights leave out what of the encoder was not tuned: its own package brings that.
         given = build_backbone(config).state_dict()
         state |= {name: given[name.removeprefix("backbone.")] for name in left_out}
     embedding = state.get("decoder.word.weight")
