@@ -27,15 +27,15 @@ MAX_LINES = 400
 BUDGETS = {
     "*.py": 2_368,
     "alignment": 246,
-    "backbone": 1_107,
+    "backbone": 1_112,
     "data": 3_136,
     "decoder": 644,
     "generation": 989,
-    "jobs": 551,
+    "jobs": 556,
     "metrics": 653,
     "pretrained": 93,
     "reporting": 826,
-    "serving": 1_661,
+    "serving": 1_665,
     "tools": 837,
     "training": 1_414,
     "utils": 409,
@@ -206,7 +206,7 @@ def test_whole_keeps_its_budget() -> None:
     assert folders <= BUDGETS.keys()
     sizes = {
         "files of fastcap": (len(list(PACKAGE.rglob("*.py"))), 105),
-        "lines of fastcap": (lines_of(PACKAGE), 14_933),
+        "lines of fastcap": (lines_of(PACKAGE), 14_948),
         "entries of fastcap": (len([path for path in PACKAGE.iterdir() if path.name != "__pycache__"]), 25),
         "lines of tests": (lines_of(ROOT / "tests"), 9_453),
         "files of conf": (len(list((ROOT / "conf").rglob("*.yaml"))), 50),

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torchvision.ops import Permute, StochasticDepth
 
 from fastcap.backbone.scan import NUM_DIRECTIONS, GridPosition, grid_scan
-from fastcap.backbone.timm_encoder import TimmEncoder, side_by_side
+from fastcap.backbone.timm_encoder import TimmEncoder, apart, side_by_side
 
 
 class CrossScanMixer(nn.Module):
@@ -107,6 +107,7 @@ def _convolution(in_dim: int, out_dim: int, stride: int = 2) -> nn.Sequential:
 def _merging(in_dim: int, out_dim: int) -> nn.Sequential:
     """Lay 2 x 2 neighbours side by side and project them (patch merging of Swin, arXiv 2103.14030)."""
     norm, project = nn.LayerNorm(4 * in_dim), nn.Linear(4 * in_dim, out_dim)
+    # The identity keeps the numbers by which checkpoints name what follows.
     return nn.Sequential(side_by_side(2), nn.Identity(), norm, project, Permute([0, 3, 1, 2]))
 
 
@@ -162,8 +163,7 @@ class StemLevels(nn.Module):
         for ratio, (begin, end), project, place in zip(
             self.ratios, self.parts, self.projections, self.positions, strict=True
         ):
-            apart = x[..., begin:end].unflatten(3, (-1, ratio**2)).mT.unflatten(3, (ratio, ratio)).transpose(2, 3)
-            inputs.append(place(project(x if ratio == 1 else apart.flatten(3, 4).flatten(1, 2))))
+            inputs.append(place(project(x if ratio == 1 else apart(x[..., begin:end], ratio))))
         return inputs
 
 

@@ -199,6 +199,12 @@ def side_by_side(ratio: int) -> nn.Sequential:
     return nn.Sequential(Permute([0, 2, 3, 1]), *rows, nn.Flatten(3, 4), Permute([0, 1, 2, 4, 3]), nn.Flatten(3))
 
 
+def apart(features: Tensor, ratio: int) -> Tensor:
+    """Undo ``side_by_side``, channels last throughout. (B, h, w, C * r * r) -> (B, r h, r w, C)."""
+    grid = features.unflatten(3, (-1, ratio**2)).mT.unflatten(3, (ratio, ratio)).transpose(2, 3)
+    return grid.flatten(3, 4).flatten(1, 2)
+
+
 def create_net(name: str, options: Mapping[str, Any] | None = None) -> Any:
     """Make a timm model with random weights.
 

@@ -50,9 +50,8 @@ class Teacher(nn.Module):
             features = self.encoder.feature_map(images)
             return features, self.classifier(features.mean((1, 2)))
         features, alignment = self.captioner.backbone(images), self.captioner.alignment
-        side = isqrt(features.shape[1])
         logits = alignment.concepts.head(alignment.project(features).concept_features)
-        return features.unflatten(1, (side, side)), logits
+        return square(features), logits
 
     def class_loss(self, guess: Tensor, classes: Tensor) -> Tensor:
         """Compare a guess of the logits with the teacher's, (B, K)."""
@@ -101,20 +100,26 @@ class DistillationModule(BackbonePretraining):
         return torch.stack(list(terms.values())).sum(), values
 
 
+def square(features: Tensor) -> Tensor:
+    """Lay features in raster order (B, N, D) on their grid, (B, h, h, D); no square is a ``ValueError``."""
+    side = isqrt(features.shape[1])
+    if side * side != features.shape[1]:
+        raise ValueError(f"backbone: {features.shape[1]} features of a square image make no square grid")
+    return features.unflatten(1, (side, side))
+
+
 def to_grid(features: Tensor, shape: tuple[int, int]) -> Tensor:
     """Bring features of a square grid to the teacher's: averaged where it is coarser, interpolated where finer.
 
     Args:
-        features: In raster order; no square is a ``ValueError``. (B, N, D)
+        features: As ``square`` takes them. (B, N, D)
         shape: The teacher's rows and columns.
 
     Returns:
         (B, rows, columns, D)
     """
-    side = isqrt(features.shape[1])
-    if side * side != features.shape[1]:
-        raise ValueError(f"backbone: {features.shape[1]} features of a square image make no square grid")
-    grid = features.transpose(1, 2).unflatten(2, (side, side))
+    grid = square(features).permute(0, 3, 1, 2)
+    side = grid.shape[2]
     if side > shape[0]:
         grid = F.adaptive_avg_pool2d(grid, shape)
     elif side < shape[0]:

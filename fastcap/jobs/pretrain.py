@@ -146,7 +146,7 @@ def pretrain_backbone(
         **(facts(images) if facts else {}),
     )
     if resumed:
-        fill(module, cfg.resume, resumed["state_dict"])
+        fill(module, cfg.resume, resumed.get("state_dict", {}))
     trainer = build_trainer(cfg, run_dir, overrides, "train", resumed)
     with closing_loggers(trainer.loggers):
         trainer.fit(module, datamodule=images, ckpt_path=cfg.resume, weights_only=True)

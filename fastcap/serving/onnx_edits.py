@@ -49,11 +49,15 @@ def fuse_biases(path: Path) -> None:
 
     model = onnx.load(path)
     vectors = {tensor.name for tensor in model.graph.initializer if len(tensor.dims) == 1}
-    products = {node.output[0]: node for node in model.graph.node if node.op_type == "MatMulIntegerToFloat"}
+    products = {
+        node.output[0]: node
+        for node in model.graph.node
+        if node.op_type == "MatMulIntegerToFloat" and len(node.input) < 7  # the seventh is a bias
+    }
     read = Counter(name for node in model.graph.node for name in node.input)
     for node in model.graph.node:
         made, bias = (next((name for name in node.input if name in known), "") for known in (products, vectors))
-        if node.op_type in ("Add", "BiasGelu") and read[made] == 1 and bias:
+        if node.op_type in ("Add", "BiasGelu") and made and bias and read[made] == 1:
             products[made].input.extend([*[""] * (6 - len(products[made].input)), bias])
             node.op_type, node.input[:] = "Identity" if node.op_type == "Add" else "Gelu", [made]
     onnx.save(model, path)
