@@ -1,0 +1,511 @@
+"""Train the captioner that FastCap ships: three encoders teach a smaller one, whose vision and decoder learn together.
+
+Steps read from ``--work`` what those before them left there:
+
+    features  pixels.npy, features.npy  two augmented views of every photograph; three encoders' pooled features of them
+    teacher   soft.npy, teacher.npy     concepts of each photograph, by heads that have not learnt from it
+    captions  captions_[01].json        captions of the photographs that nobody captioned
+    best      best_[01].json            of captions that a captioner writes of the others, those nearest to people's
+    joint     joint.ckpt                the captioner
+
+Photographs are those of FASTCAP_FLICKR8K and FASTCAP_COCO, and without captions those that COCO's
+annotations/unlabelled.json lists and those below FASTCAP_UNLABELLED. ``joint`` may run in parallel:
+
+    torchrun --nproc-per-node 2 experiments/024-joint/recipe.py joint --work DIR --start CKPT --size 192 --steps 2500
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import random
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+import torch
+from omegaconf import OmegaConf
+from PIL import Image
+from torch import Tensor, distributed, nn
+from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
+
+from fastcap.alignment.cmfa import UNTRAINED, ConceptHead, pool
+from fastcap.build import CONFIG_DIR, build_backbone, load_checkpoint
+from fastcap.data import CocoCaptions, decode_image
+from fastcap.data.coco import parse_annotations, read_results, write_results
+from fastcap.data.image_files import find_images
+from fastcap.data.mixture import CaptionMixture
+from fastcap.data.tokenizer import CaptionTokenizer
+from fastcap.generation.icmr import sample_mask
+from fastcap.losses import concept_loss, length_loss, token_loss
+from fastcap.metrics import CiderD
+from fastcap.model import FastCap
+from fastcap.training.checkpoints import AtomicCheckpointIO, read_checkpoint
+from fastcap.training.machine import cpu_has_bf16, keep_freed_memory
+from fastcap.types import IMAGE_MEAN, IMAGE_STD, Encoded, Guidance
+
+RANK, RANKS = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))  # torchrun's
+VIEWS, SIDE = 2, 224  # of each photograph: row VIEWS * i + v of the arrays is view v of photograph i
+HEADS = 3
+BATCH = 32  # of each process of ``joint``
+FILLERS = """a an the of in on at with and is are to it its his her their by for from as that this there while who which
+be has have one two up down out over another other"""  # words that a good caption may repeat
+Caption = tuple[int, ...]  # token ids
+
+
+class Photograph(NamedTuple):
+    """A training image: its file, its id as ``data=photographs`` has it, and people's captions, if any."""
+
+    path: Path
+    image_id: int
+    captions: Sequence[str]
+
+
+def folder(name: str) -> Path:
+    """Return a data set's folder, which the environment names."""
+    return Path(os.environ.get(f"FASTCAP_{name.upper()}", f"data/{name}")).expanduser()
+
+
+def photographs(limit: int | None) -> tuple[list[Photograph], list[Photograph]]:
+    """Find the photographs that people captioned, and the others; of both no more than ``limit``."""
+    splits = {split: f"annotations/captions_{split}.json" for split in ("train", "extra")}
+    captioned = []
+    for number, source in enumerate(CocoCaptions(folder(name), annotations=splits) for name in ("flickr8k", "coco")):
+        for split in (split for split, file in splits.items() if split == "train" or (source.root / file).is_file()):
+            found = source.split(split)
+            ids = (number * 10**12 + image_id for image_id in found.image_ids)  # as CaptionMixture tells its sets apart
+            captioned += map(Photograph, found.paths, ids, found.captions)
+    paths = []
+    if (listed := folder("coco") / "annotations/unlabelled.json").is_file():
+        paths += [folder("coco") / "images" / name for name in parse_annotations(listed)[0].values()]
+    if folder("unlabelled").is_dir():
+        paths += find_images([folder("unlabelled")]).files
+    others = [Photograph(path, 2 * 10**12 + number, ()) for number, path in enumerate(paths)]
+    return captioned[:limit], others[:limit]
+
+
+def bf16() -> torch.autocast:
+    """Compute in bf16 where the CPU has instructions for it."""
+    return torch.autocast("cpu", torch.bfloat16, enabled=cpu_has_bf16())
+
+
+def as_images(pixels: np.ndarray, size: int) -> Tensor:
+    """Turn pixels (B, H, W, 3) into images (B, 3, size, size)."""
+    images = torch.from_numpy(np.array(pixels)).permute(0, 3, 1, 2)
+    return images if images.shape[-1] == size else F.interpolate(images, (size, size), mode="bilinear", antialias=True)
+
+
+def features(options: argparse.Namespace) -> None:
+    """Keep two augmented views of each photograph, and the mean and maximum of three encoders' features of them."""
+    paths = [photograph.path for part in photographs(options.limit) for photograph in part]
+    node = OmegaConf.load(Path(CONFIG_DIR) / "backbone/efficientnet_lite012.yaml")
+    encoder: Any = build_backbone(OmegaConf.create({"backbone": node})).eval()
+    rows, started = VIEWS * len(paths), time.time()
+    create: Any = np.lib.format.open_memmap
+    pixels = create(options.work / "pixels.npy", "w+", np.uint8, (rows, SIDE, SIDE, 3))
+    pooled = create(options.work / "features.npy", "w+", np.float16, (rows, 2 * encoder.feature_dim))
+    mean, deviation = (255 * torch.tensor(values).view(3, 1, 1) for values in (IMAGE_MEAN, IMAGE_STD))
+    for start in range(0, rows, 32):
+        part = slice(start, min(start + 32, rows))
+        pixels[part] = [augmented(paths[row // VIEWS], random.Random(row)) for row in range(rows)[part]]
+        with torch.inference_mode(), bf16():
+            maps = encoder.feature_map((as_images(pixels[part], SIDE) - mean) / deviation)
+        pooled[part] = pool(maps.float().flatten(1, 2)).half().numpy()
+        if start % 1600 == 0 or part.stop == rows:
+            print(f"{part.stop} of {rows} views, {part.stop / (time.time() - started):.1f}/s", flush=True)
+
+
+def augmented(path: Path, draw: random.Random) -> np.ndarray:
+    """Decode a photograph, cut out 60 to 100 % of its area in some shape, and mirror half of them."""
+    image = Image.fromarray(decode_image(path, SIDE))
+    area, shape = draw.uniform(0.6, 1), math.exp(draw.uniform(math.log(3 / 4), math.log(4 / 3)))
+    width, height = (min(SIDE, round(SIDE * math.sqrt(share))) for share in (area * shape, area / shape))
+    left, top = draw.randint(0, SIDE - width), draw.randint(0, SIDE - height)
+    image = image.resize((SIDE, SIDE), Image.Resampling.BILINEAR, box=(left, top, left + width, top + height))
+    return np.array(image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if draw.random() < 0.5 else image)
+
+
+def teacher(options: argparse.Namespace) -> None:
+    """Predict the concepts of photographs by heads that have not learnt from them; people's words count half."""
+    captioned, _ = photographs(options.limit)
+    loaded, count = load_checkpoint(options.start[0]), len(captioned)
+    concepts, labels = loaded.model.alignment.concepts, []
+    for texts in loaded.tokenizer.encode_nested([photograph.captions for photograph in captioned]):
+        tokens = pad_sequence([torch.tensor(ids, dtype=torch.long) for ids in texts], batch_first=True)
+        labels.append(concepts.targets(tokens[None])[0])
+    people = torch.stack(labels)
+    pooled = torch.from_numpy(np.load(options.work / "features.npy"))
+    scale = mean_and_deviation(pooled[: VIEWS * count : 3 * VIEWS])
+    pooled = pooled.unflatten(0, (-1, VIEWS))
+    logits = torch.zeros(len(pooled), VIEWS, people.shape[1])
+    order = np.random.RandomState(0).permutation(count)
+    for fold in range(HEADS):
+        held_out = order[fold::HEADS]
+        head = train_head(fold, pooled, people, np.setdiff1d(order, held_out), concepts, scale)
+        with torch.inference_mode(), bf16():
+            for rows in torch.cat([torch.from_numpy(held_out), torch.arange(count, len(pooled))]).split(250):
+                logits[rows] += head(standardised(pooled[rows], scale)).float()
+    logits[count:] /= HEADS
+    for name, part in concepts.parts.items():
+        loss = concept_loss(logits[:count:9, 0, part], people[::9, part], concepts.weights[part])
+        print(f"{name}s of photographs that were held out: {loss:.3f} nats", flush=True)
+    np.save(options.work / "teacher.npy", logits[count:].mean(1).numpy())
+    soft = logits.sigmoid_()
+    soft[:count] = (soft[:count] + people[:, None]) / 2
+    np.save(options.work / "soft.npy", soft.half().numpy())
+
+
+def train_head(
+    seed: int, pooled: Tensor, people: Tensor, kept: np.ndarray, concepts: ConceptHead, scale: tuple[Tensor, Tensor]
+) -> nn.Module:
+    """Train a head on the photographs ``kept`` for seven epochs, with mixup (Zhang et al. 2018, arXiv 1710.09412)."""
+    torch.manual_seed(seed)
+    draw, batch, epochs, width = np.random.RandomState(seed), min(128, len(kept)), 7, pooled.shape[2]
+    head = nn.Sequential(nn.Linear(width, 512), nn.GELU(), nn.Dropout(0.2), nn.Linear(512, people.shape[1]))
+    nn.init.constant_(head[-1].bias, -5)  # most concepts are absent
+    optimizer = torch.optim.AdamW(head.parameters(), lr=1e-3, weight_decay=0.1, betas=(0.9, 0.98))
+    steps = epochs * len(kept) // batch
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, total_steps=steps + 1, pct_start=0.05)
+    for epoch in range(epochs):
+        order, losses = draw.permutation(kept), []
+        for start in range(0, len(order) - batch + 1, batch):
+            rows = order[start : start + batch]
+            x, y = pooled[rows, torch.randint(0, VIEWS, (batch,))].float(), people[rows]
+            if draw.rand() < 0.5:
+                share, partner = draw.beta(0.4, 0.4), torch.randperm(batch)
+                x, y = share * x + (1 - share) * x[partner], share * y + (1 - share) * y[partner]
+            # A channel is lost in mean and maximum alike.
+            channels = F.dropout(torch.ones(batch, width // 2), 0.3).repeat(1, 2)
+            with bf16():
+                logits = head(standardised(x, scale) * channels)
+            loss = torch.stack(naming_losses(concepts, logits, y)).sum()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            losses.append(loss.item())
+        print(f"head {seed}, epoch {epoch}: {np.mean(losses):.3f}", flush=True)
+    return head.eval()
+
+
+def mean_and_deviation(pooled: Tensor) -> tuple[Tensor, Tensor]:
+    """Return each channel's mean and standard deviation. (N, 2 D) -> (2 D,) and (2 D,)."""
+    return pooled.float().mean(0), pooled.float().std(0, correction=0) + 1e-3
+
+
+def standardised(pooled: Tensor, scale: tuple[Tensor, Tensor]) -> Tensor:
+    """Bring pooled features (..., 2 D) to mean 0 and deviation 1, without outliers."""
+    return ((pooled.float() - scale[0]) / scale[1]).clamp(-6, 6)
+
+
+def naming_losses(concepts: ConceptHead, logits: Tensor, targets: Tensor) -> list[Tensor]:
+    """Return the loss of concepts and that of phrases. (B, C + P)."""
+    return [concept_loss(logits[:, p], targets[:, p], concepts.weights[p]) for p in concepts.parts.values()]
+
+
+def captions(options: argparse.Namespace) -> None:
+    """Caption photographs that nobody captioned, guided by the teacher.
+
+    Each captioner of ``--start`` writes two captions: of four lengths the best, and the likeliest length's. The one
+    whose triples of words people write is kept, and a second where nearly all of its triples are such.
+    """
+    captioned, others = photographs(options.limit)
+    teacher = torch.from_numpy(np.load(options.work / "teacher.npy"))
+    found: list[list[Caption]] = [[] for _ in others]
+    for name in options.start:
+        loaded = load_checkpoint(name)
+        model, tokenizer, concepts = loaded.model, loaded.tokenizer, loaded.model.alignment.concepts
+        for start in range(0, len(others), 50):
+            part = slice(start, start + 50)
+            pixels = np.stack([decode_image(photograph.path, loaded.image_size) for photograph in others[part]])
+            with torch.inference_mode():
+                encoded = model.encode(as_images(pixels, loaded.image_size))
+                logits = teacher[part].masked_fill(concepts.weights == 0, UNTRAINED)
+                guidance = Guidance(F.pad(logits.sigmoid(), (1, 0)), concepts.words + 1, concepts.phrases)
+                lengths = model.length(encoded.memory)
+                written = [write(model, encoded, lengths, guidance, beam) for beam in (4, 1)]
+            for place, row in enumerate(zip(*written, strict=True), start):
+                found[place] += row
+    texts = [text for photograph in captioned for text in photograph.captions]
+    if (file := folder("coco") / "annotations/captions_text_only.json").is_file():
+        texts += CaptionMixture({"coco": CocoCaptions(folder("coco"))}, text=[str(file)]).text_captions()
+    usage, fillers = Counter[Caption](), set(tokenizer.encode(FILLERS))
+    for caption in tokenizer.encode_batch(texts):
+        usage.update(triples(caption))
+    pairs = []
+    for row in found:
+        scores = {}
+        for ids in row:
+            known = np.mean([usage[triple] >= 2 for triple in triples(ids)])
+            scores[ids] = float(known) - 0.3 * repeats(ids, fillers) - 0.05 * (len(set(ids) - fillers) < 2)
+        pairs.append(two_best(scores, least=0.9))
+    write_pairs(options.work, "captions", others, pairs, tokenizer)
+
+
+def write(model: FastCap, encoded: Encoded, lengths: Tensor, guidance: Guidance, beam: int) -> list[Caption]:
+    """Write each image's best caption of the ``beam`` likeliest of the lengths, whose scores are (B, max_length)."""
+    settings: Any = (model.decoder, encoded.memory, lengths, model.ngrams, guidance, None, beam)
+    found = model.refinement.generate(*settings)
+    return trimmed(found.tokens, found.lengths)
+
+
+def trimmed(tokens: Tensor, lengths: Tensor) -> list[Caption]:
+    """Take captions (B, L) out of their padding."""
+    return [tuple(ids[:length]) for ids, length in zip(tokens.tolist(), lengths.tolist(), strict=True)]
+
+
+def triples(ids: Sequence[int]) -> Iterator[Caption]:
+    """Return the threes of neighbouring tokens, begin and end of the caption included."""
+    marked = [CaptionTokenizer.special.bos, *ids, CaptionTokenizer.special.eos]
+    return zip(marked, marked[1:], marked[2:], strict=False)
+
+
+def repeats(ids: Sequence[int], fillers: set[int]) -> int:
+    """Count the words of content that a caption says again."""
+    content = [index for index in ids if index not in fillers]
+    return len(content) - len(set(content))
+
+
+def two_best(scores: dict[Caption, float], least: float = -math.inf) -> tuple[Caption, Caption]:
+    """Return the best two captions; the best twice if no other reaches ``least``."""
+    first, *others = sorted(scores, key=scores.__getitem__, reverse=True)
+    return first, others[0] if others and scores[others[0]] >= least else first
+
+
+def write_pairs(
+    work: Path, name: str, images: list[Photograph], pairs: list[tuple[Caption, Caption]], tokenizer: CaptionTokenizer
+) -> None:
+    """Write two captions of each photograph as two files, such as ``data.distilled_captions`` takes."""
+    for number, captions in enumerate(zip(*pairs, strict=True)):
+        rows = zip((photograph.image_id for photograph in images), map(tokenizer.decode, captions), strict=True)
+        write_results(work / f"{name}_{number}.json", rows)
+
+
+def best(options: argparse.Namespace) -> None:
+    """Choose two captions of each photograph, of four guided lengths and twelve samples those nearest to people's.
+
+    Near is a high CIDEr-D, less 0.4 for each repeated word of content.
+    """
+    captioned, _ = photographs(options.limit)
+    loaded, started = load_checkpoint(options.start[0]), time.time()
+    model, tokenizer = loaded.model, loaded.tokenizer
+    tokens = tokenizer.encode_nested([photograph.captions for photograph in captioned])
+    reward = CiderD({photograph.image_id: ids for photograph, ids in zip(captioned, tokens, strict=True)})
+    pixels, fillers = np.load(options.work / "pixels.npy", mmap_mode="r"), set(tokenizer.encode(FILLERS))
+    pairs, gains = [], []
+    for start in range(0, len(captioned), 64):
+        part = captioned[start : start + 64]
+        views = pixels[VIEWS * start + 1 : VIEWS * (start + len(part)) : VIEWS]
+        with torch.inference_mode():
+            proposed = propose(model, model.encode(as_images(views, loaded.image_size)))
+        for photograph, row in zip(part, proposed, strict=True):
+            cider = reward([photograph.image_id] * len(row), row)
+            scores = {ids: score - 0.4 * repeats(ids, fillers) for ids, score in zip(row, cider, strict=True)}
+            pairs.append(two_best(scores))
+            gains.append((cider[0], max(scores.values())))
+        if start % 640 == 0 or start + 64 >= len(captioned):
+            likeliest, chosen = 100 * np.mean(gains, 0)
+            told = f"{time.time() - started:.0f} s, likeliest length {likeliest:.1f}, chosen {chosen:.1f}"
+            print(f"{len(pairs)} of {len(captioned)} photographs, {told}", flush=True)
+    write_pairs(options.work, "best", captioned, pairs, tokenizer)
+
+
+def propose(model: FastCap, encoded: Encoded, lengths: int = 4, samples: int = 12) -> list[list[Caption]]:
+    """Write captions of the likeliest lengths, guided, and sample others. Returns those of each image."""
+    guidance = model.alignment.concepts.guidance(encoded.concept_features)
+    logits = model.length(encoded.memory)
+    found = []
+    for length in logits.topk(lengths).indices.T:
+        only = torch.full_like(logits, -1e4).scatter(1, length[:, None], 0.0)
+        found.append(write(model, encoded, only, guidance, 1))
+    sampled = model.sample(encoded, samples)
+    drawn = trimmed(sampled.tokens, sampled.lengths)
+    return [[*row, *drawn[samples * i : samples * (i + 1)]] for i, row in enumerate(zip(*found, strict=True))]
+
+
+def joint(options: argparse.Namespace) -> None:
+    """Train vision and decoder together: soft concepts, the three encoders' features, people's and own captions."""
+    loaded = load_checkpoint(options.start[0], {"backbone.stem.frozen": False})
+    model, concepts, special = loaded.model, loaded.model.alignment.concepts, loaded.tokenizer.special
+    pixels, pooled = (np.load(options.work / name, mmap_mode="r") for name in ("pixels.npy", "features.npy"))
+    soft, scale = torch.from_numpy(np.load(options.work / "soft.npy")), mean_and_deviation(torch.tensor(pooled[::37]))
+    texts = caption_pools(options, loaded.tokenizer)
+    torch.manual_seed(1)  # the same layer in all processes, which begin with the same weights and stay alike
+    regression = nn.Linear(2 * model.alignment.projection.out_features, pooled.shape[1])  # thrown away afterwards
+    nn.init.normal_(regression.weight, std=0.02)
+    groups = parameter_groups(model, regression)
+    parameters = [parameter for group in groups for parameter in group["params"]]
+    average = [parameter.detach().clone() for parameter in parameters]
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=True)
+
+    def share(done: int) -> float:  # of the full learning rates: 100 steps of warm-up, half a cosine down to 2 %
+        return min(1, (done + 1) / 100) * (0.02 + 0.49 * (1 + math.cos(math.pi * (done + 1) / options.steps)))
+
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, share)
+    shuffle, masks = np.random.RandomState(5), torch.Generator().manual_seed(100 + RANK)
+    order: list[int] = []
+    losses: list[Tensor] = []
+    started = time.time()
+    model.train()
+    for step in range(1, options.steps + 1):
+        if len(order) < BATCH * RANKS:
+            order = shuffle.permutation(len(soft)).tolist()
+        chosen = [order.pop() for _ in range(BATCH * RANKS)][RANK * BATCH : (RANK + 1) * BATCH]
+        draw = np.random.RandomState(7 * step + RANK)
+        views = draw.randint(0, VIEWS, BATCH)
+        rows = VIEWS * np.array(chosen) + views
+        encoded = model.encode(jittered(pixels[rows], options.size, draw))
+        # 1. What is there, as people and the teacher say, and what the three encoders make of it.
+        seen: Any = encoded.concept_features
+        concept, phrase = naming_losses(concepts, concepts.memory_head(seen), soft[chosen, views].float())
+        imitation = F.smooth_l1_loss(regression(seen), standardised(torch.from_numpy(pooled[rows]), scale))
+        # 2. One caption a photograph, most of them hidden whole: decoding in one step sees no other.
+        tokens, lengths, places = choose_captions([texts[index] for index in chosen], draw)
+        hidden, padding = sample_mask(lengths, tokens.shape[1], 0.7, masks), tokens == special.pad
+        memory = encoded.memory[places]
+        output = model.decoder(tokens.masked_fill(hidden, special.mask), memory, padding)
+        word = token_loss(output.logits, tokens, hidden, label_smoothing=0.1)
+        length = length_loss(model.length(memory), lengths[:, None])
+        loss = concept + phrase + 4 * imitation + word + output.aux_loss + 0.1 * length
+        optimizer.zero_grad()
+        loss.backward()
+        if RANKS > 1:
+            average_gradients(parameters)
+        nn.utils.clip_grad_norm_(parameters, 5.0)
+        optimizer.step()
+        schedule.step()
+        torch._foreach_lerp_(average, [p.data for p in parameters], 1 - min(0.998, (1 + step) / (10 + step)))
+        losses.append(torch.stack([concept, phrase, imitation, word, length]).detach())
+        if RANK == 0 and (step % 25 == 0 or step == options.steps):
+            means = zip(("concept", "phrase", "features", "word", "length"), torch.stack(losses).mean(0), strict=True)
+            rate = step * BATCH * RANKS / (time.time() - started)
+            print(step, *(f"{name} {value:.3f}" for name, value in means), f"{rate:.1f} images/s", flush=True)
+            losses.clear()
+        if RANK == 0 and (step % 500 == 0 or step == options.steps):
+            save(options, model, dict(zip(parameters, average, strict=True)), step)
+
+
+def caption_pools(options: argparse.Namespace, tokenizer: CaptionTokenizer) -> list[list[list[list[int]]]]:
+    """Read what captions each photograph has to learn from, as token ids: a captioner's, people's; no list is empty."""
+    own: dict[int, list[str]] = {}
+    for file in sorted(options.work.glob("*_[01].json")):
+        for image_id, caption in read_results(file).items():
+            own.setdefault(image_id, []).append(caption)
+    pools = []
+    for photograph in (photograph for part in photographs(options.limit) for photograph in part):
+        both = tokenizer.encode_nested([own.get(photograph.image_id, []), photograph.captions])
+        fitting = ([ids for ids in captions if 0 < len(ids) <= 20] for captions in both)
+        pools.append([captions for captions in fitting if captions])
+    return pools
+
+
+def choose_captions(pools: Sequence[Any], draw: np.random.RandomState) -> tuple[Tensor, Tensor, Tensor]:
+    """Draw a caption of each photograph that has any, a captioner's six times in ten where there are both kinds.
+
+    Returns:
+        Tokens (K, L), lengths (K,), and the place of each one's photograph among the pools (K,).
+    """
+    chosen = {}
+    for place, kinds in enumerate(pools):
+        if kinds:
+            captions = kinds[0] if len(kinds) == 1 or draw.rand() < 0.6 else kinds[1]
+            chosen[place] = torch.tensor(captions[draw.randint(len(captions))])
+    tokens = pad_sequence([*chosen.values()], True, CaptionTokenizer.special.pad)
+    return tokens, torch.tensor([len(ids) for ids in chosen.values()]), torch.tensor([*chosen])
+
+
+def jittered(pixels: np.ndarray, size: int, draw: np.random.RandomState) -> Tensor:
+    """Cut one square of 180 to 224 px out of all images; change saturation, contrast and brightness; mirror half."""
+    side = draw.randint(180, SIDE + 1)
+    top, left = draw.randint(0, SIDE + 1 - side, 2)
+    images = as_images(pixels[:, top : top + side, left : left + side].astype(np.float32), size)
+    around_one = [1 + most * (2 * torch.rand(len(images), 1, 1, 1) - 1) for most in (0.4, 0.3, 0.25)]
+    grey = images.mean(1, keepdim=True)
+    images = grey + (images - grey) * around_one[0]
+    mean = images.mean((1, 2, 3), keepdim=True)
+    images = (mean + (images - mean) * around_one[1]) * around_one[2]
+    mirrored = torch.rand(len(images)) < 0.5
+    images[mirrored] = images[mirrored].flip(3)
+    return images.clamp(0, 255)
+
+
+def parameter_groups(model: FastCap, regression: nn.Linear) -> list[dict[str, Any]]:
+    """Choose what learns, and how fast.
+
+    Of Lite0 the first three stages do not learn and need no gradients; of the sixth, by far the largest, norms and
+    depthwise convolutions learn; of the others everything does.
+    """
+    net, alignment, decoder = model.backbone.stem.net, model.alignment, cast(nn.Module, model.decoder)
+    fixed = ("conv_stem", "bn1", "blocks.0", "blocks.1", "blocks.2")
+    later = {name: p for name, p in net.named_parameters() if not name.startswith(fixed)}
+    stem = [p for name, p in later.items() if not name.startswith("blocks.5") or p.ndim == 1 or p.shape[1] == 1]
+    for part in (net.conv_stem, *net.blocks[:3]):
+        part.forward = without_gradients(part.forward, widen=part is net.blocks[2])
+    vision = [p for name, p in model.backbone.named_parameters() if ".net." not in name]
+    vision += [*alignment.projection.parameters(), *alignment.concepts.memory_head.parameters()]
+    language = [*decoder.parameters(), *model.length.parameters()]
+    model.requires_grad_(False)
+    for parameter in [*stem, *vision, *language]:
+        parameter.requires_grad_(True)
+    return [
+        {"params": stem, "lr": 4e-4, "weight_decay": 0.02},
+        {"params": vision, "lr": 5e-4, "weight_decay": 0.05},
+        {"params": language, "lr": 3e-4, "weight_decay": 0.05},
+        {"params": [*regression.parameters()], "lr": 1e-3},
+    ]
+
+
+def without_gradients(forward: Callable[[Tensor], Tensor], widen: bool) -> Callable[[Tensor], Tensor]:
+    """Run a part that does not learn without gradients, in bf16; ``widen`` what it hands to those that do."""
+
+    def run(x: Tensor) -> Tensor:
+        with torch.no_grad(), bf16():
+            y = forward(x)
+        return y.float() if widen else y
+
+    return run
+
+
+def average_gradients(parameters: Sequence[nn.Parameter]) -> None:
+    """Give all processes the mean of their gradients, in one exchange."""
+    gradients: list[Any] = [parameter.grad for parameter in parameters]
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    distributed.all_reduce(flat)
+    for gradient, part in zip(gradients, flat.split([gradient.numel() for gradient in gradients]), strict=True):
+        gradient.copy_(part.view_as(gradient) / RANKS)
+
+
+def save(options: argparse.Namespace, model: FastCap, average: dict[nn.Parameter, Tensor], step: int) -> None:
+    """Write a checkpoint of the averaged weights, which captions at the size that they were trained at."""
+    artifacts = read_checkpoint(options.start[0])["fastcap"]
+    artifacts["config"]["data"] |= {"image_size": options.size, "eval_image_size": None}
+    state = model.state_dict() | {name: average[p] for name, p in model.named_parameters() if p in average}
+    checkpoint = {"state_dict": {f"model.{name}": value for name, value in state.items()}, "global_step": step}
+    AtomicCheckpointIO().save_checkpoint({"fastcap": artifacts, **checkpoint}, options.work / "joint.ckpt")
+
+
+def main() -> None:
+    """Run one step."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    steps: dict[str, Callable[..., None]] = {step.__name__: step for step in (features, teacher, captions, best, joint)}
+    parser.add_argument("step", choices=steps)
+    parser.add_argument("--work", type=Path, required=True, help="folder of all that the steps make")
+    parser.add_argument("--start", nargs="+", default=["pretrained"], help="captioner; captions takes several")
+    parser.add_argument("--size", type=int, default=192, help="side of joint's images, in pixels")
+    parser.add_argument("--steps", type=int, default=2500, help="steps of joint")
+    parser.add_argument("--limit", type=int, help="so many photographs with and without captions, to try a step")
+    options = parser.parse_args()
+    options.work.mkdir(parents=True, exist_ok=True)
+    keep_freed_memory()
+    if RANKS > 1:
+        distributed.init_process_group("gloo")
+    steps[options.step](options)
+
+
+if __name__ == "__main__":
+    main()
