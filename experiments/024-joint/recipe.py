@@ -74,7 +74,7 @@ def folder(name: str) -> Path:
 def photographs(limit: int | None) -> tuple[list[Photograph], list[Photograph]]:
     """Find the photographs that people captioned, and the others; of both no more than ``limit``."""
     splits = {split: f"annotations/captions_{split}.json" for split in ("train", "extra")}
-    captioned = []
+    captioned: list[Photograph] = []
     for number, source in enumerate(CocoCaptions(folder(name), annotations=splits) for name in ("flickr8k", "coco")):
         for split in (split for split, file in splits.items() if split == "train" or (source.root / file).is_file()):
             found = source.split(split)
@@ -166,8 +166,9 @@ def train_head(
     """Train a head on the photographs ``kept`` for seven epochs, with mixup (Zhang et al. 2018, arXiv 1710.09412)."""
     torch.manual_seed(seed)
     draw, batch, epochs, width = np.random.RandomState(seed), min(128, len(kept)), 7, pooled.shape[2]
-    head = nn.Sequential(nn.Linear(width, 512), nn.GELU(), nn.Dropout(0.2), nn.Linear(512, people.shape[1]))
-    nn.init.constant_(head[-1].bias, -5)  # most concepts are absent
+    last = nn.Linear(512, people.shape[1])
+    nn.init.constant_(last.bias, -5)  # most concepts are absent
+    head = nn.Sequential(nn.Linear(width, 512), nn.GELU(), nn.Dropout(0.2), last)
     optimizer = torch.optim.AdamW(head.parameters(), lr=1e-3, weight_decay=0.1, betas=(0.9, 0.98))
     steps = epochs * len(kept) // batch
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, total_steps=steps + 1, pct_start=0.05)
@@ -238,9 +239,9 @@ def captions(options: argparse.Namespace) -> None:
     for caption in tokenizer.encode_batch(texts):
         usage.update(triples(caption))
     pairs = []
-    for row in found:
+    for candidates in found:
         scores = {}
-        for ids in row:
+        for ids in candidates:
             known = np.mean([usage[triple] >= 2 for triple in triples(ids)])
             scores[ids] = float(known) - 0.3 * repeats(ids, fillers) - 0.05 * (len(set(ids) - fillers) < 2)
         pairs.append(two_best(scores, least=0.9))
@@ -485,8 +486,10 @@ def save(options: argparse.Namespace, model: FastCap, average: dict[nn.Parameter
     artifacts = read_checkpoint(options.start[0])["fastcap"]
     artifacts["config"]["data"] |= {"image_size": options.size, "eval_image_size": None}
     state = model.state_dict() | {name: average[p] for name, p in model.named_parameters() if p in average}
-    checkpoint = {"state_dict": {f"model.{name}": value for name, value in state.items()}, "global_step": step}
-    AtomicCheckpointIO().save_checkpoint({"fastcap": artifacts, **checkpoint}, options.work / "joint.ckpt")
+    # Of the shipped model some tables are in half precision; a checkpoint to go on from has all in full.
+    state = {f"model.{k}": value.float() if value.is_floating_point() else value for k, value in state.items()}
+    checkpoint = {"fastcap": artifacts, "state_dict": state, "global_step": step}
+    AtomicCheckpointIO().save_checkpoint(checkpoint, options.work / "joint.ckpt")
 
 
 def main() -> None:
