@@ -16,7 +16,7 @@ from fastcap.pretrained import CARD, CONFIG, SHIPPED, WEIGHTS, card_hashes, veri
 ASSETS = Path(__file__).parents[1] / "assets"
 CAPTIONS = {
     "cat.jpg": "a cat laying on top of a bed",
-    "coffee.jpg": "a plate of food sitting on a table",
+    "coffee.jpg": "a white toilet is sitting on a table",
     "astronaut.jpg": "a man in a red shirt is holding a camera",
 }
 
