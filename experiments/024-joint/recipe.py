@@ -6,12 +6,21 @@ Steps read from ``--work`` what those before them left there:
     teacher   soft.npy, teacher.npy     concepts of each photograph, by heads that have not learnt from it
     captions  captions_[01].json        captions of the photographs that nobody captioned
     best      best_[01].json            of captions that a captioner writes of the others, those nearest to people's
-    joint     joint.ckpt                the captioner
+    joint     joint.ckpt                vision and decoder, together
+    best      best_[01].json            once more, by joint.ckpt
+    decoder   maps_SIZE.npy, NAME       the decoder alone: on captions, with drafts of its own about the hidden words
+    decoder   NAME                      then, with ``--rewards``, on the CIDEr-D of captions that it samples
 
 Photographs are those of FASTCAP_FLICKR8K and FASTCAP_COCO, and without captions those that COCO's
-annotations/unlabelled.json lists and those below FASTCAP_UNLABELLED. ``joint`` may run in parallel:
+annotations/unlabelled.json lists and those below FASTCAP_UNLABELLED. ``joint`` and ``decoder`` may run in parallel:
 
-    torchrun --nproc-per-node 2 experiments/024-joint/recipe.py joint --work DIR --start CKPT --size 192 --steps 2500
+    torchrun --nproc-per-node 2 experiments/024-joint/recipe.py joint --work DIR --start CKPT --steps 2500
+
+after which, in the same way, came
+
+    decoder --work DIR --start DIR/joint.ckpt --out b.ckpt --steps 900 --drafts 0.35
+    decoder --work DIR --start DIR/b.ckpt --out c.ckpt --steps 350 --lr 1e-4 --rewards 2
+    decoder --work DIR --start DIR/c.ckpt --out d.ckpt --steps 260 --lr 1e-4 --rewards 2 4
 """
 
 from __future__ import annotations
@@ -41,8 +50,9 @@ from fastcap.data.coco import parse_annotations, read_results, write_results
 from fastcap.data.image_files import find_images
 from fastcap.data.mixture import CaptionMixture
 from fastcap.data.tokenizer import CaptionTokenizer
-from fastcap.generation.icmr import sample_mask
-from fastcap.losses import concept_loss, length_loss, token_loss
+from fastcap.generation.crf import IMPOSSIBLE, Draft
+from fastcap.generation.icmr import lowest, sample_mask
+from fastcap.losses import concept_loss, length_loss, scst_loss, token_loss
 from fastcap.metrics import CiderD
 from fastcap.model import FastCap
 from fastcap.training.checkpoints import AtomicCheckpointIO, read_checkpoint
@@ -52,7 +62,8 @@ from fastcap.types import IMAGE_MEAN, IMAGE_STD, Encoded, Guidance
 RANK, RANKS = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))  # torchrun's
 VIEWS, SIDE = 2, 224  # of each photograph: row VIEWS * i + v of the arrays is view v of photograph i
 HEADS = 3
-BATCH = 32  # of each process of ``joint``
+BATCH, DECODER_BATCH = 32, 16  # photographs of a step of ``joint`` and of ``decoder``, in each process
+CAPTIONS, SAMPLES = 4, 5  # of each photograph in a step of ``decoder``: those learnt from, those written for a reward
 FILLERS = """a an the of in on at with and is are to it its his her their by for from as that this there while who which
 be has have one two up down out over another other"""  # words that a good caption may repeat
 Caption = tuple[int, ...]  # token ids
@@ -340,23 +351,12 @@ def joint(options: argparse.Namespace) -> None:
     regression = nn.Linear(2 * model.alignment.projection.out_features, pooled.shape[1])  # thrown away afterwards
     nn.init.normal_(regression.weight, std=0.02)
     groups = parameter_groups(model, regression)
-    parameters = [parameter for group in groups for parameter in group["params"]]
-    average = [parameter.detach().clone() for parameter in parameters]
-    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=True)
-
-    def share(done: int) -> float:  # of the full learning rates: 100 steps of warm-up, half a cosine down to 2 %
-        return min(1, (done + 1) / 100) * (0.02 + 0.49 * (1 + math.cos(math.pi * (done + 1) / options.steps)))
-
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, share)
+    learner = Learner(groups, options.steps, BATCH, warm_up=100, least=0.02, clip=5.0, decay=0.998)
     shuffle, masks = np.random.RandomState(5), torch.Generator().manual_seed(100 + RANK)
-    order: list[int] = []
-    losses: list[Tensor] = []
-    started = time.time()
+    drawn = batches(lambda: shuffle.permutation(len(soft)).tolist(), BATCH)
     model.train()
     for step in range(1, options.steps + 1):
-        if len(order) < BATCH * RANKS:
-            order = shuffle.permutation(len(soft)).tolist()
-        chosen = [order.pop() for _ in range(BATCH * RANKS)][RANK * BATCH : (RANK + 1) * BATCH]
+        chosen = next(drawn)
         draw = np.random.RandomState(7 * step + RANK)
         views = draw.randint(0, VIEWS, BATCH)
         rows = VIEWS * np.array(chosen) + views
@@ -366,33 +366,122 @@ def joint(options: argparse.Namespace) -> None:
         concept, phrase = naming_losses(concepts, concepts.memory_head(seen), soft[chosen, views].float())
         imitation = F.smooth_l1_loss(regression(seen), standardised(torch.from_numpy(pooled[rows]), scale))
         # 2. One caption a photograph, most of them hidden whole: decoding in one step sees no other.
-        tokens, lengths, places = choose_captions([texts[index] for index in chosen], draw)
+        tokens, lengths, places = choose_captions([texts[index] for index in chosen], draw, own=0.6)
         hidden, padding = sample_mask(lengths, tokens.shape[1], 0.7, masks), tokens == special.pad
         memory = encoded.memory[places]
         output = model.decoder(tokens.masked_fill(hidden, special.mask), memory, padding)
         word = token_loss(output.logits, tokens, hidden, label_smoothing=0.1)
         length = length_loss(model.length(memory), lengths[:, None])
         loss = concept + phrase + 4 * imitation + word + output.aux_loss + 0.1 * length
-        optimizer.zero_grad()
-        loss.backward()
-        if RANKS > 1:
-            average_gradients(parameters)
-        nn.utils.clip_grad_norm_(parameters, 5.0)
-        optimizer.step()
-        schedule.step()
-        torch._foreach_lerp_(average, [p.data for p in parameters], 1 - min(0.998, (1 + step) / (10 + step)))
-        losses.append(torch.stack([concept, phrase, imitation, word, length]).detach())
-        if RANK == 0 and (step % 25 == 0 or step == options.steps):
-            means = zip(("concept", "phrase", "features", "word", "length"), torch.stack(losses).mean(0), strict=True)
-            rate = step * BATCH * RANKS / (time.time() - started)
-            print(step, *(f"{name} {value:.3f}" for name, value in means), f"{rate:.1f} images/s", flush=True)
-            losses.clear()
+        learner.step(loss, concept=concept, phrase=phrase, features=imitation, word=word, length=length)
         if RANK == 0 and (step % 500 == 0 or step == options.steps):
-            save(options, model, dict(zip(parameters, average, strict=True)), step)
+            save(options, model, learner, step)
+
+
+def decoder(options: argparse.Namespace) -> None:
+    """Train decoder and lengths alone, on the encoder's maps of two views.
+
+    Of a share ``--drafts`` of captions the context is a draft by the decoding that is shipped, its least certain words
+    masked again, as in SMART (Ghazvininejad et al. 2020, arXiv 2001.08785). With ``--rewards`` refinements of those
+    numbers of steps, in turns, are sampled and rewarded, and captions count a tenth.
+    """
+    torch.manual_seed(0)
+    loaded = load_checkpoint(options.start[0])
+    model, special, refinement = loaded.model.eval(), loaded.tokenizer.special, cast(Any, loaded.model.refinement)
+    maps, texts = feature_maps(options, model), caption_pools(options, loaded.tokenizer)
+    captioned = [index for index, (_, people) in enumerate(texts) if people]
+    others = [] if options.rewards else [index for index, (own, people) in enumerate(texts) if own and not people]
+    reward = CiderD({index: texts[index][1] for index in captioned})
+    model.requires_grad_(False)
+    language = nn.ModuleList([cast(nn.Module, model.decoder), model.length]).requires_grad_(True).train()
+    groups = [
+        {"params": [p for p in language.parameters() if p.ndim > 1], "weight_decay": 0.05, "lr": options.lr},
+        {"params": [p for p in language.parameters() if p.ndim < 2], "weight_decay": 0.0, "lr": options.lr},
+    ]
+    learner = Learner(groups, options.steps, DECODER_BATCH, warm_up=50, least=0.0, clip=1.0, decay=0.997)
+    shuffle, masks = np.random.RandomState(3), torch.Generator().manual_seed(7 + RANK)
+
+    def epoch() -> list[int]:  # all that people captioned, and a quarter of the others
+        some = shuffle.choice(others, len(others) // 4, replace=False).astype(int).tolist()
+        order: list[int] = shuffle.permutation(captioned + some).tolist()
+        return order
+
+    drawn = batches(epoch, DECODER_BATCH)
+    for step in range(1, options.steps + 1):
+        chosen, draw = next(drawn), np.random.RandomState(7 * step + RANK)
+        rows = [VIEWS * index + draw.randint(VIEWS) for index in chosen]
+        with torch.no_grad():
+            encoded = model.encode_map(torch.from_numpy(maps[rows]).float())
+        tokens, lengths, _ = choose_captions([texts[i] for i in chosen for _ in range(CAPTIONS)], draw, own=0.7)
+        hidden, padding = sample_mask(lengths, tokens.shape[1], 0.7, masks), tokens == special.pad
+        context = tokens.masked_fill(hidden, special.mask)
+        if options.drafts:
+            words, certainty = draft(model, encoded, context, padding)
+            use = torch.rand(len(lengths), generator=masks) < options.drafts
+            count = (lengths * (0.15 + 0.5 * torch.rand(len(lengths), generator=masks))).long().clamp(min=1)
+            score = certainty.masked_fill(~hidden, 0.0) + 0.3 * torch.randn(certainty.shape, generator=masks)
+            again = lowest(score.masked_fill(padding, math.inf), count)
+            context = torch.where(use[:, None], words.masked_fill(again, special.mask), context)
+            hidden = torch.where(use[:, None], again, hidden)
+        output = model.decoder(context, encoded.memory, padding)
+        word = token_loss(output.logits, tokens, hidden, label_smoothing=0.1)
+        length = length_loss(model.length(encoded.memory), lengths.view(-1, CAPTIONS))
+        loss, parts = word + 0.1 * length, {"word": word, "length": length}
+        if options.rewards:
+            refinement.num_steps = options.rewards[step % len(options.rewards)]
+            sampled = model.sample(encoded, SAMPLES)
+            cider = reward([i for i in chosen for _ in range(SAMPLES)], trimmed(sampled.tokens, sampled.lengths))
+            rewards = torch.tensor(cider).view(-1, SAMPLES)
+            loss, parts["reward"] = 0.1 * loss + scst_loss(sampled, rewards), rewards.mean()
+        learner.step(loss + output.aux_loss, **parts)
+    if RANK == 0:
+        save(options, model, learner, options.steps)
+
+
+def feature_maps(options: argparse.Namespace, model: FastCap) -> np.ndarray:
+    """Return the encoder's maps of all views at ``--size`` (rows, h, w, D), in half precision.
+
+    They are computed once and kept as maps_SIZE.npy, which is to be deleted if the encoder changes.
+    """
+    file = options.work / f"maps_{options.size}.npy"
+    if RANK == 0 and not file.exists():
+        pixels, begun = np.load(options.work / "pixels.npy", mmap_mode="r"), file.with_suffix(".begun")
+        maps: Any = None
+        for start in range(0, len(pixels), 32):
+            images = as_images(pixels[start : start + 32], options.size)
+            with torch.inference_mode(), bf16():
+                found = model.backbone.feature_map(model.normalize(images)).half().numpy()
+            if maps is None:
+                create: Any = np.lib.format.open_memmap
+                maps = create(begun, "w+", np.float16, (len(pixels), *found.shape[1:]))
+            maps[start : start + 32] = found
+        maps.flush()
+        begun.rename(file)
+    if RANKS > 1:
+        distributed.barrier()
+    made: np.ndarray = np.load(file, mmap_mode="r")
+    return made
+
+
+@torch.no_grad()
+def draft(model: FastCap, encoded: Encoded, context: Tensor, padding: Tensor) -> tuple[Tensor, Tensor]:
+    """Write what ``context`` (B * K, L) masks as the first step of decoding would. Returns words and certainty."""
+    language, refinement = cast(Any, model.decoder), cast(Any, model.refinement)
+    guidance = model.alignment.concepts.guidance(encoded.concept_features)
+    language.eval()
+    logits = language.denoise(context, padding, language.prepare(encoded.memory))
+    language.train()
+    likely = guidance.probability.index_select(1, guidance.words).repeat_interleave(CAPTIONS, 0)
+    logits = logits + refinement.guidance_weights.word_bias * likely.unsqueeze(1)
+    logits[..., list(CaptionTokenizer.special.ids)] = IMPOSSIBLE
+    choose = refinement._choose(model.ngrams, refinement.ngram_weights, guidance, longest=20)
+    hidden = context == CaptionTokenizer.special.mask
+    chosen = choose(logits, Draft(context, hidden, padding))
+    return torch.where(hidden, chosen.words, context), chosen.certainty
 
 
 def caption_pools(options: argparse.Namespace, tokenizer: CaptionTokenizer) -> list[list[list[list[int]]]]:
-    """Read what captions each photograph has to learn from, as token ids: a captioner's, people's; no list is empty."""
+    """Read what captions each photograph has to learn from, as token ids: a captioner's, and people's."""
     own: dict[int, list[str]] = {}
     for file in sorted(options.work.glob("*_[01].json")):
         for image_id, caption in read_results(file).items():
@@ -400,21 +489,20 @@ def caption_pools(options: argparse.Namespace, tokenizer: CaptionTokenizer) -> l
     pools = []
     for photograph in (photograph for part in photographs(options.limit) for photograph in part):
         both = tokenizer.encode_nested([own.get(photograph.image_id, []), photograph.captions])
-        fitting = ([ids for ids in captions if 0 < len(ids) <= 20] for captions in both)
-        pools.append([captions for captions in fitting if captions])
+        pools.append([[ids for ids in captions if 0 < len(ids) <= 20] for captions in both])
     return pools
 
 
-def choose_captions(pools: Sequence[Any], draw: np.random.RandomState) -> tuple[Tensor, Tensor, Tensor]:
-    """Draw a caption of each photograph that has any, a captioner's six times in ten where there are both kinds.
+def choose_captions(pools: Sequence[Any], draw: np.random.RandomState, own: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Draw a caption of each photograph that has any: where there are both kinds, a share ``own`` of a captioner's.
 
     Returns:
         Tokens (K, L), lengths (K,), and the place of each one's photograph among the pools (K,).
     """
     chosen = {}
-    for place, kinds in enumerate(pools):
-        if kinds:
-            captions = kinds[0] if len(kinds) == 1 or draw.rand() < 0.6 else kinds[1]
+    for place, both in enumerate(pools):
+        if kinds := [captions for captions in both if captions]:
+            captions = kinds[0] if len(kinds) == 1 or draw.rand() < own else kinds[1]
             chosen[place] = torch.tensor(captions[draw.randint(len(captions))])
     tokens = pad_sequence([*chosen.values()], True, CaptionTokenizer.special.pad)
     return tokens, torch.tensor([len(ids) for ids in chosen.values()]), torch.tensor([*chosen])
@@ -472,6 +560,64 @@ def without_gradients(forward: Callable[[Tensor], Tensor], widen: bool) -> Calla
     return run
 
 
+def batches(epoch: Callable[[], list[int]], size: int) -> Iterator[list[int]]:
+    """Draw this process's photographs of each step, epoch after epoch."""
+    order: list[int] = []
+    while True:
+        if len(order) < size * RANKS:
+            order = epoch()
+        yield [order.pop() for _ in range(size * RANKS)][RANK * size : (RANK + 1) * size]
+
+
+class Learner:
+    """AdamW in all processes: a linear warm-up, half a cosine, clipped gradients, an average of the weights.
+
+    Args:
+        groups: Parameters with their learning rates and weight decays.
+        steps: Steps in all.
+        batch: Photographs of a step in each process.
+        warm_up: Steps until the learning rates are full.
+        least: Share of them that the cosine ends at.
+        clip: Largest norm of the gradients.
+        decay: Of the average, which forgets faster at first.
+    """
+
+    def __init__(
+        self, groups: list[Any], steps: int, batch: int, warm_up: int, least: float, clip: float, decay: float
+    ) -> None:
+        self.steps, self.batch, self.clip, self.decay = steps, batch, clip, decay
+        self.parameters: list[nn.Parameter] = [parameter for group in groups for parameter in group["params"]]
+        self.average = [parameter.detach().clone() for parameter in self.parameters]
+        self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=True)
+
+        def share(done: int) -> float:
+            cosine = (1 + math.cos(math.pi * (done + 1) / steps)) / 2
+            return min(1, (done + 1) / warm_up) * (least + (1 - least) * cosine)
+
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, share)
+        self.done, self.started = 0, time.time()
+        self.losses: list[Tensor] = []
+
+    def step(self, loss: Tensor, **parts: Tensor) -> None:
+        """Descend; the means of ``parts`` are printed now and then."""
+        self.optimizer.zero_grad()
+        loss.backward()
+        if RANKS > 1:
+            average_gradients(self.parameters)
+        nn.utils.clip_grad_norm_(self.parameters, self.clip)
+        self.optimizer.step()
+        self.schedule.step()
+        self.done += 1
+        decay = min(self.decay, (1 + self.done) / (10 + self.done))
+        torch._foreach_lerp_(self.average, [p.data for p in self.parameters], 1 - decay)
+        self.losses.append(torch.stack([*parts.values()]).detach())
+        if RANK == 0 and (self.done % 25 == 0 or self.done == self.steps):
+            means = zip(parts, torch.stack(self.losses).mean(0), strict=True)
+            rate = self.done * self.batch * RANKS / (time.time() - self.started)
+            print(self.done, *(f"{name} {value:.3f}" for name, value in means), f"{rate:.1f} images/s", flush=True)
+            self.losses.clear()
+
+
 def average_gradients(parameters: Sequence[nn.Parameter]) -> None:
     """Give all processes the mean of their gradients, in one exchange."""
     gradients: list[Any] = [parameter.grad for parameter in parameters]
@@ -481,26 +627,31 @@ def average_gradients(parameters: Sequence[nn.Parameter]) -> None:
         gradient.copy_(part.view_as(gradient) / RANKS)
 
 
-def save(options: argparse.Namespace, model: FastCap, average: dict[nn.Parameter, Tensor], step: int) -> None:
+def save(options: argparse.Namespace, model: FastCap, learner: Learner, step: int) -> None:
     """Write a checkpoint of the averaged weights, which captions at the size that they were trained at."""
     artifacts = read_checkpoint(options.start[0])["fastcap"]
     artifacts["config"]["data"] |= {"image_size": options.size, "eval_image_size": None}
+    average = dict(zip(learner.parameters, learner.average, strict=True))
     state = model.state_dict() | {name: average[p] for name, p in model.named_parameters() if p in average}
     # Of the shipped model some tables are in half precision; a checkpoint to go on from has all in full.
     state = {f"model.{k}": value.float() if value.is_floating_point() else value for k, value in state.items()}
     checkpoint = {"fastcap": artifacts, "state_dict": state, "global_step": step}
-    AtomicCheckpointIO().save_checkpoint(checkpoint, options.work / "joint.ckpt")
+    AtomicCheckpointIO().save_checkpoint(checkpoint, options.work / (options.out or f"{options.step}.ckpt"))
 
 
 def main() -> None:
     """Run one step."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    steps: dict[str, Callable[..., None]] = {step.__name__: step for step in (features, teacher, captions, best, joint)}
+    steps: dict[str, Any] = {step.__name__: step for step in (features, teacher, captions, best, joint, decoder)}
     parser.add_argument("step", choices=steps)
     parser.add_argument("--work", type=Path, required=True, help="folder of all that the steps make")
     parser.add_argument("--start", nargs="+", default=["pretrained"], help="captioner; captions takes several")
-    parser.add_argument("--size", type=int, default=192, help="side of joint's images, in pixels")
-    parser.add_argument("--steps", type=int, default=2500, help="steps of joint")
+    parser.add_argument("--size", type=int, default=192, help="side of the images of joint and decoder, in pixels")
+    parser.add_argument("--steps", type=int, default=2500, help="steps of joint and decoder")
+    parser.add_argument("--out", help="checkpoint of joint and decoder within --work, if not of the step's name")
+    parser.add_argument("--drafts", type=float, default=0.0, help="share of decoder's captions with a draft as context")
+    parser.add_argument("--rewards", type=int, nargs="+", help="steps of the captions that decoder is rewarded for")
+    parser.add_argument("--lr", type=float, default=3e-4, help="learning rate of decoder")
     parser.add_argument("--limit", type=int, help="so many photographs with and without captions, to try a step")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
