@@ -37,7 +37,7 @@ from fastcap.utils.files import atomic_write, naming, write_json
 
 LICENCE = "Apache-2.0; weights: see the model card"
 PROBES = ("length_logits", "concept_logits", "word_logits")  # outputs that quantisation measures its errors on
-PREPROCESSING = "RGB, uint8; EXIF rotation applied, transparency on white; squashed to a square of image_size (bilinear)"
+PREPROCESSING = "RGB, uint8; EXIF rotation applied, transparency on white; squashed to image_size squared (bilinear)"
 
 
 def export(ckpt: Path, out: Path, options: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Any]:
