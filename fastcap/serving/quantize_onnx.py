@@ -24,7 +24,7 @@ import numpy as np
 from fastcap.serving.onnx_edits import drop_outputs, read_bytes
 from fastcap.serving.onnx_model import open_onnx
 
-TARGET_DB = 15.0  # signal to noise that probes are to keep; activations of 8 bits alone make 19 on photographs
+TARGET_DB = 17.0  # signal to noise that probes are to keep; activations of 8 bits alone make 19 on photographs
 MAX_MEASURED = 16  # feeds that errors are measured on
 MIN_WEIGHTS = 4096  # smaller matrices are as they were: there is nothing to gain
 MAX_WEIGHT = 64  # of a quantised weight: 7 bits
