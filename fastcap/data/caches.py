@@ -23,9 +23,9 @@ from fastcap.data.errors import DataError, ProgressLog
 from fastcap.types import CaptionRecords
 from fastcap.utils.files import atomic_write, write_text
 
-_PIXELS_VERSION = 3  # raise when decode_image changes what it returns: caches are then rebuilt
+_PIXELS_VERSION = 4  # raise when decode_image changes what it returns: caches are then rebuilt
 _CHUNK = 512  # images decoded between two looks at the clock; bounds the memory in flight
-_FEATURES_VERSION = 1  # raise when what is stored of features changes
+_FEATURES_VERSION = [_PIXELS_VERSION, 1]  # of those pixels; raise the second when what is stored of features changes
 _BATCH = 32  # images encoded at once
 
 

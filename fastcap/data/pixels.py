@@ -75,7 +75,7 @@ def decode_image(
 def _resized(image: Image.Image, size: int, square: bool) -> np.ndarray:
     image = _shrunk(_to_8_bits(_upright(image)), size)
     if square:
-        return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
+        return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))  # as trained on: study 024
     image.thumbnail((size, size), Image.Resampling.BICUBIC)
     return np.asarray(image)
 
