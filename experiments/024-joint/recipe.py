@@ -21,6 +21,16 @@ after which, in the same way, came
     decoder --work DIR --start DIR/joint.ckpt --out b.ckpt --steps 900 --drafts 0.35
     decoder --work DIR --start DIR/b.ckpt --out c.ckpt --steps 350 --lr 1e-4 --rewards 2
     decoder --work DIR --start DIR/c.ckpt --out d.ckpt --steps 260 --lr 1e-4 --rewards 2 4
+
+Study 025 put the same decoder behind three encoders, and had the smaller captioner imitate that:
+
+    decoder --work DIR --start DIR/d.ckpt --out large.ckpt --backbone efficientnet_lite012 --size 224 --steps 1000
+    memory --work DIR --start DIR/large.ckpt --size 224  memory.npy: its image memory of every view
+    joint --work DIR --start DIR/d.ckpt --teacher DIR/large.ckpt --steps 1700
+    mean --work DIR --start DIR/joint.ckpt DIR/d.ckpt --out m.ckpt
+    decoder --work DIR --start DIR/m.ckpt --teacher DIR/large.ckpt --out e.ckpt --steps 520 --lr 1.5e-4 --rewards 1 2 4
+
+Maps of another encoder of the same size (maps_192.npy) are to be deleted before the last.
 """
 
 from __future__ import annotations
@@ -32,6 +42,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -44,7 +55,7 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from fastcap.alignment.cmfa import UNTRAINED, ConceptHead, pool
-from fastcap.build import CONFIG_DIR, build_backbone, load_checkpoint
+from fastcap.build import CONFIG_DIR, LoadedCheckpoint, build_backbone, build_model, load_checkpoint
 from fastcap.data import CocoCaptions, decode_image
 from fastcap.data.coco import parse_annotations, read_results, write_results
 from fastcap.data.image_files import find_images
@@ -351,6 +362,9 @@ def joint(options: argparse.Namespace) -> None:
     regression = nn.Linear(2 * model.alignment.projection.out_features, pooled.shape[1])  # thrown away afterwards
     nn.init.normal_(regression.weight, std=0.02)
     groups = parameter_groups(model, regression)
+    large = Large(options, model) if options.teacher else None
+    if large is not None:
+        groups[-1]["params"] += large.regression.parameters()
     learner = Learner(groups, options.steps, BATCH, warm_up=100, least=0.02, clip=5.0, decay=0.998)
     shuffle, masks = np.random.RandomState(5), torch.Generator().manual_seed(100 + RANK)
     drawn = batches(lambda: shuffle.permutation(len(soft)).tolist(), BATCH)
@@ -360,26 +374,37 @@ def joint(options: argparse.Namespace) -> None:
         draw = np.random.RandomState(7 * step + RANK)
         views = draw.randint(0, VIEWS, BATCH)
         rows = VIEWS * np.array(chosen) + views
-        encoded = model.encode(jittered(pixels[rows], options.size, draw))
+        images, cut = jittered(pixels[rows], options.size, draw)
+        encoded = model.encode(images)
         # 1. What is there, as people and the teacher say, and what the three encoders make of it.
         seen: Any = encoded.concept_features
-        concept, phrase = naming_losses(concepts, concepts.memory_head(seen), soft[chosen, views].float())
+        present = soft[chosen, views].float()
+        if large is not None:
+            trust = torch.tensor([0.3 if texts[index][1] else 0.5 for index in chosen])  # people's words count more
+            present = present.lerp(large.concepts(rows), trust[:, None])
+        concept, phrase = naming_losses(concepts, concepts.memory_head(seen), present)
         imitation = F.smooth_l1_loss(regression(seen), standardised(torch.from_numpy(pooled[rows]), scale))
         # 2. One caption a photograph, most of them hidden whole: decoding in one step sees no other.
         tokens, lengths, places = choose_captions([texts[index] for index in chosen], draw, own=0.6)
         hidden, padding = sample_mask(lengths, tokens.shape[1], 0.7, masks), tokens == special.pad
         memory = encoded.memory[places]
-        output = model.decoder(tokens.masked_fill(hidden, special.mask), memory, padding)
+        context = tokens.masked_fill(hidden, special.mask)
+        output = model.decoder(context, memory, padding)
         word = token_loss(output.logits, tokens, hidden, label_smoothing=0.1)
         length = length_loss(model.length(memory), lengths[:, None])
-        loss = concept + phrase + 4 * imitation + word + output.aux_loss + 0.1 * length
-        learner.step(loss, concept=concept, phrase=phrase, features=imitation, word=word, length=length)
+        loss = concept + phrase + 4 * imitation + output.aux_loss + 0.1 * length
+        parts = {"concept": concept, "phrase": phrase, "features": imitation, "length": length}
+        if large is not None:
+            parts["memory"] = large.memory_loss(encoded.memory, rows, cut)
+            loss = loss + 4 * parts["memory"]
+            word = (word + large.word_loss(output.logits, context, padding, hidden, rows[places])) / 2
+        learner.step(loss + word, word=word, **parts)
         if RANK == 0 and (step % 500 == 0 or step == options.steps):
-            save(options, model, learner, step)
+            save(options, model, learner, step, read_checkpoint(options.start[0])["fastcap"]["config"])
 
 
 def decoder(options: argparse.Namespace) -> None:
-    """Train decoder and lengths alone, on the encoder's maps of two views.
+    """Train decoder and lengths alone, on the encoder's maps of two views; behind ``--backbone`` what reads them too.
 
     Of a share ``--drafts`` of captions the context is a draft by the decoding that is shipped, its least certain words
     masked again, as in SMART (Ghazvininejad et al. 2020, arXiv 2001.08785). With ``--rewards`` refinements of those
@@ -387,6 +412,8 @@ def decoder(options: argparse.Namespace) -> None:
     """
     torch.manual_seed(0)
     loaded = load_checkpoint(options.start[0])
+    if options.backbone:
+        loaded = behind(loaded, options)
     model, special, refinement = loaded.model.eval(), loaded.tokenizer.special, cast(Any, loaded.model.refinement)
     maps, texts = feature_maps(options, model), caption_pools(options, loaded.tokenizer)
     captioned = [index for index, (_, people) in enumerate(texts) if people]
@@ -398,6 +425,14 @@ def decoder(options: argparse.Namespace) -> None:
         {"params": [p for p in language.parameters() if p.ndim > 1], "weight_decay": 0.05, "lr": options.lr},
         {"params": [p for p in language.parameters() if p.ndim < 2], "weight_decay": 0.0, "lr": options.lr},
     ]
+    vision, soft, concepts = [], torch.empty(0), model.alignment.concepts
+    if options.backbone:
+        reading = ("backbone.norm.", "backbone.position.", "alignment.projection.", "alignment.concepts.memory_head.")
+        vision = [p.requires_grad_(True) for name, p in model.named_parameters() if name.startswith(reading)]
+        groups.append({"params": vision, "weight_decay": 0.05, "lr": 1e-3})
+        model.train()
+        soft = torch.from_numpy(np.load(options.work / "soft.npy"))
+    large = Large(options, model) if options.teacher else None
     learner = Learner(groups, options.steps, DECODER_BATCH, warm_up=50, least=0.0, clip=1.0, decay=0.997)
     shuffle, masks = np.random.RandomState(3), torch.Generator().manual_seed(7 + RANK)
 
@@ -409,10 +444,11 @@ def decoder(options: argparse.Namespace) -> None:
     drawn = batches(epoch, DECODER_BATCH)
     for step in range(1, options.steps + 1):
         chosen, draw = next(drawn), np.random.RandomState(7 * step + RANK)
-        rows = [VIEWS * index + draw.randint(VIEWS) for index in chosen]
-        with torch.no_grad():
+        views = draw.randint(0, VIEWS, DECODER_BATCH)
+        rows = VIEWS * np.array(chosen) + views
+        with torch.set_grad_enabled(bool(vision)):
             encoded = model.encode_map(torch.from_numpy(maps[rows]).float())
-        tokens, lengths, _ = choose_captions([texts[i] for i in chosen for _ in range(CAPTIONS)], draw, own=0.7)
+        tokens, lengths, places = choose_captions([texts[i] for i in chosen for _ in range(CAPTIONS)], draw, own=0.7)
         hidden, padding = sample_mask(lengths, tokens.shape[1], 0.7, masks), tokens == special.pad
         context = tokens.masked_fill(hidden, special.mask)
         if options.drafts:
@@ -425,8 +461,14 @@ def decoder(options: argparse.Namespace) -> None:
             hidden = torch.where(use[:, None], again, hidden)
         output = model.decoder(context, encoded.memory, padding)
         word = token_loss(output.logits, tokens, hidden, label_smoothing=0.1)
+        if large is not None:
+            word = (word + large.word_loss(output.logits, context, padding, hidden, rows[places // CAPTIONS])) / 2
         length = length_loss(model.length(encoded.memory), lengths.view(-1, CAPTIONS))
         loss, parts = word + 0.1 * length, {"word": word, "length": length}
+        if vision:
+            logits = concepts.memory_head(cast(Tensor, encoded.concept_features))
+            parts["concepts"] = torch.stack(naming_losses(concepts, logits, soft[chosen, views].float())).sum()
+            loss = loss + 0.5 * parts["concepts"]
         if options.rewards:
             refinement.num_steps = options.rewards[step % len(options.rewards)]
             sampled = model.sample(encoded, SAMPLES)
@@ -435,7 +477,42 @@ def decoder(options: argparse.Namespace) -> None:
             loss, parts["reward"] = 0.1 * loss + scst_loss(sampled, rewards), rewards.mean()
         learner.step(loss + output.aux_loss, **parts)
     if RANK == 0:
-        save(options, model, learner, options.steps)
+        save(options, model, learner, options.steps, loaded.config)
+
+
+def mean(options: argparse.Namespace) -> None:
+    """Average the weights of captioners that came from the same one (Wortsman et al. 2022, arXiv 2203.05482)."""
+    first, *others = (read_checkpoint(name) for name in options.start)
+    for name, value in first["state_dict"].items():
+        if value.is_floating_point():
+            first["state_dict"][name] = torch.stack([value, *(other["state_dict"][name] for other in others)]).mean(0)
+    AtomicCheckpointIO().save_checkpoint(first, options.work / options.out)
+
+
+def behind(loaded: LoadedCheckpoint, options: argparse.Namespace) -> LoadedCheckpoint:
+    """Put a captioner behind another, frozen encoder: what reads its maps is new, what writes is not."""
+    node = OmegaConf.load(Path(CONFIG_DIR) / f"backbone/{options.backbone}.yaml")
+    config = loaded.config | {"backbone": OmegaConf.to_container(node)}
+    config["alignment"] = config["alignment"] | {"feature_dropout": 0.3}
+    model = build_model(OmegaConf.create(config), loaded.tokenizer)
+    kept = ("alignment.concepts.", "decoder.", "length.", "ngrams.")
+    state = {name: value for name, value in loaded.model.state_dict().items() if name.startswith(kept)}
+    model.load_state_dict(state, strict=False)
+    return replace(loaded, model=model, config=config)
+
+
+def memory(options: argparse.Namespace) -> None:
+    """Keep the image memory of every view, for ``--teacher``."""
+    model = load_checkpoint(options.start[0]).model
+    maps = feature_maps(options, model)
+    create: Any = np.lib.format.open_memmap
+    kept: Any = None
+    for start in range(0, len(maps), 64):
+        with torch.inference_mode():
+            found = model.encode_map(torch.tensor(maps[start : start + 64], dtype=torch.float32)).memory.half()
+        if kept is None:
+            kept = create(options.work / "memory.npy", "w+", np.float16, (*maps.shape[:3], found.shape[-1]))
+        kept[start : start + 64] = found.unflatten(1, kept.shape[1:3]).numpy()
 
 
 def feature_maps(options: argparse.Namespace, model: FastCap) -> np.ndarray:
@@ -508,11 +585,23 @@ def choose_captions(pools: Sequence[Any], draw: np.random.RandomState, own: floa
     return tokens, torch.tensor([len(ids) for ids in chosen.values()]), torch.tensor([*chosen])
 
 
-def jittered(pixels: np.ndarray, size: int, draw: np.random.RandomState) -> Tensor:
-    """Cut one square of 180 to 224 px out of all images; change saturation, contrast and brightness; mirror half."""
+class Cut(NamedTuple):
+    """Where of views of SIDE pixels images were cut out, and which of them are mirrored (B,)."""
+
+    side: int
+    top: int
+    left: int
+    mirrored: Tensor
+
+
+def jittered(pixels: np.ndarray, size: int, draw: np.random.RandomState) -> tuple[Tensor, Cut]:
+    """Cut one square of 180 to 224 px out of all images; blur, sharpen, change colours and contrast; mirror half."""
     side = draw.randint(180, SIDE + 1)
     top, left = draw.randint(0, SIDE + 1 - side, 2)
     images = as_images(pixels[:, top : top + side, left : left + side].astype(np.float32), size)
+    some = torch.rand(len(images)) < 0.4
+    blurred = F.avg_pool2d(F.pad(images[some], (1, 1, 1, 1), mode="replicate"), 3, 1)
+    images[some] += (2.2 * torch.rand(len(blurred), 1, 1, 1) - 1) * (images[some] - blurred)
     around_one = [1 + most * (2 * torch.rand(len(images), 1, 1, 1) - 1) for most in (0.4, 0.3, 0.25)]
     grey = images.mean(1, keepdim=True)
     images = grey + (images - grey) * around_one[0]
@@ -520,7 +609,52 @@ def jittered(pixels: np.ndarray, size: int, draw: np.random.RandomState) -> Tens
     images = (mean + (images - mean) * around_one[1]) * around_one[2]
     mirrored = torch.rand(len(images)) < 0.5
     images[mirrored] = images[mirrored].flip(3)
-    return images.clamp(0, 255)
+    return images.clamp(0, 255), Cut(side, top, left, mirrored)
+
+
+class Large:
+    """A larger captioner that a smaller one imitates: its image memory, its concepts, its words.
+
+    Args:
+        options: ``--teacher`` is its checkpoint, and memory.npy its image memory of every view.
+        model: The smaller captioner.
+    """
+
+    def __init__(self, options: argparse.Namespace, model: FastCap) -> None:
+        self.model = load_checkpoint(options.teacher).model.eval().requires_grad_(False)
+        self.memories = np.load(options.work / "memory.npy", mmap_mode="r")
+        some = torch.tensor(self.memories[::37], dtype=torch.float32).flatten(0, -2)
+        self.mean, self.deviation = some.mean(0), some.std(0) + 1e-3
+        self.regression = nn.Linear(model.alignment.projection.out_features, some.shape[1])  # thrown away afterwards
+
+    def memory(self, rows: Any) -> Tensor:
+        """Return its image memory of views, (B, N, D)."""
+        return torch.from_numpy(self.memories[rows]).float().flatten(1, 2)
+
+    @torch.no_grad()
+    def concepts(self, rows: Any) -> Tensor:
+        """Return how likely concepts and phrases are in views, (B, C + P)."""
+        head = self.model.alignment.concepts
+        return head.memory_head(pool(self.memory(rows))).masked_fill(head.weights == 0, UNTRAINED).sigmoid()
+
+    def memory_loss(self, memory: Tensor, rows: Any, cut: Cut) -> Tensor:
+        """Compare the image memory (B, N, D) with what the larger captioner's is at the same places of the views."""
+        side = math.isqrt(memory.shape[1])
+        offsets = (torch.arange(side) + 0.5) / side * cut.side
+        y, x = (2 * (start + offsets) / SIDE - 1 for start in (cut.top, cut.left))
+        places = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1).expand(len(rows), -1, -1, -1)
+        maps = torch.from_numpy(self.memories[rows]).float().permute(0, 3, 1, 2)
+        theirs = F.grid_sample(maps, places, padding_mode="border", align_corners=False)
+        theirs[cut.mirrored] = theirs[cut.mirrored].flip(3)
+        wanted = (theirs.flatten(2).mT - self.mean) / self.deviation
+        return F.smooth_l1_loss(self.regression(memory), wanted.clamp(-6, 6))
+
+    def word_loss(self, logits: Tensor, context: Tensor, padding: Tensor, hidden: Tensor, rows: Any) -> Tensor:
+        """Compare words (B, L, V) with the larger captioner's of the same contexts (Hinton et al. 2015, 1503.02531)."""
+        decoder = cast(Any, self.model.decoder)
+        with torch.no_grad():
+            wanted = decoder(context, self.memory(rows), padding).logits[hidden].softmax(-1)
+        return F.cross_entropy(logits[hidden], wanted)
 
 
 def parameter_groups(model: FastCap, regression: nn.Linear) -> list[dict[str, Any]]:
@@ -627,10 +761,10 @@ def average_gradients(parameters: Sequence[nn.Parameter]) -> None:
         gradient.copy_(part.view_as(gradient) / RANKS)
 
 
-def save(options: argparse.Namespace, model: FastCap, learner: Learner, step: int) -> None:
+def save(options: argparse.Namespace, model: FastCap, learner: Learner, step: int, config: dict[str, Any]) -> None:
     """Write a checkpoint of the averaged weights, which captions at the size that they were trained at."""
     artifacts = read_checkpoint(options.start[0])["fastcap"]
-    artifacts["config"]["data"] |= {"image_size": options.size, "eval_image_size": None}
+    artifacts["config"] = config | {"data": config["data"] | {"image_size": options.size, "eval_image_size": None}}
     average = dict(zip(learner.parameters, learner.average, strict=True))
     state = model.state_dict() | {name: average[p] for name, p in model.named_parameters() if p in average}
     # Of the shipped model some tables are in half precision; a checkpoint to go on from has all in full.
@@ -642,13 +776,16 @@ def save(options: argparse.Namespace, model: FastCap, learner: Learner, step: in
 def main() -> None:
     """Run one step."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    steps: dict[str, Any] = {step.__name__: step for step in (features, teacher, captions, best, joint, decoder)}
+    functions = (features, teacher, captions, best, joint, memory, mean, decoder)
+    steps: dict[str, Any] = {step.__name__: step for step in functions}
     parser.add_argument("step", choices=steps)
     parser.add_argument("--work", type=Path, required=True, help="folder of all that the steps make")
-    parser.add_argument("--start", nargs="+", default=["pretrained"], help="captioner; captions takes several")
+    parser.add_argument("--start", nargs="+", default=["pretrained"], help="captioner; captions and mean take several")
     parser.add_argument("--size", type=int, default=192, help="side of the images of joint and decoder, in pixels")
     parser.add_argument("--steps", type=int, default=2500, help="steps of joint and decoder")
     parser.add_argument("--out", help="checkpoint of joint and decoder within --work, if not of the step's name")
+    parser.add_argument("--teacher", help="larger captioner, whose memory.npy is there: joint and decoder imitate it")
+    parser.add_argument("--backbone", help="configuration of a frozen encoder that decoder is put behind")
     parser.add_argument("--drafts", type=float, default=0.0, help="share of decoder's captions with a draft as context")
     parser.add_argument("--rewards", type=int, nargs="+", help="steps of the captions that decoder is rewarded for")
     parser.add_argument("--lr", type=float, default=3e-4, help="learning rate of decoder")
