@@ -8,13 +8,13 @@ Steps read from ``--work`` what those before them left there:
     best      best_[01].json            of captions that a captioner writes of the others, those nearest to people's
     joint     joint.ckpt                vision and decoder, together
     best      best_[01].json            once more, by joint.ckpt
-    decoder   maps_SIZE.npy, NAME       the decoder alone: on captions, with drafts of its own about the hidden words
+    decoder   maps-*.npy, NAME          the decoder alone: on captions, with drafts of its own about the hidden words
     decoder   NAME                      then, with ``--rewards``, on the CIDEr-D of captions that it samples
 
 Photographs are those of FASTCAP_FLICKR8K and FASTCAP_COCO, and without captions those that COCO's
 annotations/unlabelled.json lists and those below FASTCAP_UNLABELLED. ``joint`` and ``decoder`` may run in parallel:
 
-    torchrun --nproc-per-node 2 experiments/024-joint/recipe.py joint --work DIR --start CKPT --steps 2500
+    torchrun --nproc-per-node 2 -- experiments/024-joint/recipe.py joint --work DIR --start CKPT --steps 2500
 
 after which, in the same way, came
 
@@ -25,12 +25,9 @@ after which, in the same way, came
 Study 025 put the same decoder behind three encoders, and had the smaller captioner imitate that:
 
     decoder --work DIR --start DIR/d.ckpt --out large.ckpt --backbone efficientnet_lite012 --size 224 --steps 1000
-    memory --work DIR --start DIR/large.ckpt --size 224  memory.npy: its image memory of every view
     joint --work DIR --start DIR/d.ckpt --teacher DIR/large.ckpt --steps 1700
     mean --work DIR --start DIR/joint.ckpt DIR/d.ckpt --out m.ckpt
     decoder --work DIR --start DIR/m.ckpt --teacher DIR/large.ckpt --out e.ckpt --steps 520 --lr 1.5e-4 --rewards 1 2 4
-
-Maps of another encoder of the same size (maps_192.npy) are to be deleted before the last.
 """
 
 from __future__ import annotations
@@ -57,6 +54,7 @@ from torch.nn.utils.rnn import pad_sequence
 from fastcap.alignment.cmfa import UNTRAINED, ConceptHead, pool
 from fastcap.build import CONFIG_DIR, LoadedCheckpoint, build_backbone, build_model, load_checkpoint
 from fastcap.data import CocoCaptions, decode_image
+from fastcap.data.caches import cache_features
 from fastcap.data.coco import parse_annotations, read_results, write_results
 from fastcap.data.image_files import find_images
 from fastcap.data.mixture import CaptionMixture
@@ -381,7 +379,8 @@ def joint(options: argparse.Namespace) -> None:
         present = soft[chosen, views].float()
         if large is not None:
             trust = torch.tensor([0.3 if texts[index][1] else 0.5 for index in chosen])  # people's words count more
-            present = present.lerp(large.concepts(rows), trust[:, None])
+            wanted = large.memory(views, chosen)
+            present = present.lerp(large.concepts(wanted), trust[:, None])
         concept, phrase = naming_losses(concepts, concepts.memory_head(seen), present)
         imitation = F.smooth_l1_loss(regression(seen), standardised(torch.from_numpy(pooled[rows]), scale))
         # 2. One caption a photograph, most of them hidden whole: decoding in one step sees no other.
@@ -395,12 +394,12 @@ def joint(options: argparse.Namespace) -> None:
         loss = concept + phrase + 4 * imitation + output.aux_loss + 0.1 * length
         parts = {"concept": concept, "phrase": phrase, "features": imitation, "length": length}
         if large is not None:
-            parts["memory"] = large.memory_loss(encoded.memory, rows, cut)
+            parts["memory"] = large.memory_loss(encoded.memory, wanted, cut)
             loss = loss + 4 * parts["memory"]
-            word = (word + large.word_loss(output.logits, context, padding, hidden, rows[places])) / 2
+            word = (word + large.word_loss(output.logits, context, padding, hidden, wanted[places])) / 2
         learner.step(loss + word, word=word, **parts)
         if RANK == 0 and (step % 500 == 0 or step == options.steps):
-            save(options, model, learner, step, read_checkpoint(options.start[0])["fastcap"]["config"])
+            save(options, model, learner, step)
 
 
 def decoder(options: argparse.Namespace) -> None:
@@ -415,7 +414,7 @@ def decoder(options: argparse.Namespace) -> None:
     if options.backbone:
         loaded = behind(loaded, options)
     model, special, refinement = loaded.model.eval(), loaded.tokenizer.special, cast(Any, loaded.model.refinement)
-    maps, texts = feature_maps(options, model), caption_pools(options, loaded.tokenizer)
+    maps, texts = feature_maps(options.work, model, options.size), caption_pools(options, loaded.tokenizer)
     captioned = [index for index, (_, people) in enumerate(texts) if people]
     others = [] if options.rewards else [index for index, (own, people) in enumerate(texts) if own and not people]
     reward = CiderD({index: texts[index][1] for index in captioned})
@@ -445,9 +444,8 @@ def decoder(options: argparse.Namespace) -> None:
     for step in range(1, options.steps + 1):
         chosen, draw = next(drawn), np.random.RandomState(7 * step + RANK)
         views = draw.randint(0, VIEWS, DECODER_BATCH)
-        rows = VIEWS * np.array(chosen) + views
         with torch.set_grad_enabled(bool(vision)):
-            encoded = model.encode_map(torch.from_numpy(maps[rows]).float())
+            encoded = model.encode_map(torch.from_numpy(maps[views, chosen]))
         tokens, lengths, places = choose_captions([texts[i] for i in chosen for _ in range(CAPTIONS)], draw, own=0.7)
         hidden, padding = sample_mask(lengths, tokens.shape[1], 0.7, masks), tokens == special.pad
         context = tokens.masked_fill(hidden, special.mask)
@@ -462,7 +460,8 @@ def decoder(options: argparse.Namespace) -> None:
         output = model.decoder(context, encoded.memory, padding)
         word = token_loss(output.logits, tokens, hidden, label_smoothing=0.1)
         if large is not None:
-            word = (word + large.word_loss(output.logits, context, padding, hidden, rows[places // CAPTIONS])) / 2
+            wanted = large.memory(views, chosen)[places // CAPTIONS]
+            word = (word + large.word_loss(output.logits, context, padding, hidden, wanted)) / 2
         length = length_loss(model.length(encoded.memory), lengths.view(-1, CAPTIONS))
         loss, parts = word + 0.1 * length, {"word": word, "length": length}
         if vision:
@@ -477,7 +476,8 @@ def decoder(options: argparse.Namespace) -> None:
             loss, parts["reward"] = 0.1 * loss + scst_loss(sampled, rewards), rewards.mean()
         learner.step(loss + output.aux_loss, **parts)
     if RANK == 0:
-        save(options, model, learner, options.steps, loaded.config)
+        built = {key: loaded.config[key] for key in ("backbone", "alignment")}
+        save(options, model, learner, options.steps, **built)
 
 
 def mean(options: argparse.Namespace) -> None:
@@ -501,43 +501,21 @@ def behind(loaded: LoadedCheckpoint, options: argparse.Namespace) -> LoadedCheck
     return replace(loaded, model=model, config=config)
 
 
-def memory(options: argparse.Namespace) -> None:
-    """Keep the image memory of every view, for ``--teacher``."""
-    model = load_checkpoint(options.start[0]).model
-    maps = feature_maps(options, model)
-    create: Any = np.lib.format.open_memmap
-    kept: Any = None
-    for start in range(0, len(maps), 64):
-        with torch.inference_mode():
-            found = model.encode_map(torch.tensor(maps[start : start + 64], dtype=torch.float32)).memory.half()
-        if kept is None:
-            kept = create(options.work / "memory.npy", "w+", np.float16, (*maps.shape[:3], found.shape[-1]))
-        kept[start : start + 64] = found.unflatten(1, kept.shape[1:3]).numpy()
+def feature_maps(work: Path, model: FastCap, size: int) -> np.ndarray:
+    """Return the encoder's maps of all views at some size (V, N, h, w, D), in half precision, computed once."""
+    pixels = np.load(work / "pixels.npy", mmap_mode="r")
+
+    def encode(view: int, index: np.ndarray) -> Tensor:
+        with bf16():
+            return model.backbone.feature_map(model.normalize(as_images(pixels[VIEWS * index + view], size)))
+
+    key = [size, cpu_has_bf16(), hashes(getattr(model.backbone, "stem", model.backbone).net)]
+    return cache_features(work, "maps", key, VIEWS, len(pixels) // VIEWS, encode)
 
 
-def feature_maps(options: argparse.Namespace, model: FastCap) -> np.ndarray:
-    """Return the encoder's maps of all views at ``--size`` (rows, h, w, D), in half precision.
-
-    They are computed once and kept as maps_SIZE.npy, which is to be deleted if the encoder changes.
-    """
-    file = options.work / f"maps_{options.size}.npy"
-    if RANK == 0 and not file.exists():
-        pixels, begun = np.load(options.work / "pixels.npy", mmap_mode="r"), file.with_suffix(".begun")
-        maps: Any = None
-        for start in range(0, len(pixels), 32):
-            images = as_images(pixels[start : start + 32], options.size)
-            with torch.inference_mode(), bf16():
-                found = model.backbone.feature_map(model.normalize(images)).half().numpy()
-            if maps is None:
-                create: Any = np.lib.format.open_memmap
-                maps = create(begun, "w+", np.float16, (len(pixels), *found.shape[1:]))
-            maps[start : start + 32] = found
-        maps.flush()
-        begun.rename(file)
-    if RANKS > 1:
-        distributed.barrier()
-    made: np.ndarray = np.load(file, mmap_mode="r")
-    return made
+def hashes(module: nn.Module) -> list[float]:
+    """Return what changes with the weights of a module, to name what is kept of its outputs."""
+    return [torch.hash_tensor(value).item() for value in module.state_dict().values()]
 
 
 @torch.no_grad()
@@ -616,44 +594,48 @@ class Large:
     """A larger captioner that a smaller one imitates: its image memory, its concepts, its words.
 
     Args:
-        options: ``--teacher`` is its checkpoint, and memory.npy its image memory of every view.
+        options: ``--teacher`` is its checkpoint.
         model: The smaller captioner.
     """
 
     def __init__(self, options: argparse.Namespace, model: FastCap) -> None:
-        self.model = load_checkpoint(options.teacher).model.eval().requires_grad_(False)
-        self.memories = np.load(options.work / "memory.npy", mmap_mode="r")
-        some = torch.tensor(self.memories[::37], dtype=torch.float32).flatten(0, -2)
-        self.mean, self.deviation = some.mean(0), some.std(0) + 1e-3
+        loaded = load_checkpoint(options.teacher)
+        self.model = loaded.model.requires_grad_(False)
+        maps = feature_maps(options.work, self.model, loaded.image_size)
+
+        def encode(view: int, index: np.ndarray) -> Tensor:
+            return self.model.encode_map(torch.from_numpy(maps[view, index])).memory.unflatten(1, maps.shape[2:4])
+
+        key = [loaded.image_size, cpu_has_bf16(), hashes(self.model)]
+        self.memories = cache_features(options.work, "memory", key, VIEWS, maps.shape[1], encode)
+        some = torch.tensor(self.memories[:, ::37]).flatten(0, -2)
+        self.scale = mean_and_deviation(some)
         self.regression = nn.Linear(model.alignment.projection.out_features, some.shape[1])  # thrown away afterwards
 
-    def memory(self, rows: Any) -> Tensor:
+    def memory(self, views: np.ndarray, chosen: list[int]) -> Tensor:
         """Return its image memory of views, (B, N, D)."""
-        return torch.from_numpy(self.memories[rows]).float().flatten(1, 2)
+        return torch.from_numpy(self.memories[views, chosen]).float().flatten(1, 2)
 
     @torch.no_grad()
-    def concepts(self, rows: Any) -> Tensor:
-        """Return how likely concepts and phrases are in views, (B, C + P)."""
-        head = self.model.alignment.concepts
-        return head.memory_head(pool(self.memory(rows))).masked_fill(head.weights == 0, UNTRAINED).sigmoid()
+    def concepts(self, memory: Tensor) -> Tensor:
+        """Return how likely it finds concepts and phrases, (B, C + P), by its image memory (B, N, D)."""
+        return self.model.alignment.concepts.guidance(pool(memory)).probability[:, 1:]
 
-    def memory_loss(self, memory: Tensor, rows: Any, cut: Cut) -> Tensor:
-        """Compare the image memory (B, N, D) with what the larger captioner's is at the same places of the views."""
+    def memory_loss(self, memory: Tensor, wanted: Tensor, cut: Cut) -> Tensor:
+        """Compare image memories of a cut (B, N, D) with its own of the whole views, at the same places."""
         side = math.isqrt(memory.shape[1])
         offsets = (torch.arange(side) + 0.5) / side * cut.side
         y, x = (2 * (start + offsets) / SIDE - 1 for start in (cut.top, cut.left))
-        places = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1).expand(len(rows), -1, -1, -1)
-        maps = torch.from_numpy(self.memories[rows]).float().permute(0, 3, 1, 2)
+        places = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1).expand(len(memory), -1, -1, -1)
+        maps = wanted.mT.unflatten(2, (math.isqrt(wanted.shape[1]), -1))
         theirs = F.grid_sample(maps, places, padding_mode="border", align_corners=False)
         theirs[cut.mirrored] = theirs[cut.mirrored].flip(3)
-        wanted = (theirs.flatten(2).mT - self.mean) / self.deviation
-        return F.smooth_l1_loss(self.regression(memory), wanted.clamp(-6, 6))
+        return F.smooth_l1_loss(self.regression(memory), standardised(theirs.flatten(2).mT, self.scale))
 
-    def word_loss(self, logits: Tensor, context: Tensor, padding: Tensor, hidden: Tensor, rows: Any) -> Tensor:
-        """Compare words (B, L, V) with the larger captioner's of the same contexts (Hinton et al. 2015, 1503.02531)."""
-        decoder = cast(Any, self.model.decoder)
+    def word_loss(self, logits: Tensor, context: Tensor, padding: Tensor, hidden: Tensor, memory: Tensor) -> Tensor:
+        """Compare words (B, L, V) with its own of the same contexts, by its memory (Hinton et al. 2015, 1503.02531)."""
         with torch.no_grad():
-            wanted = decoder(context, self.memory(rows), padding).logits[hidden].softmax(-1)
+            wanted = cast(Any, self.model.decoder)(context, memory, padding).logits[hidden].softmax(-1)
         return F.cross_entropy(logits[hidden], wanted)
 
 
@@ -761,10 +743,14 @@ def average_gradients(parameters: Sequence[nn.Parameter]) -> None:
         gradient.copy_(part.view_as(gradient) / RANKS)
 
 
-def save(options: argparse.Namespace, model: FastCap, learner: Learner, step: int, config: dict[str, Any]) -> None:
-    """Write a checkpoint of the averaged weights, which captions at the size that they were trained at."""
+def save(options: argparse.Namespace, model: FastCap, learner: Learner, step: int, **built: Any) -> None:
+    """Write a checkpoint of the averaged weights, which captions at the size that they were trained at.
+
+    ``built`` are the parts of the configuration in which the model is another than what it started from.
+    """
     artifacts = read_checkpoint(options.start[0])["fastcap"]
-    artifacts["config"] = config | {"data": config["data"] | {"image_size": options.size, "eval_image_size": None}}
+    artifacts["config"] |= built
+    artifacts["config"]["data"] |= {"image_size": options.size, "eval_image_size": None}
     average = dict(zip(learner.parameters, learner.average, strict=True))
     state = model.state_dict() | {name: average[p] for name, p in model.named_parameters() if p in average}
     # Of the shipped model some tables are in half precision; a checkpoint to go on from has all in full.
@@ -776,7 +762,7 @@ def save(options: argparse.Namespace, model: FastCap, learner: Learner, step: in
 def main() -> None:
     """Run one step."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    functions = (features, teacher, captions, best, joint, memory, mean, decoder)
+    functions = (features, teacher, captions, best, joint, mean, decoder)
     steps: dict[str, Any] = {step.__name__: step for step in functions}
     parser.add_argument("step", choices=steps)
     parser.add_argument("--work", type=Path, required=True, help="folder of all that the steps make")
@@ -784,7 +770,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=192, help="side of the images of joint and decoder, in pixels")
     parser.add_argument("--steps", type=int, default=2500, help="steps of joint and decoder")
     parser.add_argument("--out", help="checkpoint of joint and decoder within --work, if not of the step's name")
-    parser.add_argument("--teacher", help="larger captioner, whose memory.npy is there: joint and decoder imitate it")
+    parser.add_argument("--teacher", help="larger captioner that joint and decoder imitate")
     parser.add_argument("--backbone", help="configuration of a frozen encoder that decoder is put behind")
     parser.add_argument("--drafts", type=float, default=0.0, help="share of decoder's captions with a draft as context")
     parser.add_argument("--rewards", type=int, nargs="+", help="steps of the captions that decoder is rewarded for")
