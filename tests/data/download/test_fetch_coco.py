@@ -1,10 +1,10 @@
 """COCO from a server that breaks off, moves, and is busy; and archives that are not what they should be."""
 
 import dataclasses
-import hashlib
 import io
 import json
 import zipfile
+from hashlib import md5
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -74,8 +74,8 @@ def site(monkeypatch):
     site.files["/caption_datasets.zip"] = _zip({"dataset_coco.json": json.dumps(_karpathy())})
     pieces = []
     for piece in coco.PIECES["2014"]:
-        md5 = hashlib.md5(site.files[f"/{piece.file}"]).hexdigest()
-        pieces.append(dataclasses.replace(piece, md5=md5, images=min(piece.images, 3)))
+        raw = site.files[f"/{piece.file}"]
+        pieces.append(dataclasses.replace(piece, size=len(raw), md5=md5(raw).hexdigest(), images=min(piece.images, 3)))
     monkeypatch.setattr(coco, "PIECES", {"2014": pieces})
     monkeypatch.setitem(coco.COUNTS, "coco", {"train": 4, "val": 1, "test": 1})
     with serve(site) as site.url:
