@@ -429,10 +429,10 @@ def decoder(options: argparse.Namespace) -> None:
         reading = ("backbone.norm.", "backbone.position.", "alignment.projection.", "alignment.concepts.memory_head.")
         vision = [p.requires_grad_(True) for name, p in model.named_parameters() if name.startswith(reading)]
         groups.append({"params": vision, "weight_decay": 0.05, "lr": 1e-3})
-        model.train()
         soft = torch.from_numpy(np.load(options.work / "soft.npy"))
     large = Large(options, model) if options.teacher else None
     learner = Learner(groups, options.steps, DECODER_BATCH, warm_up=50, least=0.0, clip=1.0, decay=0.997)
+    model.train()  # with dropout of the encoder's channels: without, memories of these photographs say more than others do
     shuffle, masks = np.random.RandomState(3), torch.Generator().manual_seed(7 + RANK)
 
     def epoch() -> list[int]:  # all that people captioned, and a quarter of the others
