@@ -432,7 +432,7 @@ def decoder(options: argparse.Namespace) -> None:
         soft = torch.from_numpy(np.load(options.work / "soft.npy"))
     large = Large(options, model) if options.teacher else None
     learner = Learner(groups, options.steps, DECODER_BATCH, warm_up=50, least=0.0, clip=1.0, decay=0.997)
-    model.train()  # with dropout of the encoder's channels: without, memories of these photographs say more than others do
+    model.train()  # under dropout of the encoder's channels: otherwise memories of these photographs say too much
     shuffle, masks = np.random.RandomState(3), torch.Generator().manual_seed(7 + RANK)
 
     def epoch() -> list[int]:  # all that people captioned, and a quarter of the others
