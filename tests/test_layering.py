@@ -37,7 +37,7 @@ BUDGETS = {
     "reporting": 826,
     "serving": 1_665,
     "tools": 837,
-    "training": 1_414,
+    "training": 1_413,
     "utils": 409,
 }
 
