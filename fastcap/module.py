@@ -279,7 +279,7 @@ class CaptioningModule(TrainedModule):
         self.log("time/eval_images_per_s", images_per_second, sync_dist=True)
         for split, each in values.items():
             for name, value in each.items():
-                self.log(f"{split}/{name}", float(value), prog_bar=name == "cider")
+                self.log(f"{split}/{name}", float(value), prog_bar=name == "cider", sync_dist=True)
         if len(values) == 1:
             return
         for (split, name), (total, count) in self._sums.items():

@@ -37,7 +37,7 @@ BUDGETS = {
     "reporting": 826,
     "serving": 1_665,
     "tools": 837,
-    "training": 1_413,
+    "training": 1_412,
     "utils": 409,
 }
 
