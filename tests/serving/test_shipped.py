@@ -15,9 +15,9 @@ from fastcap.pretrained import CARD, CONFIG, SHIPPED, WEIGHTS, card_hashes, veri
 
 ASSETS = Path(__file__).parents[1] / "assets"
 CAPTIONS = {
-    "cat.jpg": "a cat laying on top of a bed",
-    "coffee.jpg": "a close up of a glass of wine",
-    "astronaut.jpg": "a young boy in a red uniform is playing with the ball",
+    "cat.jpg": "a cat laying on a bed",
+    "coffee.jpg": "a plate of food sitting on a table",
+    "astronaut.jpg": "a man in a red shirt is sitting on the ground",
 }
 
 
