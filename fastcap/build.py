@@ -337,12 +337,12 @@ def load_checkpoint(path: Path | str, overrides: Mapping[str, Any] | None = None
         override_config(config, key, value)
     tokenizer = CaptionTokenizer.from_json(checkpoint["fastcap"]["tokenizer"])
     model = build_model(config, tokenizer, fresh=False)
-    own, state = model.state_dict(), model_state(checkpoint)
-    left_out = own.keys() - state.keys()
-    if left_out and all(".net." in name or name.startswith("alignment.text_encoder.") for name in left_out):
-        # Not in the shipped weights: the text encoder, and what its package brings of the encoder, where not tuned.
-        given = {f"backbone.{name}": value for name, value in build_backbone(config).state_dict().items()}
-        state |= {name: given.get(name, own[name]) for name in left_out}
+    # The shipped weights lack the text encoder, which captioning does not read, and what an encoder's package brings.
+    state = {**model.alignment.text_encoder.state_dict(prefix="alignment.text_encoder."), **model_state(checkpoint)}
+    left_out = model.state_dict().keys() - state.keys()
+    if left_out and all(name.startswith("backbone.") and ".net." in name for name in left_out):
+        given = build_backbone(config).state_dict()
+        state |= {name: given[name.removeprefix("backbone.")] for name in left_out}
     embedding = state.get("decoder.word.weight")
     if embedding is not None and embedding.shape[0] != tokenizer.vocab_size:
         raise CheckpointError(
