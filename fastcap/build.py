@@ -184,7 +184,6 @@ def build_model(
         feature_dim=backbone.feature_dim,
         dim=decoder.dim,
         concepts=concepts or ConceptTable(tokenizer.concepts()),
-        branch_dim=cfg.concepts.branch_dim,
     )
     length = construct(cfg.length, dim=decoder.dim, max_length=max_length)
     if refinement.causal != decoder.causal:
@@ -200,7 +199,6 @@ def _check_guidance(concepts: DictConfig, weighed: Mapping[str, float]) -> None:
     """Refuse to guide decoding by concepts or phrases that are not trained."""
     for name, weight in weighed.items():
         loss = "phrase_loss_weight" if name == "bigram_bias" else "loss_weight"
-        loss = "branch_loss_weight" if concepts.branch_dim else loss
         if not concepts[loss]:
             raise ConfigError(f"refinement.guidance.{name} = {weight}: concepts.{loss}=0 trains none")
         if name == "bigram_bias" and not concepts.min_phrase_count:
@@ -210,8 +208,7 @@ def _check_guidance(concepts: DictConfig, weighed: Mapping[str, float]) -> None:
 def build_concepts(cfg: DictConfig, tokenizer: CaptionTokenizer, captions: Captions) -> ConceptTable:
     """Find the concepts and phrases of training captions, given as token ids; phrases without a loss are left out."""
     concepts = cfg.concepts
-    trained = concepts.branch_loss_weight if concepts.branch_dim else concepts.phrase_loss_weight
-    least = concepts.min_phrase_count if trained else 0
+    least = concepts.min_phrase_count if concepts.phrase_loss_weight else 0
     phrases = agreed_phrases(captions, tokenizer, least) if least else ()
     return ConceptTable(tokenizer.concepts(), concept_agreement(captions, tokenizer, concepts.min_count), *phrases)
 
@@ -239,7 +236,6 @@ def build_module(cfg: DictConfig, datamodule: CaptionDataModule, model: FastCap 
         cfg.objective,
         concept_weight=cfg.concepts.loss_weight,
         phrase_weight=cfg.concepts.phrase_loss_weight,
-        branch_weight=cfg.concepts.branch_loss_weight,
     )
     options: Any = OmegaConf.to_container(cfg.metrics, resolve=True)
     try:

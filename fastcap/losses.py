@@ -22,7 +22,6 @@ class Objective:
         alignment_weight: Weight of the contrastive loss.
         concept_weight: Weight of the classification of concepts (``concepts.loss_weight``).
         phrase_weight: Likewise of phrases (``concepts.phrase_loss_weight``).
-        branch_weight: Of both losses again for the separate branch, if any (``concepts.branch_loss_weight``).
         scst_weight: Weight of self-critical training, which rewards sampled captions by their CIDEr-D; zero samples
             none.
         scst_samples: Captions sampled for each image, at least two.
@@ -38,7 +37,6 @@ class Objective:
     alignment_weight: float
     concept_weight: float
     phrase_weight: float
-    branch_weight: float
     scst_weight: float
     scst_samples: int
     scst_temperature: float
@@ -65,8 +63,6 @@ class Objective:
             "alignment": self.alignment_weight,
             "concept": self.concept_weight,
             "phrase": self.phrase_weight,
-            "branch_concept": self.branch_weight,
-            "branch_phrase": self.branch_weight,
             "scst": self.scst_weight,
         }
 

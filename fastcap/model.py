@@ -11,7 +11,7 @@ from fastcap.alignment.cmfa import CrossModalFeatureAlignment
 from fastcap.generation.beam import BeamSearch
 from fastcap.generation.icmr import ICMRDecoder
 from fastcap.generation.ngrams import NGrams
-from fastcap.types import IMAGE_MEAN, IMAGE_STD, CausalDecoder, Encoded, Guidance, MaskedDecoder, Refinement, Sampled
+from fastcap.types import IMAGE_MEAN, IMAGE_STD, CausalDecoder, Guidance, MaskedDecoder, Refinement, Sampled
 
 
 class FastCap(nn.Module):
@@ -46,12 +46,12 @@ class FastCap(nn.Module):
         self.register_buffer("image_mean", 255 * torch.tensor(IMAGE_MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("image_std", 255 * torch.tensor(IMAGE_STD).view(3, 1, 1), persistent=False)
 
-    def encode(self, images: Tensor) -> Encoded:
-        """Compute the image memory and the concepts' features from the image alone. images: uint8 (B, 3, H, W)."""
+    def encode(self, images: Tensor) -> Tensor:
+        """Compute the image memory from the image alone. uint8 (B, 3, H, W) -> (B, N, D)."""
         return self.alignment.project(self.backbone(self.normalize(images)))
 
-    def encode_map(self, features: Tensor) -> Encoded:
-        """Encode images from the maps of a frozen backbone. features: (B, h, w, feature_dim)."""
+    def encode_map(self, features: Tensor) -> Tensor:
+        """Encode images from the maps of a frozen backbone. (B, h, w, feature_dim) -> (B, N, D)."""
         return self.alignment.project(self.backbone.from_map(features.to(self.image_mean.dtype)))
 
     def normalize(self, images: Tensor) -> Tensor:
@@ -60,7 +60,7 @@ class FastCap(nn.Module):
 
     def decode(
         self,
-        encoded: Encoded,
+        memory: Tensor,
         num_steps: int | None = None,
         length_beam: int | None = None,
         record_steps: bool = False,
@@ -68,7 +68,7 @@ class FastCap(nn.Module):
         """Caption encoded images: the one way to captions, which an export traces.
 
         Args:
-            encoded: From ``encode``.
+            memory: Image memory, from ``encode``. (B, N, D)
             num_steps: Decoder passes, if not those of the configuration.
             length_beam: Length candidates an image, if not those of the configuration.
             record_steps: Keep every refinement step.
@@ -76,18 +76,16 @@ class FastCap(nn.Module):
         Raises:
             ValueError: If a number is below one, or the decoder is autoregressive and takes none.
         """
-        memory = encoded.memory
         guidance: Guidance | None = None
         if self.refinement.guidance_weights.weighed:
-            guidance = self.alignment.concepts.guidance(encoded.concept_features)
+            guidance = self.alignment.concepts.guidance(memory)
         options = self.ngrams, guidance, num_steps, length_beam, record_steps
         # build_model pairs refinements and decoders that fit.
         return self.refinement.generate(self.decoder, memory, self.length(memory), *options)  # type: ignore[arg-type]
 
-    def sample(self, encoded: Encoded, num_samples: int, temperature: float = 1.0) -> Sampled:
+    def sample(self, memory: Tensor, num_samples: int, temperature: float = 1.0) -> Sampled:
         """Sample captions by the refinement that ``decode`` runs, for training on rewards."""
         assert isinstance(self.refinement, ICMRDecoder)  # build_module rewards no other
-        memory = encoded.memory
         lengths, ngrams = self.length(memory), self.ngrams
         return self.refinement.sample(self.decoder, memory, lengths, num_samples, temperature, ngrams)  # type: ignore[arg-type]
 
@@ -99,5 +97,5 @@ class FastCap(nn.Module):
         """Count the parameters that captioning reads: what only training's losses use is left out."""
         parts = [self.backbone, self.alignment.projection, self.decoder, self.length]
         if self.refinement.guidance_weights.weighed:
-            parts.append(self.alignment.concepts.branch or self.alignment.concepts.memory_head)
+            parts.append(self.alignment.concepts.memory_head)
         return sum(p.numel() for part in parts for p in part.parameters())

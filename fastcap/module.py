@@ -26,7 +26,7 @@ from fastcap.losses import (
 from fastcap.metrics.evaluation import CaptionEvaluation, Prediction
 from fastcap.model import FastCap
 from fastcap.optim import clip_gradients, parameter_groups, scale_learning_rates
-from fastcap.types import CaptionBatch, DecoderOutput, Encoded, Refinement, SpecialTokens
+from fastcap.types import CaptionBatch, DecoderOutput, Refinement, SpecialTokens
 from fastcap.utils.distributed import averaged, collective, gather_rows, weigh
 from fastcap.utils.rng import ImageRandom, RandomSource, step_seed
 
@@ -150,12 +150,12 @@ class CaptioningModule(TrainedModule):
             self.log(name, value, prog_bar=name == "train/loss")
         return losses["total"]
 
-    def encode(self, batch: CaptionBatch) -> Encoded:
-        """Encode the images of a batch."""
+    def encode(self, batch: CaptionBatch) -> Tensor:
+        """Compute the image memory of a batch. (B, N, D)."""
         return self.model.encode(batch.images) if batch.features is None else self.model.encode_map(batch.features)
 
     def losses(
-        self, batch: CaptionBatch, random: RandomSource, encoded: Encoded | None = None
+        self, batch: CaptionBatch, random: RandomSource, memory: Tensor | None = None
     ) -> tuple[dict[str, Tensor], DecoderOutput | None]:
         """Compute every loss of a batch.
 
@@ -165,14 +165,14 @@ class CaptioningModule(TrainedModule):
         Args:
             batch: Images and captions.
             random: Decides the masks.
-            encoded: The images, if they are encoded already.
+            memory: Image memory, if it is computed already. (B, N, D)
 
         Returns:
             The losses by name, and ``total``, which is minimised; what the decoder gave, None where it has no loss.
         """
         objective, model, output = self.objective, self.model, None
-        encoded = self.encode(batch) if encoded is None else encoded
-        memory, losses = encoded.memory, dict[str, Tensor]()
+        memory = self.encode(batch) if memory is None else memory
+        losses: dict[str, Tensor] = {}
         counts: dict[str, Tensor | int] = {"length": batch.lengths.numel(), "balance": len(batch)}
         captions, lengths = (t[:, : objective.decoded_captions] for t in (batch.tokens, batch.lengths))
 
@@ -188,12 +188,12 @@ class CaptioningModule(TrainedModule):
         if objective.alignment_weight > 0:
             image, text, scale = model.alignment.embed(memory, captions, lengths)
             losses["alignment"] = alignment_loss(gather_rows(image), gather_rows(text), scale)
-        for name, logits, present, weights in self._concepts(encoded, batch.tokens):
+        for name, logits, present, weights in self._concepts(memory, batch.tokens):
             losses[name] = concept_loss(logits, present, weights)
             counts[name] = (weights * present).sum().clamp(min=1.0)
         # 3. Sampled captions are rewarded.
         if objective.scst_weight > 0 and self.training:
-            losses["scst"], counts["scst"] = self._scst(batch, encoded)
+            losses["scst"], counts["scst"] = self._scst(batch, memory)
         losses = weigh(losses, counts)
         losses["total"] = objective.total(losses)
         return losses, output
@@ -209,30 +209,29 @@ class CaptioningModule(TrainedModule):
         hidden = sample_mask(lengths, tokens.shape[1], self.objective.full_mask_share, random)
         return tokens.masked_fill(hidden, self.special.mask), tokens, hidden, pad
 
-    def _concepts(self, encoded: Encoded, tokens: Tensor) -> Iterator[tuple[str, Tensor, Tensor, Tensor]]:
+    def _concepts(self, memory: Tensor, tokens: Tensor) -> Iterator[tuple[str, Tensor, Tensor, Tensor]]:
         """Predict concepts and phrases that have a loss: name, logits (B, n), targets (B, n) and weights (n,)."""
         weights, concepts = self.objective.weights, self.model.alignment.concepts
-        if not any(weights[name] > 0 for name in ("concept", "phrase", "branch_concept", "branch_phrase")):
+        if not any(weights[name] > 0 for name in concepts.parts):
             return
-        targets = concepts.targets(tokens)
-        for source, logits in concepts.training_logits(*encoded).items():
-            for name, part in concepts.parts.items():
-                if weights[source + name] > 0 and len(concepts.weights[part]):
-                    yield source + name, logits[:, part], targets[:, part], concepts.weights[part]
+        targets, logits = concepts.targets(tokens), concepts(memory)
+        for name, part in concepts.parts.items():
+            if weights[name] > 0 and len(concepts.weights[part]):
+                yield name, logits[:, part], targets[:, part], concepts.weights[part]
 
-    def _scst(self, batch: CaptionBatch, encoded: Encoded) -> tuple[Tensor, Tensor]:
+    def _scst(self, batch: CaptionBatch, memory: Tensor) -> tuple[Tensor, Tensor]:
         """Sample captions by the refinement that ``decode`` runs, and prefer those that score above the others.
 
         Returns:
             The loss, and how many decisions it is a mean over.
         """
         number = self.objective.scst_samples
-        sampled = self.model.sample(encoded, number, self.objective.scst_temperature)
+        sampled = self.model.sample(memory, number, self.objective.scst_temperature)
         assert self.reward is not None, "scst_weight needs a reward"
         image_ids = batch.image_ids.repeat_interleave(number).tolist()
         pairs = zip(sampled.tokens.tolist(), sampled.lengths.tolist(), strict=True)
         scores = self.reward(image_ids, [ids[:length] for ids, length in pairs])
-        rewards = torch.tensor(scores, device=encoded.memory.device).view(-1, number)
+        rewards = torch.tensor(scores, device=memory.device).view(-1, number)
         self.log("train/reward", 100 * rewards.mean(), sync_dist=True)
         return scst_loss(sampled, rewards), sampled.decided.sum()
 
@@ -246,15 +245,15 @@ class CaptioningModule(TrainedModule):
     def validation_step(self, batch: CaptionBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Caption the images as a user would, and take the loss with masks that never change."""
         split, started = self.evaluation.splits[dataloader_idx], time.perf_counter()
-        images = self.encode(batch)
+        memory = self.encode(batch)
         encoded = time.perf_counter()
         with collective():
-            losses = averaged(self.losses(batch, ImageRandom(self.seed, 0, batch.image_ids), images)[0])
+            losses = averaged(self.losses(batch, ImageRandom(self.seed, 0, batch.image_ids), memory)[0])
         for name, value in losses.items():
             if name != "balance":
                 self._log_mean(split, "loss" + ("" if name == "total" else f"_{name}"), value, len(batch))
         decoding = time.perf_counter()
-        refinement = self.model.decode(images)
+        refinement = self.model.decode(memory)
         self._generation_seconds += time.perf_counter() - decoding + encoded - started
         rows = zip(
             batch.image_ids.tolist(), self.texts(refinement), refinement.scores.tolist(), batch.references, strict=True
@@ -301,5 +300,3 @@ def freeze_untrained(model: FastCap, objective: Objective) -> None:
     for part in (alignment.image_head, alignment.text_encoder, alignment.log_scale):
         part.requires_grad_(objective.alignment_weight > 0)
     concepts.memory_head.requires_grad_(max(weights["concept"], weights["phrase"]) > 0)
-    if concepts.branch is not None:
-        concepts.branch.requires_grad_(objective.branch_weight > 0)

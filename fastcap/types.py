@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeAlias
 
 if TYPE_CHECKING:  # captioning with an exported model goes through here and needs no torch
     import numpy as np
@@ -36,19 +36,6 @@ class SpecialTokens:
     def ids(self) -> tuple[int, ...]:
         """Every special id, ascending."""
         return tuple(sorted((self.pad, self.mask, self.unk, self.bos, self.eos)))
-
-
-class Encoded(NamedTuple):
-    """Encoded images.
-
-    Attributes:
-        memory: Image memory, which captions are decoded from. (B, N, D)
-        concept_features: What concepts and phrases are predicted from: mean and maximum over patches of the memory
-            (B, 2 D), or of the separate branch (B, 2 J); None in training while the branch is frozen.
-    """
-
-    memory: Tensor
-    concept_features: Tensor | None
 
 
 @dataclass

@@ -185,7 +185,7 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "guidance.bigram_bias=1",
         "guidance.rerank_weight=1",
     ]
-    options = ["concepts.min_phrase_count=2", "concepts.branch_dim=10", *(f"refinement.{w}" for w in weights)]
+    options = ["concepts.min_phrase_count=2", *(f"refinement.{w}" for w in weights)]
     return made_once(tmp_path_factory, "tiny", lambda folder: write_checkpoint(folder / "tiny.ckpt", *options))
 
 

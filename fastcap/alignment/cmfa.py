@@ -6,8 +6,7 @@ ending (visual concepts, Fang et al. 2015, arXiv 1411.4952); a phrase is a pair 
 Sadeghi and Farhadi 2011), which says what goes with what. Only ``project`` is on the way to the decoder, and it sees
 the image alone: no caption can leak into what is decoded.
 
-Decoding is guided by the concepts' probabilities (``types.Guidance``). They come from the memory, or from a separate
-branch behind the backbone: the decoder has not seen the branch, which need not share its mistakes.
+Decoding is guided by the concepts' probabilities (``types.Guidance``).
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastcap.types import Encoded, Guidance
+from fastcap.types import Guidance
 
 UNTRAINED = -30.0  # logit of a concept without a loss: a probability of 1e-13, finite where its weight is zero
 
@@ -46,60 +45,27 @@ def pool(features: Tensor) -> Tensor:
     return torch.cat([features.mean(1), features.amax(1)], dim=-1)
 
 
-class ConceptBranch(nn.Module):
-    """Channels of their own behind the backbone, from which concepts and phrases are predicted.
-
-    Args:
-        feature_dim: Width of the backbone's features.
-        dim: Channels J.
-        num_outputs: Concepts and phrases.
-    """
-
-    def __init__(self, feature_dim: int, dim: int, num_outputs: int) -> None:
-        super().__init__()
-        self.projection = nn.Linear(feature_dim, dim)
-        self.head = nn.Linear(2 * dim, num_outputs)
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Pool the branch's channels. (B, N, feature_dim) -> (B, 2 J)."""
-        return pool(self.projection(features))
-
-
 class ConceptHead(nn.Module):
-    """Predict concepts and phrases from the image memory and, if there is one, from a separate branch.
+    """Predict concepts and phrases from the image memory.
 
     Args:
-        feature_dim: Width of the backbone's features.
         dim: Width D of the image memory.
         table: The concepts and phrases.
-        branch_dim: Channels of the branch; zero has none, and decoding then takes what the memory predicts.
-
-    Raises:
-        ValueError: If ``branch_dim`` is negative.
     """
 
     words: Tensor
     weights: Tensor  # loss weights of concepts and phrases (C + P,)
     phrases: Tensor  # of words a and b, as a * V + b, ascending (P,)
 
-    def __init__(self, feature_dim: int, dim: int, table: ConceptTable, branch_dim: int = 0) -> None:
+    def __init__(self, dim: int, table: ConceptTable) -> None:
         super().__init__()
-        if branch_dim < 0:
-            raise ValueError(f"concepts.branch_dim = {branch_dim} must not be negative")
         self.num_concepts, self.vocab_size = max(table.words) + 1, len(table.words)
-        outputs = self.num_concepts + len(table.phrases)
-        self.memory_head = nn.Linear(2 * dim, outputs)
-        self.branch = ConceptBranch(feature_dim, branch_dim, outputs) if branch_dim else None
+        self.memory_head = nn.Linear(2 * dim, self.num_concepts + len(table.phrases))
         self.register_buffer("words", torch.tensor(list(table.words)), persistent=False)
         weights = torch.ones(self.num_concepts) if table.weights is None else torch.tensor(list(table.weights))
         self.register_buffer("weights", torch.cat([weights, torch.tensor(list(table.phrase_weights))]))
         codes = [before * self.vocab_size + after for before, after in table.phrases]
         self.register_buffer("phrases", torch.tensor(codes, dtype=torch.long))
-
-    @property
-    def head(self) -> nn.Linear:
-        """The layer whose predictions guide decoding."""
-        return self.memory_head if self.branch is None else self.branch.head
 
     @property
     def parts(self) -> dict[str, slice]:
@@ -117,38 +83,20 @@ class ConceptHead(nn.Module):
         marks = torch.zeros(len(tokens), len(self.weights) + 1, device=tokens.device)
         return marks.scatter_(1, found, 1.0)[:, 1:]
 
-    def training_logits(self, memory: Tensor, concept_features: Tensor | None) -> dict[str, Tensor]:
-        """Predict from the memory, and from the branch if it is being trained.
+    def forward(self, memory: Tensor) -> Tensor:
+        """Score every concept and phrase. (B, N, D) -> (B, C + P)."""
+        return self.memory_head(pool(memory))
 
-        Args:
-            memory: Image memory. (B, N, D)
-            concept_features: ``Encoded.concept_features``.
-
-        Returns:
-            Logits by the prefix of their losses' names. (B, C + P)
-        """
-        if self.branch is None:
-            return {"": self.memory_head(concept_features)}
-        logits = {"": self.memory_head(pool(memory))}
-        if concept_features is not None:
-            logits["branch_"] = self.branch.head(concept_features)
-        return logits
-
-    def guidance(self, concept_features: Tensor | None) -> Guidance:
+    def guidance(self, memory: Tensor) -> Guidance:
         """Return what decoding is guided by.
 
         Args:
-            concept_features: ``Encoded.concept_features``.
+            memory: Image memory. (B, N, D)
 
         Returns:
             Concepts and phrases without a loss weight were never trained, and have a probability of zero.
-
-        Raises:
-            ValueError: If the images were encoded in training, where a frozen branch is left out.
         """
-        if concept_features is None:
-            raise ValueError("concepts cannot be predicted: the images were encoded in training")
-        logits = self.head(concept_features).masked_fill(self.weights == 0, UNTRAINED)
+        logits = self(memory).masked_fill(self.weights == 0, UNTRAINED)
         return Guidance(F.pad(logits.float().sigmoid(), (1, 0)), self.words + 1, self.phrases)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
@@ -158,11 +106,8 @@ class ConceptHead(nn.Module):
             self.phrases = torch.empty_like(found, device=self.phrases.device)
             size = self.num_concepts + len(found)
             self.weights = self.weights.new_ones(size)
-            for owner, name in ((self, "memory_head"), (self.branch, "head")):
-                if owner is not None:
-                    old: nn.Linear = getattr(owner, name)
-                    new = nn.Linear(old.in_features, size, device=old.weight.device, dtype=old.weight.dtype)
-                    setattr(owner, name, new)
+            old = self.memory_head.weight
+            self.memory_head = nn.Linear(old.shape[1], size, device=old.device, dtype=old.dtype)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
@@ -193,12 +138,10 @@ class CrossModalFeatureAlignment(nn.Module):
         feature_dim: Width of the backbone's features.
         dim: Width D of the image memory (the decoder's).
         concepts: The concepts and phrases to predict.
-        branch_dim: Channels of a separate branch that predicts them (``concepts.branch_dim``).
         embed_dim: Width of the space where images and captions meet.
         temperature: First temperature of the similarities; learned from there (CLIP, arXiv 2103.00020).
         feature_dropout: Share of the features' channels that an image loses in training, everywhere at once (spatial
-            dropout, Tompson et al. 2015, arXiv 1411.4280): against learning a small set of images by heart. Memory and
-            branch lose other channels.
+            dropout, Tompson et al. 2015, arXiv 1411.4280): against learning a small set of images by heart.
     """
 
     def __init__(
@@ -206,7 +149,6 @@ class CrossModalFeatureAlignment(nn.Module):
         feature_dim: int,
         dim: int,
         concepts: ConceptTable,
-        branch_dim: int = 0,
         embed_dim: int = 128,
         temperature: float = 0.07,
         feature_dropout: float = 0.0,
@@ -215,18 +157,13 @@ class CrossModalFeatureAlignment(nn.Module):
         self.feature_dropout = nn.Dropout1d(feature_dropout)
         self.projection = nn.Linear(feature_dim, dim)
         self.image_head = nn.Linear(dim, embed_dim)
-        self.concepts = ConceptHead(feature_dim, dim, concepts, branch_dim)
+        self.concepts = ConceptHead(dim, concepts)
         self.text_encoder = TextEncoder(len(concepts.words), embed_dim)
         self.log_scale = nn.Parameter(torch.tensor([-math.log(temperature)]))
 
-    def project(self, features: Tensor) -> Encoded:
-        """Compute the image memory and the concepts' features from the image alone. (B, N, feature_dim)."""
-        memory, branch = self.projection(self.feature_dropout(features.mT).mT), self.concepts.branch
-        if branch is None:
-            return Encoded(memory, pool(memory))
-        if self.training and not branch.head.weight.requires_grad:
-            return Encoded(memory, None)
-        return Encoded(memory, branch(self.feature_dropout(features.mT).mT))
+    def project(self, features: Tensor) -> Tensor:
+        """Compute the image memory from the image alone. (B, N, feature_dim) -> (B, N, D)."""
+        return self.projection(self.feature_dropout(features.mT).mT)
 
     def embed(self, memory: Tensor, tokens: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Embed images and their captions for the contrastive loss (training only).

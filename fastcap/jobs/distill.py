@@ -50,8 +50,7 @@ class Teacher(nn.Module):
             features = self.encoder.feature_map(images)
             return features, self.classifier(features.mean((1, 2)))
         features, alignment = self.captioner.backbone(images), self.captioner.alignment
-        logits = alignment.concepts.head(alignment.project(features).concept_features)
-        return square(features), logits
+        return square(features), alignment.concepts(alignment.project(features))
 
     def class_loss(self, guess: Tensor, classes: Tensor) -> Tensor:
         """Compare a guess of the logits with the teacher's, (B, K)."""

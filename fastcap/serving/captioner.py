@@ -103,8 +103,8 @@ class EagerNetwork:
         import torch
 
         with torch.inference_mode():
-            encoded = self.model.encode(torch.tensor(pixels).permute(0, 3, 1, 2))
-            return self.model.decode(encoded, num_steps, self.length_beam, record_steps)
+            memory = self.model.encode(torch.tensor(pixels).permute(0, 3, 1, 2))
+            return self.model.decode(memory, num_steps, self.length_beam, record_steps)
 
 
 class Captioner:

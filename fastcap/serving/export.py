@@ -32,7 +32,7 @@ from fastcap.serving.onnx_edits import drop_outputs, fuse_biases, look_up
 from fastcap.serving.onnx_model import CAPTION_OUTPUTS, FORMAT_VERSION, INPUT, PREFIX, STEP_OUTPUTS, open_onnx
 from fastcap.serving.quantize_onnx import quantize_onnx
 from fastcap.training.resume import FolderInUseError, only_writer
-from fastcap.types import CaptionRecords, Encoded, MaskedDecoder
+from fastcap.types import CaptionRecords, MaskedDecoder
 from fastcap.utils.files import atomic_write, naming, write_json
 
 LICENCE = "Apache-2.0; weights: see the model card"
@@ -167,8 +167,8 @@ class CaptioningGraph(nn.Module):
             what was masked again (B, T, L), the drafts' lengths (B,) and the expert weights (B, E). Then the probes:
             scores of lengths (B, L), of concepts (B, C) and of the words of a draft of masks (B, L, V).
         """
-        encoded = self.model.encode(pixels.permute(0, 3, 1, 2))
-        result = self.model.decode(encoded, self.num_steps, self.length_beam, record_steps=True)
+        memory = self.model.encode(pixels.permute(0, 3, 1, 2))
+        result = self.model.decode(memory, self.num_steps, self.length_beam, record_steps=True)
         drafts, sure, remasked = (
             torch.stack([getattr(step, name) for step in result.steps], dim=1)
             for name in ("tokens", "confidence", "remasked")
@@ -177,15 +177,14 @@ class CaptioningGraph(nn.Module):
         assert experts is not None
         caption = result.tokens.int(), result.lengths.int(), result.scores.exp()
         making = drafts.int(), sure, remasked, result.drafted_lengths.int(), experts.float()
-        return (*caption, *making, *self._probes(encoded))
+        return (*caption, *making, *self._probes(memory))
 
-    def _probes(self, encoded: Encoded) -> tuple[Tensor, ...]:
+    def _probes(self, memory: Tensor) -> tuple[Tensor, ...]:
         """Quantities that every layer has a part in: a caption is a choice, which tells little of rounding errors."""
-        decoder, memory = cast(MaskedDecoder, self.model.decoder), encoded.memory
+        decoder = cast(MaskedDecoder, self.model.decoder)
         masks = torch.full((memory.shape[0], decoder.max_length), self.model.refinement.special.mask)
         words = decoder.denoise(masks, torch.zeros_like(masks, dtype=torch.bool), decoder.prepare(memory))
-        concepts = self.model.alignment.concepts.head(encoded.concept_features)
-        return self.model.length(memory), concepts, words
+        return self.model.length(memory), self.model.alignment.concepts(memory), words
 
 
 def write_onnx(graph: CaptioningGraph, image_size: int, path: Path) -> None:

@@ -15,7 +15,6 @@ from omegaconf import DictConfig, OmegaConf
 from fastcap.build import LoadedCheckpoint, build_datamodule, load_checkpoint
 from fastcap.model import FastCap
 from fastcap.tools.measure import Work, quantile_ms, time_in_turns
-from fastcap.types import Encoded
 
 METHOD = (
     "Eager, fp32, batch 1: from the image memory to token ids, length prediction "
@@ -36,7 +35,7 @@ def measure(options: argparse.Namespace, report: Callable[[str], None]) -> Itera
     for path, loaded in captioners.items():
         size = loaded.image_size
         images = _read(captioners[options.models[0]], options.max_images, size)
-        encoded = [loaded.model.encode(pixels) for pixels in images]
+        memories = [loaded.model.encode(pixels) for pixels in images]
         causal = loaded.model.decoder.causal
         settings: list[dict[str, int]] = (
             [{"num_beams": beams} for beams in options.beams]
@@ -47,7 +46,7 @@ def measure(options: argparse.Namespace, report: Callable[[str], None]) -> Itera
             key = (str(path), *setting.items())
             about = {"checkpoint": str(path), "decoding": "autoregressive" if causal else "refinement"}
             rows[key] = about | {name: setting.get(name, "") for name in ("num_steps", "length_beam", "num_beams")}
-            works[key] = functools.partial(_decode_in_turns, loaded.model, encoded, setting)
+            works[key] = functools.partial(_decode_in_turns, loaded.model, memories, setting)
     done: dict[Any, dict[str, Any]] = {}
     for key, seconds in time_in_turns(works, options.seconds, options.rounds):
         measured = {"decode_ms": round(quantile_ms(seconds), 3), "p95_ms": round(quantile_ms(seconds, 0.95), 3)}
@@ -56,9 +55,9 @@ def measure(options: argparse.Namespace, report: Callable[[str], None]) -> Itera
         yield list(done.values())
 
 
-def _decode_in_turns(model: FastCap, encoded: Sequence[Encoded], setting: dict[str, int]) -> Work:
+def _decode_in_turns(model: FastCap, memories: Sequence[torch.Tensor], setting: dict[str, int]) -> Work:
     """Make work that decodes another image each time."""
-    images = cycle(encoded)
+    images = cycle(memories)
     if "num_beams" in setting:
         model = copy.copy(model)
         model.refinement = copy.copy(model.refinement)

@@ -205,17 +205,17 @@ def measure(
 
     ``module`` says how captions become text and how they are scored.
     """
-    encoded = [model.encode(batch.images) for batch in batches]
+    memories = [model.encode(batch.images) for batch in batches]
     metrics = CaptionMetrics(**{**module.evaluation.metric_options, "names": ["bleu", "cider"]})
     image_ids = [image_id for batch in batches for image_id in batch.image_ids.tolist()]
     references = [texts for batch in batches for texts in batch.references]
     points = []
     for count in steps:
-        captions = [text for images in encoded for text in module.texts(model.decode(images, num_steps=count))]
+        captions = [text for memory in memories for text in module.texts(model.decode(memory, num_steps=count))]
         seconds = []
         for _ in range(PASSES):
             started = time.perf_counter()
-            model.decode(encoded[0], num_steps=count).tokens.cpu()  # waits for a GPU
+            model.decode(memories[0], num_steps=count).tokens.cpu()  # waits for a GPU
             seconds.append(time.perf_counter() - started)
         scores = metrics.score(image_ids, captions, references).metrics
         milliseconds = round(1000 * statistics.median(seconds) / len(batches[0]), 4)

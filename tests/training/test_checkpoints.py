@@ -82,7 +82,6 @@ def test_a_start_of_another_size_is_refused(tmp_path):
         ("word_bias", ["loss_weight=0"]),
         ("bigram_bias", ["min_phrase_count=0"]),
         ("bigram_bias", ["min_phrase_count=2", "phrase_loss_weight=0"]),
-        ("word_bias", ["branch_dim=8", "branch_loss_weight=0"]),
     ],
 )
 def test_concepts_that_were_not_trained_guide_nothing(name, untrained, tmp_path):
