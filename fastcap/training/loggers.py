@@ -145,11 +145,14 @@ def quiet() -> None:
 
 
 class RunProgressBar(RichProgressBar):
-    """Lightning's rich progress bar, less the logger's version number."""
+    """Lightning's rich progress bar, less the logger's version number and the waiting of one process for all."""
 
     def get_metrics(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Return what stands beside the bar."""
         return {name: value for name, value in super().get_metrics(*args, **kwargs).items() if name != "v_num"}
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Leave the bar as it is: to ask for an epoch's means waits for the other processes, which have no bar."""
 
 
 class Throughput(L.Callback):
