@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# From photographs to a captioner, with its scores: about N minutes on two cores with AVX-512-BF16.
+# From photographs to a captioner, with its scores.
 #
 #   scripts/recipe.sh [OVERRIDE ...]         OVERRIDEs reach every training: data=flickr8k trainer.max_epochs=1
 #   RUN=DIR scripts/recipe.sh                another folder than runs/photographs/pipeline

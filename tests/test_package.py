@@ -68,7 +68,7 @@ def test_light_package_requires_three_packages(installed):
 
 @pytest.mark.slow
 def test_training_configuration_composes_from_the_wheel(installed, tmp_path):
-    done = _python(installed, tmp_path, "-m", "fastcap.cli", "train", "--cfg", "job", "experiment=flickr8k")
+    done = _python(installed, tmp_path, "-m", "fastcap.cli", "train", "--cfg", "job", "experiment=photographs")
     assert done.returncode == 0 and "backbone:" in done.stdout, done.stderr
 
 
