@@ -126,7 +126,7 @@ def test_images_do_reach_the_decoder(system):
     """The leak test would pass if the decoder saw nothing: it sees the image."""
     module, batch = system
     module.eval()
-    memory = module.model.encode(batch.images).memory
+    memory = module.model.encode(batch.images)
     pad = torch.zeros(len(batch), 6, dtype=torch.bool)
     tokens = torch.full((len(batch), 6), module.special.mask)
     logits = module.model.decoder(tokens, memory, pad).logits

@@ -30,7 +30,7 @@ def write_checkpoint(path, *overrides):
                 parameter *= 4
         images = torch.tensor(np.stack([painted(seed) for seed in range(12)])).permute(0, 3, 1, 2)
         gate = model.decoder.gate.score
-        gate[-1].bias -= gate(model.eval().encode(images).memory.mean(1)).mean(0)
+        gate[-1].bias -= gate(model.eval().encode(images).mean(1)).mean(0)
     config = OmegaConf.to_container(cfg, resolve=True)
     artifacts = {"format_version": FORMAT_VERSION, "config": config, "tokenizer": tokenizer.to_json()}
     state = {f"model.{key}": value for key, value in model.state_dict().items()}
