@@ -27,7 +27,7 @@ MAX_LINES = 400
 BUDGETS = {
     "*.py": 2_342,
     "alignment": 183,
-    "backbone": 1_112,
+    "backbone": 1_113,
     "data": 3_136,
     "decoder": 644,
     "generation": 989,
@@ -206,7 +206,7 @@ def test_whole_keeps_its_budget() -> None:
     assert folders <= BUDGETS.keys()
     sizes = {
         "files of fastcap": (len(list(PACKAGE.rglob("*.py"))), 105),
-        "lines of fastcap": (lines_of(PACKAGE), 14_857),
+        "lines of fastcap": (lines_of(PACKAGE), 14_858),
         "entries of fastcap": (len([path for path in PACKAGE.iterdir() if path.name != "__pycache__"]), 25),
         "lines of tests": (lines_of(ROOT / "tests"), 9_412),
         "files of conf": (len(list((ROOT / "conf").rglob("*.yaml"))), 49),

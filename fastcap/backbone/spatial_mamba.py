@@ -58,7 +58,8 @@ class CrossScanMixer(nn.Module):
         self.chunk_size = chunk_size
         self.conv_dim = self.inner_dim + 2 * d_state
         self.in_proj = nn.Linear(dim, self.inner_dim + self.conv_dim + self.num_heads, bias=False)
-        self.conv = nn.Conv2d(self.conv_dim, self.conv_dim, d_conv, padding=d_conv // 2, groups=self.conv_dim)
+        conv = nn.Conv2d(self.conv_dim, self.conv_dim, d_conv, padding=d_conv // 2, groups=self.conv_dim)
+        self.conv = conv.to(memory_format=torch.channels_last)  # as its input lies; DDP wants gradients to lie so too
         self.norm = nn.LayerNorm(self.inner_dim)
         self.out_proj = nn.Linear(self.inner_dim, dim, bias=False)
         # Mamba-2's initialisation: step sizes log-uniform in [0.001, 0.1], decay rates uniform in [1, 16].
