@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from fastcap.types import Guidance
 
+CONTENT = 0.1  # agreement of captions on a concept, its loss weight, above which it is no function word ("on" has 0.08)
 UNTRAINED = -30.0  # logit of a concept without a loss: a probability of 1e-13, finite where its weight is zero
 
 
@@ -97,7 +98,8 @@ class ConceptHead(nn.Module):
             Concepts and phrases without a loss weight were never trained, and have a probability of zero.
         """
         logits = self(memory).masked_fill(self.weights == 0, UNTRAINED)
-        return Guidance(F.pad(logits.float().sigmoid(), (1, 0)), self.words + 1, self.phrases)
+        content = F.pad((self.weights[: self.num_concepts] > CONTENT).float(), (1, len(self.phrases)))
+        return Guidance(F.pad(logits.float().sigmoid(), (1, 0)), self.words + 1, self.phrases, content)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """Take over any number of phrases."""

@@ -50,6 +50,7 @@ class RerankWeights:
     Attributes:
         rerank_weight: Weight of the concepts that a candidate is expected to share with people's captions.
         word_penalty: What each word of a candidate costs, in such concepts.
+        repeat_penalty: What each concept of content that is named again costs, likewise.
 
     Raises:
         ValueError: If one is negative or no number.
@@ -57,6 +58,7 @@ class RerankWeights:
 
     rerank_weight: float = 0.0
     word_penalty: float = 0.4
+    repeat_penalty: float = 0.0
 
     def __post_init__(self) -> None:
         _check_weights("guidance", vars(self))
@@ -64,7 +66,7 @@ class RerankWeights:
     @property
     def weighed(self) -> dict[str, float]:
         """The weights by which concepts or phrases of the image count."""
-        return {name: weight for name, weight in vars(self).items() if weight > 0 and name != "word_penalty"}
+        return {name: weight for name, weight in vars(self).items() if weight > 0 and not name.endswith("penalty")}
 
     def check(self, guidance: Guidance | None) -> None:
         """Raise a ``ValueError`` where the image is to guide decoding and says nothing."""
@@ -304,13 +306,27 @@ def bigram_probability(guidance: Guidance, before: Tensor, after: Tensor) -> Ten
     return guidance.probability.gather(1, place.view(guidance.probability.shape[0], -1)).view_as(place)
 
 
-def expected_matches(guidance: Guidance, tokens: Tensor, lengths: Tensor) -> Tensor:
-    """Add up the probabilities of each caption's concepts and phrases, each once. (B, K, L), (B, K) -> (B, K)."""
+def expected_matches(guidance: Guidance, tokens: Tensor, lengths: Tensor, repeat_penalty: float = 0.0) -> Tensor:
+    """Add up the probabilities of each caption's concepts and phrases, each once, less the price of each repeat.
+
+    Args:
+        guidance: What the images say.
+        tokens: Candidates. (B, K, L)
+        lengths: Content tokens of each. (B, K)
+        repeat_penalty: Price of a concept of content that is named again.
+
+    Returns:
+        Expected matches. (B, K)
+    """
     inside = torch.arange(tokens.shape[2], device=tokens.device) < lengths.unsqueeze(-1)
     phrases = _phrase(guidance, tokens[..., :-1], tokens[..., 1:]) * inside[..., 1:]
     places, probability = torch.cat([take(guidance.words, tokens) * inside, phrases], dim=2), guidance.probability
     marks = probability.new_zeros(*tokens.shape[:2], probability.shape[1]).scatter_(2, places, 1.0)
-    return (marks * probability.unsqueeze(1)).sum(2)
+    matches = (marks * probability.unsqueeze(1)).sum(2)
+    if repeat_penalty == 0:
+        return matches
+    repeats = take(guidance.content, places).sum(2) - (marks * guidance.content).sum(2)
+    return matches - repeat_penalty * repeats
 
 
 def _phrase(guidance: Guidance, before: Tensor, after: Tensor) -> Tensor:
@@ -330,7 +346,7 @@ def rerank(
 
     The mean log-probability prefers what is short and safe. People's captions reward what is named rightly and punish
     what is not, so the expected number of concepts shared with them counts (Fang et al. 2015, arXiv 1411.4952, rank
-    captions by such scores too), and every word has its price.
+    captions by such scores too), and every word has its price, one that says a thing again another.
 
     Args:
         log_probability: Mean log-probability of each candidate's words. (B, K)
@@ -344,5 +360,5 @@ def rerank(
     """
     if guidance is None or log_probability.shape[1] == 1 or weights.rerank_weight == 0:
         return log_probability.argmax(1)
-    named = expected_matches(guidance, tokens, lengths).to(log_probability.dtype)
+    named = expected_matches(guidance, tokens, lengths, weights.repeat_penalty).to(log_probability.dtype)
     return (log_probability + weights.rerank_weight * (named - weights.word_penalty * lengths)).argmax(1)

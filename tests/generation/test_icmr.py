@@ -173,7 +173,8 @@ def test_candidates_are_ranked_by_their_neighbours_too():
     assert caption(icmr, one_word, scores) == [A]
     # What the image's people write together chooses among lengths as well.
     guided = ICMRDecoder(SPECIAL, 1, length_beam=2, ngram_weights={"bigram": 2.0}, guidance={"bigram_bias": 50.0})
-    guidance = Guidance(torch.tensor([[0.0, 1.0]]), torch.zeros(9, dtype=torch.long), torch.tensor([DOG * 9 + DOGS]))
+    phrases = torch.tensor([DOG * 9 + DOGS])
+    guidance = Guidance(torch.tensor([[0.0, 1.0]]), torch.zeros(9, dtype=torch.long), phrases, torch.zeros(2))
     assert caption(guided, one_word, [0.0, 0.0], guidance) == [DOG, DOGS]
 
 
@@ -239,7 +240,7 @@ def assert_sampled_alike(guided, plain, decoder, memory):
 def test_likely_concepts_raise_their_words(decoder, memory):
     table = torch.zeros(len(LENGTHS), VOCAB, dtype=torch.float64)
     table[torch.arange(len(LENGTHS)), 5 + torch.arange(len(LENGTHS))] = 1.0
-    guidance = Guidance(table, torch.arange(VOCAB), torch.zeros(0, dtype=torch.long))
+    guidance = Guidance(table, torch.arange(VOCAB), torch.zeros(0, dtype=torch.long), torch.zeros(VOCAB))
     logits = length_logits(*LENGTHS)
     heavy = ICMRDecoder(SPECIAL, 1, length_beam=1, guidance={"word_bias": 1e4})
     found = heavy.generate(decoder, memory, logits, guidance=guidance)
@@ -255,7 +256,7 @@ def test_phrases_of_the_image_tie_its_words_together(decoder, memory):
     # Image i's people write nothing but word 5 + i after itself or another word.
     before, after = torch.meshgrid(torch.arange(VOCAB), 5 + torch.arange(images), indexing="ij")
     own = F.pad((after.flatten() == 5 + torch.arange(images).unsqueeze(1)).double(), (1, 0))
-    guidance = Guidance(own, torch.zeros(VOCAB, dtype=torch.long), (before * VOCAB + after).flatten())
+    guidance = Guidance(own, torch.zeros(VOCAB, dtype=torch.long), (before * VOCAB + after).flatten(), torch.zeros(1))
     options, ngrams = {"num_steps": 1, "length_beam": 2, "lattice_width": VOCAB}, NGrams(VOCAB)
     heavy = ICMRDecoder(SPECIAL, guidance={"bigram_bias": 1e4}, **options)
     found = heavy.generate(decoder, memory, logits, ngrams, guidance)
