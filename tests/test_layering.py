@@ -208,7 +208,7 @@ def test_whole_keeps_its_budget() -> None:
         "files of fastcap": (len(list(PACKAGE.rglob("*.py"))), 105),
         "lines of fastcap": (lines_of(PACKAGE), 14_878),
         "entries of fastcap": (len([path for path in PACKAGE.iterdir() if path.name != "__pycache__"]), 25),
-        "lines of tests": (lines_of(ROOT / "tests"), 9_420),
+        "lines of tests": (lines_of(ROOT / "tests"), 9_419),
         "files of conf": (len(list((ROOT / "conf").rglob("*.yaml"))), 49),
     }
     assert not {name: size for name, size in sizes.items() if size[0] > size[1]}
