@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# From photographs to a captioner, with its scores.
+# From photographs to the captioner of experiments/029-recipe, with its scores: about 70 minutes on two cores with
+# AVX-512-BF16, and 3 GB for the cached features of two views of 9,600 photographs.
 #
 #   scripts/recipe.sh [OVERRIDE ...]         OVERRIDEs reach every training: data=flickr8k trainer.max_epochs=1
 #   RUN=DIR scripts/recipe.sh                another folder than runs/photographs/pipeline

@@ -98,7 +98,7 @@ class ConceptHead(nn.Module):
             Concepts and phrases without a loss weight were never trained, and have a probability of zero.
         """
         logits = self(memory).masked_fill(self.weights == 0, UNTRAINED)
-        content = F.pad((self.weights[: self.num_concepts] > CONTENT).float(), (1, len(self.phrases)))
+        content = F.pad((self.weights[self.parts["concept"]] > CONTENT).float(), (1, len(self.phrases)))
         return Guidance(F.pad(logits.float().sigmoid(), (1, 0)), self.words + 1, self.phrases, content)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
