@@ -24,7 +24,7 @@ import fastcap
 from fastcap.alignment.cmfa import ConceptTable
 from fastcap.backbone.weights import load_backbone
 from fastcap.data import DataError
-from fastcap.data.concepts import Captions, agreed_phrases, concept_agreement
+from fastcap.data.concepts import Captions, Phrases, agreed_phrases, concept_agreement
 from fastcap.data.datamodule import CaptionDataModule
 from fastcap.data.tokenizer import CaptionTokenizer
 from fastcap.metrics import CiderD
@@ -209,8 +209,9 @@ def build_concepts(cfg: DictConfig, tokenizer: CaptionTokenizer, captions: Capti
     """Find the concepts and phrases of training captions, given as token ids; phrases without a loss are left out."""
     concepts = cfg.concepts
     least = concepts.min_phrase_count if concepts.phrase_loss_weight else 0
-    phrases = agreed_phrases(captions, tokenizer, least) if least else ()
-    return ConceptTable(tokenizer.concepts(), concept_agreement(captions, tokenizer, concepts.min_count), *phrases)
+    phrases = agreed_phrases(captions, tokenizer, least) if least else Phrases([], [], [])
+    weights, idf = concept_agreement(captions, tokenizer, concepts.min_count)
+    return ConceptTable(tokenizer.concepts(), weights + phrases.weights, idf + phrases.idf, phrases.pairs)
 
 
 def resumed_model(cfg: DictConfig, tokenizer: CaptionTokenizer, checkpoint: Mapping[str, Any]) -> FastCap:

@@ -187,12 +187,14 @@ class Guidance:
             (B, 1 + C + P)
         words: Where in it each word's concept stands. (V,)
         phrases: Words a and b of each phrase, as a * V + b, ascending. (P,)
+        idf: Inverse document frequency of each. (1 + C + P,)
         content: One for each concept that a caption need not name twice, else zero. (1 + C + P,)
     """
 
     probability: Tensor
     words: Tensor
     phrases: Tensor
+    idf: Tensor
     content: Tensor
 
 

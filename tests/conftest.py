@@ -180,6 +180,7 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     weights = [
         "num_steps=2",
+        "num_paths=3",
         "ngram_weights.trigram=0.4",
         "guidance.word_bias=1",
         "guidance.bigram_bias=1",

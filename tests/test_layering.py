@@ -25,12 +25,12 @@ MAX_LINES = 400
 # Lines of Python at most, docstrings counted; "*.py" are the top-level modules. Growth is a decision: raise a number in
 # the commit that needs it, and say why there.
 BUDGETS = {
-    "*.py": 2_344,
-    "alignment": 185,
+    "*.py": 2_347,
+    "alignment": 188,
     "backbone": 1_113,
-    "data": 3_136,
+    "data": 3_145,
     "decoder": 644,
-    "generation": 1_005,
+    "generation": 1_030,
     "jobs": 555,
     "metrics": 653,
     "pretrained": 93,
@@ -206,9 +206,9 @@ def test_whole_keeps_its_budget() -> None:
     assert folders <= BUDGETS.keys()
     sizes = {
         "files of fastcap": (len(list(PACKAGE.rglob("*.py"))), 105),
-        "lines of fastcap": (lines_of(PACKAGE), 14_878),
+        "lines of fastcap": (lines_of(PACKAGE), 14_916),
         "entries of fastcap": (len([path for path in PACKAGE.iterdir() if path.name != "__pycache__"]), 25),
-        "lines of tests": (lines_of(ROOT / "tests"), 9_419),
+        "lines of tests": (lines_of(ROOT / "tests"), 9_459),
         "files of conf": (len(list((ROOT / "conf").rglob("*.yaml"))), 49),
     }
     assert not {name: size for name, size in sizes.items() if size[0] > size[1]}

@@ -30,15 +30,15 @@ class ConceptTable(NamedTuple):
 
     Attributes:
         words: Number of the concept behind each word, -1 for a word without one. (V,)
-        weights: Loss weight of each concept; None for ones. (C,)
+        weights: Loss weight of each concept, then of each phrase; None for ones. (C + P,)
+        idf: Inverse document frequency of each, an image's captions being one document; None for ones. (C + P,)
         phrases: Word ids of the pairs that are phrases, ascending. (P, 2)
-        phrase_weights: Loss weight of each phrase. (P,)
     """
 
     words: Sequence[int]
     weights: Sequence[float] | None = None
+    idf: Sequence[float] | None = None
     phrases: Sequence[tuple[int, int]] = ()
-    phrase_weights: Sequence[float] = ()
 
 
 def pool(features: Tensor) -> Tensor:
@@ -56,6 +56,7 @@ class ConceptHead(nn.Module):
 
     words: Tensor
     weights: Tensor  # loss weights of concepts and phrases (C + P,)
+    idf: Tensor  # their inverse document frequency (C + P,)
     phrases: Tensor  # of words a and b, as a * V + b, ascending (P,)
 
     def __init__(self, dim: int, table: ConceptTable) -> None:
@@ -63,8 +64,9 @@ class ConceptHead(nn.Module):
         self.num_concepts, self.vocab_size = max(table.words) + 1, len(table.words)
         self.memory_head = nn.Linear(2 * dim, self.num_concepts + len(table.phrases))
         self.register_buffer("words", torch.tensor(list(table.words)), persistent=False)
-        weights = torch.ones(self.num_concepts) if table.weights is None else torch.tensor(list(table.weights))
-        self.register_buffer("weights", torch.cat([weights, torch.tensor(list(table.phrase_weights))]))
+        for name, values in (("weights", table.weights), ("idf", table.idf)):
+            found = torch.ones(self.memory_head.out_features) if values is None else torch.tensor(list(values))
+            self.register_buffer(name, found)
         codes = [before * self.vocab_size + after for before, after in table.phrases]
         self.register_buffer("phrases", torch.tensor(codes, dtype=torch.long))
 
@@ -99,7 +101,8 @@ class ConceptHead(nn.Module):
         """
         logits = self(memory).masked_fill(self.weights == 0, UNTRAINED)
         content = F.pad((self.weights[self.parts["concept"]] > CONTENT).float(), (1, len(self.phrases)))
-        return Guidance(F.pad(logits.float().sigmoid(), (1, 0)), self.words + 1, self.phrases, content)
+        idf = F.pad(self.idf, (1, 0))
+        return Guidance(F.pad(logits.float().sigmoid(), (1, 0)), self.words + 1, self.phrases, idf, content)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """Take over any number of phrases."""
@@ -107,7 +110,7 @@ class ConceptHead(nn.Module):
         if found.shape != self.phrases.shape:
             self.phrases = torch.empty_like(found, device=self.phrases.device)
             size = self.num_concepts + len(found)
-            self.weights = self.weights.new_ones(size)
+            self.weights, self.idf = self.weights.new_ones(size), self.idf.new_ones(size)
             old = self.memory_head.weight
             self.memory_head = nn.Linear(old.shape[1], size, device=old.device, dtype=old.dtype)
         super()._load_from_state_dict(state_dict, prefix, *args)

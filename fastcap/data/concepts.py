@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -20,13 +21,17 @@ class Phrases(NamedTuple):
     Attributes:
         pairs: Ids of the two words, in ascending order. (P, 2)
         weights: How far captions agree on each, in (0, 1]. (P,)
+        idf: Inverse document frequency of each. (P,)
     """
 
     pairs: list[tuple[int, int]]
     weights: list[float]
+    idf: list[float]
 
 
-def concept_agreement(captions: Captions, tokenizer: CaptionTokenizer, min_count: int) -> list[float]:
+def concept_agreement(
+    captions: Captions, tokenizer: CaptionTokenizer, min_count: int
+) -> tuple[list[float], list[float]]:
     """Measure how far the captions of one image agree on naming each concept, beyond coincidence.
 
     If one caption of an image names a concept, another does so with probability p; any caption of the set does with
@@ -40,13 +45,14 @@ def concept_agreement(captions: Captions, tokenizer: CaptionTokenizer, min_count
         min_count: Captions that hold a concept, at the least.
 
     Returns:
-        A weight in [0, 1] for each concept; zero for rarer ones. (C,)
+        A weight in [0, 1] for each concept, zero for rarer ones, and its inverse document frequency: log of all images
+        over those a caption of which holds it. (C,)
     """
     concept_of = np.array(tokenizer.concepts())
-    found, mentions, agreement = _agreement(captions, lambda ids: concept_of[ids])
-    weight = np.zeros(int(concept_of.max()) + 1)
-    weight[found] = np.where(mentions >= min_count, agreement, 0.0)
-    return [float(w) for w in weight]
+    found, mentions, agreement, idf = _agreement(captions, lambda ids: concept_of[ids])
+    weights, rarity = np.zeros(int(concept_of.max()) + 1), np.full(int(concept_of.max()) + 1, math.log(len(captions)))
+    weights[found], rarity[found] = np.where(mentions >= min_count, agreement, 0.0), idf
+    return weights.tolist(), rarity.tolist()
 
 
 def agreed_phrases(captions: Captions, tokenizer: CaptionTokenizer, min_count: int) -> Phrases:
@@ -58,33 +64,35 @@ def agreed_phrases(captions: Captions, tokenizer: CaptionTokenizer, min_count: i
         codes = ids[:-1] * size + ids[1:]
         return np.where(np.isin(ids[:-1], special) | np.isin(ids[1:], special), -1, codes)
 
-    found, mentions, agreement = _agreement(captions, pairs)
+    found, mentions, agreement, idf = _agreement(captions, pairs)
     kept = (mentions >= min_count) & (agreement > 0)
     log_once(f"phrases that images learn to predict: {kept.sum()}")
-    before, after = np.divmod(found[kept], size)
-    return Phrases(list(zip(before.tolist(), after.tolist(), strict=True)), agreement[kept].tolist())
+    both = zip(*(ids.tolist() for ids in np.divmod(found[kept], size)), strict=True)
+    return Phrases(list(both), agreement[kept].tolist(), idf[kept].tolist())
 
 
 def _agreement(
     captions: Captions, units: Callable[[np.ndarray], np.ndarray]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Count what captions hold (``units`` of their ids; negative ones count nothing) and how far they agree on it.
 
     Returns:
-        What was found, ascending, in how many captions, and r^2 of each.
+        What was found, ascending, in how many captions, and r^2 and inverse document frequency of each.
     """
-    mentions, others, both = Counter[int](), Counter[int](), Counter[int]()  # captions, pairs of them, pairs that agree
+    # Captions, their images, pairs of captions, and pairs that agree.
+    mentions, images, others, both = Counter[int](), Counter[int](), Counter[int](), Counter[int]()
     for rows in captions:
         held = Counter(code for ids in rows for code in set(units(np.array(ids, np.int64)).tolist()) if code >= 0)
+        images.update(held.keys())  # one each
         for code, count in held.items():
             mentions[code] += count
             others[code] += count * (len(rows) - 1)
             both[code] += count * (count - 1)
     found = np.array(sorted(mentions), np.int64)
-    counted, possible, agreeing = (
-        np.array([count[code] for code in sorted(mentions)]) for count in (mentions, others, both)
+    counted, possible, agreeing, holding = (
+        np.array([count[code] for code in sorted(mentions)]) for count in (mentions, others, both, images)
     )
     agreement = agreeing / np.maximum(possible, 1)
     expected = counted / max(sum(map(len, captions)), 1)
     weight = np.clip((agreement - expected) / np.maximum(1 - expected, 1e-6), 0.0, 1.0) ** 2
-    return found, counted, weight
+    return found, counted, weight, np.log(len(captions) / np.maximum(holding, 1))

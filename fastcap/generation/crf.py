@@ -25,6 +25,7 @@ from torch.nn import functional as F
 from fastcap.generation.ngrams import NGrams, find, take
 from fastcap.types import Guidance
 
+UNKNOWN_PAIR = 8.0  # inverse document frequency of a pair of words that is no phrase: that of one image in 3,000
 IMPOSSIBLE = -1e9  # log-probability of what must not be chosen: finite, so that no difference of two is undefined
 
 
@@ -48,16 +49,14 @@ class RerankWeights:
     """Weights of the choice among an image's candidates (``refinement.guidance``).
 
     Attributes:
-        rerank_weight: Weight of the concepts that a candidate is expected to share with people's captions.
-        word_penalty: What each word of a candidate costs, in such concepts.
-        repeat_penalty: What each concept of content that is named again costs, likewise.
+        rerank_weight: Weight of a candidate's expected CIDEr-D.
+        repeat_penalty: What each concept of content that is named again costs, in CIDEr-D.
 
     Raises:
         ValueError: If one is negative or no number.
     """
 
     rerank_weight: float = 0.0
-    word_penalty: float = 0.4
     repeat_penalty: float = 0.0
 
     def __post_init__(self) -> None:
@@ -124,16 +123,16 @@ class Choice(NamedTuple):
     transitions: Tensor | None = None
 
 
-Choose = Callable[[Tensor, Draft], Choice]  # from the logits (B, L, V) of a draft
+Choose = Callable[[Tensor, Draft, int], Choice]  # from the logits (B, L, V) of a draft, so many ways a caption
 
 
-def argmax(logits: Tensor, draft: Draft | None = None) -> Choice:
+def argmax(logits: Tensor, draft: Draft | None = None, num_paths: int = 1) -> Choice:
     """Take the likeliest word of each position."""
     value, index = F.log_softmax(logits, dim=-1).max(-1)
     return Choice(index, value, value)
 
 
-def sample(logits: Tensor, draft: Draft | None = None, temperature: float = 1.0) -> Choice:
+def sample(logits: Tensor, draft: Draft | None = None, num_paths: int = 1, temperature: float = 1.0) -> Choice:
     """Sample each word by itself at a temperature, from torch's global generator."""
     tempered = F.log_softmax(logits / temperature, dim=-1)
     index = torch.multinomial(tempered.detach().exp().flatten(0, -2), 1).view(*logits.shape[:-1], 1)
@@ -165,8 +164,7 @@ class Transitions:
             log_probability: Of each choice. (B, L, k)
 
         Returns:
-            The gain of choice j at a position after choice i at the one before (B, L, k, k); with trigrams, after
-            choices h and i at the two before (B, L, k, k, k).
+            The gain of choice j at a position after choices h and i at the two before. (B, L, k, k, k)
         """
         ngrams, weights = self.ngrams, self.weights
         gains = log_probability.unsqueeze(-2).expand(-1, -1, words.shape[-1], -1)
@@ -180,8 +178,8 @@ class Transitions:
             if weights.trigram > 0:
                 # The bigram in front of a word was found at the position before; there is none in front of the first.
                 context = F.pad(found, (0, 0, 0, 0, 1, 0), value=-1)[:, :-1].unsqueeze(-1)
-                gains = gains.unsqueeze(2) + weights.trigram * ngrams.trigram(context, words[:, :, None, None])
-        return gains
+                return gains.unsqueeze(2) + weights.trigram * ngrams.trigram(context, words[:, :, None, None])
+        return gains.unsqueeze(2).expand(-1, -1, words.shape[-1], -1, -1)
 
 
 def lattice(logits: Tensor, draft: Draft, transitions: Transitions, k: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -195,7 +193,7 @@ def lattice(logits: Tensor, draft: Draft, transitions: Transitions, k: int) -> t
 
     Returns:
         Word ids, the boundary from the caption's end on (B, L + 1, k); their log-probabilities, ``IMPOSSIBLE`` for what
-        is no choice (B, L + 1, k); and the gains from ``transitions``, (B, L + 1, k, k) or (B, L + 1, k, k, k).
+        is no choice (B, L + 1, k); and the gains from ``transitions`` (B, L + 1, k, k, k).
     """
     boundary = transitions.ngrams.boundary
     value, words = logits.log_softmax(-1).topk(min(k, logits.shape[-1]), dim=-1)
@@ -226,48 +224,58 @@ class CRF:
         self.transitions, self.lattice_width, self.temperature = transitions, lattice_width, temperature
         self.longest = longest
 
-    def __call__(self, logits: Tensor, draft: Draft) -> Choice:
-        """Choose, as ``Choose`` says."""
-        *choices, gains = lattice(logits, draft, self.transitions, self.lattice_width)
-        if self.longest and torch.compiler.is_exporting():  # beyond the end there is nothing to gain
-            gains = F.pad(gains, (*[0] * (2 * gains.dim() - 3), self.longest + 1 - gains.shape[1]))
-        path, score = viterbi(gains) if self.temperature is None else sample_path(gains, self.temperature)
-        path = path[:, : logits.shape[1]]
-        words, value = (t[:, :-1].gather(-1, path.unsqueeze(-1)).squeeze(-1) for t in choices)
-        if self.temperature is None:
-            return Choice(words, value, value, score - value.sum(1))
-        return Choice(words, value, score)
+    def __call__(self, logits: Tensor, draft: Draft, num_paths: int = 1) -> Choice:
+        """Choose, as ``Choose`` says; ``num_paths`` ways follow each other, the best first."""
+        words, value, gains = lattice(logits, draft, self.transitions, self.lattice_width)
+        length = logits.shape[1]
+        if self.temperature is not None:
+            path, decision = sample_path(gains, self.temperature)
+            words, value = (t[:, :-1].gather(-1, path[:, :length].unsqueeze(-1)).squeeze(-1) for t in (words, value))
+            return Choice(words, value, decision[:, :length])
+        if self.longest and torch.compiler.is_exporting():  # beyond the end the boundary is the only choice
+            more = 0, 0, 0, 0, 0, 0, 0, self.longest + 1 - gains.shape[1]
+            gains = torch.cat([F.pad(gains[..., :1], more), F.pad(gains[..., 1:], more, value=IMPOSSIBLE)], dim=-1)
+        path, score = best_paths(gains, num_paths)
+        words, value = (
+            t[:, None, :-1].expand(-1, num_paths, -1, -1).gather(-1, path[..., :length, None]).flatten(0, 1).squeeze(-1)
+            for t in (words, value)
+        )
+        return Choice(words, value, value, score.flatten() - value.sum(1))
 
 
-def viterbi(gains: Tensor) -> tuple[Tensor, Tensor]:
-    """Find the path of the highest sum.
+def best_paths(gains: Tensor, num_paths: int) -> tuple[Tensor, Tensor]:
+    """Find the paths of the highest sums (list Viterbi, Seshadri and Sundberg 1994).
 
     Args:
-        gains: As in ``lattice``; all starts of the first position are alike. (B, L + 1, k, k) or (B, L + 1, k, k, k)
+        gains: As from ``lattice``; all starts of the first position are alike. (B, L, k, k, k)
+        num_paths: Paths n. Where there are fewer, the rest have an impossible sum.
 
     Returns:
-        A choice at each position (B, L), and the sum (B,).
+        A choice at each position (B, n, L), and the sums, falling (B, n).
     """
-    # Captions last, so that a sum broadcasts as it is: an export has two nodes a position (`movedim` would add one).
-    steps, sums = gains.flatten(1).t().unflatten(0, gains.shape[1:]).split(1), list[Tensor]()
-    ahead = torch.zeros_like(steps[0][:, 0])
-    for gain in reversed(steps):
-        sums.append(gain + ahead)
-        ahead = sums[-1].amax(-2)
-    choices = torch.cat(sums[:0:-1]).argmax(-2).flatten(1, -2)  # of each position but the end, from each state
-    states = torch.arange(choices.shape[1], device=gains.device).unsqueeze(1)
-    state, path = torch.zeros_like(choices[:1, :1]), []
-    for leads_to in _next_state(states, choices, gains).split(1):
-        state = leads_to.gather(1, state)
-        path.append(state)
-    return torch.cat(path).squeeze(1).t() % gains.shape[-1], ahead.flatten(0, -2)[0]
+    batch, _, k = gains.shape[:3]
+    # From each state (the last two choices) backwards, the sums of its n best ways to the end.
+    rank, taken = torch.arange(num_paths, device=gains.device), []
+    ahead = torch.where(rank == 0, 0.0, IMPOSSIBLE).expand(batch, k, k, -1)
+    for gain in reversed(gains.unsqueeze(-1).unbind(1)):
+        ahead, way = (gain + ahead.unsqueeze(1)).flatten(3).topk(num_paths, dim=-1)
+        taken.append(way)
+    # A way is a choice j and a rank r there; it leads from (h, i) to (i, j), rank r.
+    ways = torch.stack(taken[::-1], dim=1)
+    first = torch.arange(k, device=gains.device).view(k, 1) * (k * num_paths)
+    table = (ways + first).flatten(2)
+    at, path = rank.expand(batch, -1), []
+    for leads_to in table.unbind(1):
+        at = leads_to.gather(1, at)
+        path.append(at)
+    return torch.stack(path, dim=-1) // num_paths % k, ahead[:, 0, 0]
 
 
 def sample_path(gains: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
     """Sample paths by the exponential of their sums: backward filtering, forward sampling.
 
     Args:
-        gains: As in ``viterbi``.
+        gains: As in ``best_paths``.
         temperature: Divides the sums.
 
     Returns:
@@ -285,13 +293,8 @@ def sample_path(gains: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor
         choice = torch.multinomial(row.detach().exp(), 1)
         path.append(choice)
         decision.append(row.gather(1, choice))
-        state = _next_state(state, choice, gains)
+        state = state % gains.shape[-1] * gains.shape[-1] + choice
     return torch.cat(path, dim=1), torch.cat(decision, dim=1)
-
-
-def _next_state(state: Tensor, choice: Tensor, gains: Tensor) -> Tensor:
-    """Number the state that a choice leads to: the last choice, or the last two as one number. Both broadcast."""
-    return choice if gains.dim() == 4 else state % gains.shape[-1] * gains.shape[-1] + choice
 
 
 def bigram_probability(guidance: Guidance, before: Tensor, after: Tensor) -> Tensor:
@@ -306,8 +309,11 @@ def bigram_probability(guidance: Guidance, before: Tensor, after: Tensor) -> Ten
     return guidance.probability.gather(1, place.view(guidance.probability.shape[0], -1)).view_as(place)
 
 
-def expected_matches(guidance: Guidance, tokens: Tensor, lengths: Tensor, repeat_penalty: float = 0.0) -> Tensor:
-    """Add up the probabilities of each caption's concepts and phrases, each once, less the price of each repeat.
+def expected_cider(guidance: Guidance, tokens: Tensor, lengths: Tensor, repeat_penalty: float = 0.0) -> Tensor:
+    """Expect the CIDEr-D of each candidate against captions that people would write of the image.
+
+    CIDEr-D (Vedantam et al. 2015, arXiv 1411.5726) of words and pairs of words, in which concepts and phrases stand as
+    probably as the image calls for them. What is no phrase is a pair that no caption has.
 
     Args:
         guidance: What the images say.
@@ -316,17 +322,22 @@ def expected_matches(guidance: Guidance, tokens: Tensor, lengths: Tensor, repeat
         repeat_penalty: Price of a concept of content that is named again.
 
     Returns:
-        Expected matches. (B, K)
+        In [0, 10], less the price of repeats. (B, K)
     """
+    probability, num_words = guidance.probability, guidance.probability.shape[1] - guidance.phrases.shape[0]
     inside = torch.arange(tokens.shape[2], device=tokens.device) < lengths.unsqueeze(-1)
     phrases = _phrase(guidance, tokens[..., :-1], tokens[..., 1:]) * inside[..., 1:]
-    places, probability = torch.cat([take(guidance.words, tokens) * inside, phrases], dim=2), guidance.probability
+    places = torch.cat([take(guidance.words, tokens) * inside, phrases], dim=2)
     marks = probability.new_zeros(*tokens.shape[:2], probability.shape[1]).scatter_(2, places, 1.0)
-    matches = (marks * probability.unsqueeze(1)).sum(2)
-    if repeat_penalty == 0:
-        return matches
+    unknown = (lengths - 1 - (phrases > 0).sum(2)).clamp(min=0) * UNKNOWN_PAIR**2
+    squares = guidance.idf.square()
+    own, theirs = marks * squares, (probability * squares).unsqueeze(1)
+    cosine = torch.zeros_like(own[..., 0])
+    for kind, more in ((slice(num_words), 0), (slice(num_words, None), unknown)):
+        norms = (own[..., kind].sum(2) + more) * theirs[..., kind].sum(2)
+        cosine = cosine + (marks * theirs)[..., kind].sum(2) / (norms + 1e-6).sqrt()
     repeats = take(guidance.content, places).sum(2) - (marks * guidance.content).sum(2)
-    return matches - repeat_penalty * repeats
+    return 5.0 * cosine - repeat_penalty * repeats
 
 
 def _phrase(guidance: Guidance, before: Tensor, after: Tensor) -> Tensor:
@@ -344,9 +355,8 @@ def rerank(
 ) -> Tensor:
     """Pick the best candidate of each image.
 
-    The mean log-probability prefers what is short and safe. People's captions reward what is named rightly and punish
-    what is not, so the expected number of concepts shared with them counts (Fang et al. 2015, arXiv 1411.4952, rank
-    captions by such scores too), and every word has its price, one that says a thing again another.
+    The mean log-probability prefers what is short and safe. What people reward is what is named rightly and little said
+    beside it, so the expected CIDEr-D counts (Fang et al. 2015, arXiv 1411.4952, rank captions by concepts too).
 
     Args:
         log_probability: Mean log-probability of each candidate's words. (B, K)
@@ -360,5 +370,5 @@ def rerank(
     """
     if guidance is None or log_probability.shape[1] == 1 or weights.rerank_weight == 0:
         return log_probability.argmax(1)
-    named = expected_matches(guidance, tokens, lengths, weights.repeat_penalty).to(log_probability.dtype)
-    return (log_probability + weights.rerank_weight * (named - weights.word_penalty * lengths)).argmax(1)
+    expected = expected_cider(guidance, tokens, lengths, weights.repeat_penalty).to(log_probability.dtype)
+    return (log_probability + weights.rerank_weight * expected).argmax(1)

@@ -43,14 +43,15 @@ class ICMRDecoder:
         length_beam: Length candidates an image, refined as one batch; the best mean log-probability wins.
         lattice_width: Words considered at each position where they are chosen together (``fastcap.generation.crf``),
             which they are as soon as a weight of n-grams or ``guidance.bigram_bias`` is above zero.
+        num_paths: Candidates that the last step reads off the lattice, of each length.
         ngram_weights: Weights ``bigram`` and ``trigram`` of the language model, in the lattice and among candidates.
         guidance: ``GuidanceWeights`` by name.
         collapse_repeats: In the end write a token that follows itself once (Lee et al. 2018, arXiv 1802.06901): the
             typical fault of words chosen in parallel.
 
     Raises:
-        ValueError: If num_steps, length_beam or lattice_width is below one, the schedule is unknown or a weight
-            negative.
+        ValueError: If num_steps, length_beam, lattice_width or num_paths is below one, the schedule is unknown, a
+            weight negative, or several paths are asked for without a lattice.
     """
 
     causal = False
@@ -62,6 +63,7 @@ class ICMRDecoder:
         schedule: str = "linear",
         length_beam: int = 3,
         lattice_width: int = 4,
+        num_paths: int = 1,
         ngram_weights: Mapping[str, float] | None = None,
         guidance: Mapping[str, float] | None = None,
         collapse_repeats: bool = False,
@@ -76,6 +78,9 @@ class ICMRDecoder:
         self.ngram_weights = NGramWeights(**(ngram_weights or {}))
         self.guidance_weights = GuidanceWeights(**(guidance or {}))
         self.collapse_repeats = collapse_repeats
+        self.num_paths = _count("num_paths", num_paths)
+        if num_paths > 1 and not (any(vars(self.ngram_weights).values()) or self.guidance_weights.bigram_bias):
+            raise ValueError(f"refinement.num_paths = {num_paths} needs a weight of n-grams or guidance.bigram_bias")
 
     @torch.no_grad()
     def generate(
@@ -119,15 +124,16 @@ class ICMRDecoder:
             likely = guidance.probability.index_select(1, guidance.words).repeat_interleave(beam, dim=0)
             bias = self.guidance_weights.word_bias * likely.unsqueeze(1)
         cache = decoder.prepare(memory)
-        refined = self._refine(decoder, cache, lengths, choose, num_steps, record_steps, bias)
-        tokens, confidence, beyond, steps = refined
+        refined = self._refine(decoder, cache, lengths, choose, num_steps, record_steps, bias, self.num_paths)
+        tokens, confidence, beyond, lengths, steps = refined
 
         # 5. The candidate whose words are likeliest on average, go together and name what is there.
         scores, drafted = confidence.sum(1) / lengths, lengths
         total = scores if beyond is None else scores + beyond / lengths
         tokens, lengths = self._collapse(tokens, lengths)
-        finished = total.view(images, beam), tokens.view(images, beam, -1), lengths.view(images, beam)
-        best = rerank(*finished, self.guidance_weights, guidance) + torch.arange(images, device=memory.device) * beam
+        finished = total.view(images, -1), tokens.view(images, -1, tokens.shape[1]), lengths.view(images, -1)
+        best = rerank(*finished, self.guidance_weights, guidance)
+        best = best + torch.arange(images, device=memory.device) * finished[0].shape[1]
         pick = partial(torch.index_select, dim=0, index=best)
         chosen = [StepTensors(*map(pick, (s.tokens, s.confidence, s.remasked))) for s in steps]
         experts = getattr(cache, "expert_weights", None)
@@ -193,11 +199,13 @@ class ICMRDecoder:
         num_steps: int,
         record_steps: bool = False,
         bias: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor | None, list[StepTensors]]:
+        num_paths: int = 1,
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor, list[StepTensors]]:
         """Refine captions of given lengths (B * K,), ``bias`` (B * K, 1, V) added to the logits.
 
         Returns:
-            Tokens, log-probabilities of their choices, the captions' scores beyond them, and the steps.
+            Tokens, log-probabilities of their choices, the captions' scores beyond them, their lengths, and the steps;
+            ``num_paths`` captions a row, one after the other, unless all words stood before the last step.
         """
         if static := torch.compiler.is_exporting():
             shortest, longest = 0, lengths.max().clamp(min=2).item()  # a single position would be traced apart
@@ -219,22 +227,28 @@ class ICMRDecoder:
                 gain = logits.new_zeros(logits.shape[-1]).index_fill(0, special, IMPOSSIBLE)
                 gain = gain if bias is None else bias.to(logits.dtype) + gain
             masked = tokens == self.special.mask
-            written, certainty, decided, transitions = choose(logits + gain, Draft(tokens, masked, pad))
-            tokens = torch.where(masked, written, tokens)
+            count = num_to_remask(lengths, step, num_steps, self.schedule)
+            done = step == num_steps or (not static and not bool(count.any()))
+            paths = num_paths if step == num_steps else 1
+            written, certainty, decided, transitions = choose(logits + gain, Draft(tokens, masked, pad), paths)
             if step == 1:
-                confidence, decision = (torch.zeros_like(value) for value in (certainty, decided))
+                confidence, decision = (torch.zeros_like(logits[..., 0]) for _ in range(2))
+            if paths > 1:
+                several = partial(torch.repeat_interleave, repeats=paths, dim=0)
+                tokens, masked, pad, confidence = map(several, (tokens, masked, pad, confidence))
+                decision, lengths = several(decision), several(lengths)
+                steps = [StepTensors(*map(several, (s.tokens, s.confidence, s.remasked))) for s in steps]
+            tokens = torch.where(masked, written, tokens)
             confidence = torch.where(masked, certainty.detach(), confidence)
             decision = torch.where(masked, decided, decision)
             # 4. Mask the least certain again; none after the last step.
-            count = num_to_remask(lengths, step, num_steps, self.schedule)
-            done = step == num_steps or (not static and not bool(count.any()))
             remasked = torch.zeros_like(pad) if done else lowest(confidence.masked_fill(pad, 1.0), count)
             if record_steps:
                 steps.append(StepTensors(tokens, confidence.exp().masked_fill(pad, 0.0), remasked))
             if done:
                 break
             tokens = tokens.masked_fill(remasked, self.special.mask)
-        return tokens, decision, transitions, steps
+        return tokens, decision, transitions, lengths, steps
 
     def _collapse(self, tokens: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Leave out tokens that equal the one before, if asked to; returns tokens (B, L) and lengths (B,)."""

@@ -27,7 +27,7 @@ from fastcap.utils.files import atomic_write
 
 log = logging.getLogger(__name__)
 
-FORMAT_VERSION = 3  # raised when configurations or weights of earlier versions no longer load
+FORMAT_VERSION = 4  # raised when configurations or weights of earlier versions no longer load
 RUNS_DIR = Path("runs")
 PREVIOUS = "previous.ckpt"  # what a replaced last.ckpt is kept as
 NEWEST_FIRST = ("last.ckpt", PREVIOUS, "best.ckpt")

@@ -1,11 +1,11 @@
 import torch
 
 from fastcap.alignment.cmfa import ConceptHead, ConceptTable
-from fastcap.generation.crf import expected_matches
+from fastcap.generation.crf import expected_cider
 from fastcap.losses import concept_loss
 
 WORDS = (-1, 0, 1, 1, 2)
-PHRASES = ConceptTable(WORDS, None, [(1, 2), (2, 4), (4, 1)], [0.5, 0.2, 0.1])
+PHRASES = ConceptTable(WORDS, [1, 1, 1, 0.5, 0.2, 0.1], None, [(1, 2), (2, 4), (4, 1)])
 
 
 def _head(table=ConceptTable(WORDS)):  # noqa: B008 - never changed
@@ -24,7 +24,7 @@ def test_concepts_without_a_weight_are_never_predicted():
     guidance = head.guidance(memory)
     assert (guidance.probability[:, [0, 2]] < 1e-9).all() and (guidance.probability[:, [1, 3]] > 0.1).all()
     assert (guidance.probability[:, guidance.words[[0, 2, 3]]] < 1e-9).all()
-    assert (expected_matches(guidance, tokens, torch.tensor([[3, 2]] * 2))[:, 1] < 1e-9).all()
+    assert (expected_cider(guidance, tokens, torch.tensor([[3, 2]] * 2))[:, 1] < 1e-9).all()
     loss = concept_loss(head(memory), head.targets(tokens), head.weights)
     loss.backward()
     assert loss.isfinite() and not head.memory_head.weight.grad[1].any()

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 
 from fastcap.data.concepts import agreed_phrases, concept_agreement
@@ -11,10 +13,11 @@ def test_what_captions_agree_on_weighs_and_style_does_not():
         for image in range(20)
     ]
     tokenizer = train_word_tokenizer([text for texts in captions for text in texts], min_frequency=1)
-    weights = concept_agreement(tokenizer.encode_nested(captions), tokenizer, 5)
-    weight = {word: weights[tokenizer.concepts()[tokenizer.encode(word)[0]]] for word in ("dog", "sky", "photo")}
-    assert weight["dog"] == pytest.approx(1.0) and weight["sky"] == pytest.approx(1.0)
-    assert weight["photo"] == 0.0
+    weights, idf = concept_agreement(tokenizer.encode_nested(captions), tokenizer, 5)
+    place = {word: tokenizer.concepts()[tokenizer.encode(word)[0]] for word in ("dog", "sky", "photo")}
+    assert weights[place["dog"]] == pytest.approx(1.0) and weights[place["sky"]] == pytest.approx(1.0)
+    assert weights[place["photo"]] == 0.0
+    assert [idf[place[word]] for word in ("dog", "photo")] == pytest.approx([math.log(2), 0.0])
 
 
 def test_phrases_are_pairs_that_images_decide():
@@ -25,8 +28,8 @@ def test_phrases_are_pairs_that_images_decide():
     ]
     tokenizer = train_word_tokenizer([text for texts in captions for text in texts], min_frequency=1)
     encoded = tokenizer.encode_nested(captions)
-    pairs, weights = agreed_phrases(encoded, tokenizer, 40)
+    pairs, weights, idf = agreed_phrases(encoded, tokenizer, 40)
     found = {tokenizer.decode(list(pair)): weight for pair, weight in zip(pairs, weights, strict=True)}
     assert found == {"red ball": pytest.approx(1.0), "green tree": pytest.approx(1.0)}
-    assert pairs == sorted(pairs)
+    assert pairs == sorted(pairs) and idf == pytest.approx([math.log(2)] * 2)
     assert agreed_phrases(encoded, tokenizer, 41).pairs == []

@@ -87,6 +87,21 @@ def test_the_best_way_is_the_best_of_all(weight, second, k):
     assert torch.equal(value, decision)
 
 
+@pytest.mark.parametrize("k", [2, V])
+@pytest.mark.parametrize("second", [0.0, 1.0])
+def test_several_ways_are_the_best_of_all_each_once(second, k):
+    (logits, draft), links, number = drafts(), linked(0.5, second), 5
+    words, value, _, together = CRF(links, k)(logits, draft, number)
+    for row, length in enumerate((4, 1, 3)):
+        found = ways(logits, draft, links, row, k)
+        best = sorted(found, key=found.__getitem__, reverse=True)[:number]
+        rows = slice(row * number, row * number + len(best))
+        assert [tuple(way) for way in words[rows, :length].tolist()] == best
+        assert together[rows].tolist() == pytest.approx([worth(links, way) for way in best], abs=1e-4)
+        missing = slice(row * number + len(best), (row + 1) * number)
+        assert ((value.sum(1) + together)[missing] < -1e8).all(), "fewer ways than asked for"
+
+
 def test_counted_tables_count_from_the_start_to_the_end_and_no_padding():
     ngrams, weights = NGrams(V), NGramWeights(0.5, 0.7)
     ngrams.count([[5, 2, 3], [2, 3, 4, 5], [3]])

@@ -174,7 +174,7 @@ def test_candidates_are_ranked_by_their_neighbours_too():
     # What the image's people write together chooses among lengths as well.
     guided = ICMRDecoder(SPECIAL, 1, length_beam=2, ngram_weights={"bigram": 2.0}, guidance={"bigram_bias": 50.0})
     phrases = torch.tensor([DOG * 9 + DOGS])
-    guidance = Guidance(torch.tensor([[0.0, 1.0]]), torch.zeros(9, dtype=torch.long), phrases, torch.zeros(2))
+    guidance = Guidance(torch.tensor([[0.0, 1.0]]), torch.zeros(9, dtype=torch.long), phrases, *torch.zeros(2, 2))
     assert caption(guided, one_word, [0.0, 0.0], guidance) == [DOG, DOGS]
 
 
@@ -192,6 +192,7 @@ def test_what_is_weighed_must_be_there(decoder, memory):
         ({"guidance": {"word_bias": 2.0}}, r"word_bias = 2\.0 needs the image's concepts"),
         ({"guidance": {"bigram_bias": 2.0}}, r"bigram_bias = 2\.0 needs the image's concepts"),
         ({"guidance": {"rerank_weight": 2.0}}, r"rerank_weight = 2\.0 needs the image's concepts"),
+        ({"num_paths": 2}, r"num_paths = 2 needs a weight of n-grams"),
     ):
         with pytest.raises(ValueError, match=message):
             ICMRDecoder(SPECIAL, **options).generate(decoder, memory, length_logits(*LENGTHS))
@@ -209,7 +210,10 @@ def test_numbers_are_arguments_of_a_call(decoder, memory):
                 icmr.generate(decoder, memory, logits, **{name: wrong})
 
 
-@pytest.mark.parametrize("options", [{}, {"ngram_weights": {"bigram": 0.5, "trigram": 0.5}}], ids=["apart", "lattice"])
+LATTICE = {"ngram_weights": {"bigram": 0.5, "trigram": 0.5}}
+
+
+@pytest.mark.parametrize("options", [{}, LATTICE, {**LATTICE, "num_paths": 3}], ids=["apart", "lattice", "paths"])
 @pytest.mark.parametrize("num_steps", [1, 4])
 def test_captions_are_the_same_at_a_fixed_length(decoder, memory, num_steps, options, monkeypatch):
     """What an export traces: a lattice as long as the longest caption that may be, and no step left out."""
@@ -240,7 +244,7 @@ def assert_sampled_alike(guided, plain, decoder, memory):
 def test_likely_concepts_raise_their_words(decoder, memory):
     table = torch.zeros(len(LENGTHS), VOCAB, dtype=torch.float64)
     table[torch.arange(len(LENGTHS)), 5 + torch.arange(len(LENGTHS))] = 1.0
-    guidance = Guidance(table, torch.arange(VOCAB), torch.zeros(0, dtype=torch.long), torch.zeros(VOCAB))
+    guidance = Guidance(table, torch.arange(VOCAB), torch.zeros(0, dtype=torch.long), *torch.zeros(2, VOCAB))
     logits = length_logits(*LENGTHS)
     heavy = ICMRDecoder(SPECIAL, 1, length_beam=1, guidance={"word_bias": 1e4})
     found = heavy.generate(decoder, memory, logits, guidance=guidance)
@@ -256,7 +260,8 @@ def test_phrases_of_the_image_tie_its_words_together(decoder, memory):
     # Image i's people write nothing but word 5 + i after itself or another word.
     before, after = torch.meshgrid(torch.arange(VOCAB), 5 + torch.arange(images), indexing="ij")
     own = F.pad((after.flatten() == 5 + torch.arange(images).unsqueeze(1)).double(), (1, 0))
-    guidance = Guidance(own, torch.zeros(VOCAB, dtype=torch.long), (before * VOCAB + after).flatten(), torch.zeros(1))
+    phrases, rest = (before * VOCAB + after).flatten(), torch.zeros(2, own.shape[1])
+    guidance = Guidance(own, torch.zeros(VOCAB, dtype=torch.long), phrases, *rest)
     options, ngrams = {"num_steps": 1, "length_beam": 2, "lattice_width": VOCAB}, NGrams(VOCAB)
     heavy = ICMRDecoder(SPECIAL, guidance={"bigram_bias": 1e4}, **options)
     found = heavy.generate(decoder, memory, logits, ngrams, guidance)

@@ -15,9 +15,9 @@ from fastcap.pretrained import CARD, CONFIG, SHIPPED, WEIGHTS, card_hashes, veri
 
 ASSETS = Path(__file__).parents[1] / "assets"
 CAPTIONS = {
-    "cat.jpg": "a cat laying on a bed",
-    "coffee.jpg": "a plate of food sitting on a table",
-    "astronaut.jpg": "a man in a red shirt is sitting on the ground",
+    "cat.jpg": "a close up of a cat laying on a bed",
+    "coffee.jpg": "a plate of food on top of a bowl",
+    "astronaut.jpg": "a man in a red shirt is standing in front of a crowd",
 }
 
 
