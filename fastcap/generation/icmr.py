@@ -216,7 +216,7 @@ class ICMRDecoder:
         # 2. Start from nothing but [MASK].
         pad = torch.arange(longest, device=lengths.device) >= lengths.unsqueeze(1)
         tokens = torch.full_like(pad, self.special.mask, dtype=torch.long).masked_fill(pad, self.special.pad)
-        steps = []
+        steps: list[StepTensors] = []
 
         for step in range(1, num_steps + 1):
             # 3. Predict all, write where masked.
