@@ -50,7 +50,7 @@ def concept_agreement(
     """
     concept_of = np.array(tokenizer.concepts())
     found, mentions, agreement, idf = _agreement(captions, lambda ids: concept_of[ids])
-    weights, rarity = np.zeros(int(concept_of.max()) + 1), np.full(int(concept_of.max()) + 1, math.log(len(captions)))
+    weights, rarity = (np.full(int(concept_of.max()) + 1, start) for start in (0.0, math.log(len(captions))))
     weights[found], rarity[found] = np.where(mentions >= min_count, agreement, 0.0), idf
     return weights.tolist(), rarity.tolist()
 
@@ -95,4 +95,4 @@ def _agreement(
     agreement = agreeing / np.maximum(possible, 1)
     expected = counted / max(sum(map(len, captions)), 1)
     weight = np.clip((agreement - expected) / np.maximum(1 - expected, 1e-6), 0.0, 1.0) ** 2
-    return found, counted, weight, np.log(len(captions) / np.maximum(holding, 1))
+    return found, counted, weight, np.log(len(captions) / holding)

@@ -263,9 +263,8 @@ def best_paths(gains: Tensor, num_paths: int) -> tuple[Tensor, Tensor]:
     # A way is a choice j and a rank r there; it leads from (h, i) to (i, j), rank r.
     ways = torch.stack(taken[::-1], dim=1)
     first = torch.arange(k, device=gains.device).view(k, 1) * (k * num_paths)
-    table = (ways + first).flatten(2)
     at, path = rank.expand(batch, -1), []
-    for leads_to in table.unbind(1):
+    for leads_to in (ways + first).flatten(2).unbind(1):
         at = leads_to.gather(1, at)
         path.append(at)
     return torch.stack(path, dim=-1) // num_paths % k, ahead[:, 0, 0]
@@ -332,10 +331,11 @@ def expected_cider(guidance: Guidance, tokens: Tensor, lengths: Tensor, repeat_p
     unknown = (lengths - 1 - (phrases > 0).sum(2)).clamp(min=0) * UNKNOWN_PAIR**2
     squares = guidance.idf.square()
     own, theirs = marks * squares, (probability * squares).unsqueeze(1)
+    shared = marks * theirs
     cosine = torch.zeros_like(own[..., 0])
     for kind, more in ((slice(num_words), 0), (slice(num_words, None), unknown)):
         norms = (own[..., kind].sum(2) + more) * theirs[..., kind].sum(2)
-        cosine = cosine + (marks * theirs)[..., kind].sum(2) / (norms + 1e-6).sqrt()
+        cosine = cosine + shared[..., kind].sum(2) / (norms + 1e-6).sqrt()
     repeats = take(guidance.content, places).sum(2) - (marks * guidance.content).sum(2)
     return 5.0 * cosine - repeat_penalty * repeats
 

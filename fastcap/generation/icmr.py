@@ -227,8 +227,6 @@ class ICMRDecoder:
                 gain = logits.new_zeros(logits.shape[-1]).index_fill(0, special, IMPOSSIBLE)
                 gain = gain if bias is None else bias.to(logits.dtype) + gain
             masked = tokens == self.special.mask
-            count = num_to_remask(lengths, step, num_steps, self.schedule)
-            done = step == num_steps or (not static and not bool(count.any()))
             paths = num_paths if step == num_steps else 1
             written, certainty, decided, transitions = choose(logits + gain, Draft(tokens, masked, pad), paths)
             if step == 1:
@@ -242,6 +240,8 @@ class ICMRDecoder:
             confidence = torch.where(masked, certainty.detach(), confidence)
             decision = torch.where(masked, decided, decision)
             # 4. Mask the least certain again; none after the last step.
+            count = num_to_remask(lengths, step, num_steps, self.schedule)
+            done = step == num_steps or (not static and not bool(count.any()))
             remasked = torch.zeros_like(pad) if done else lowest(confidence.masked_fill(pad, 1.0), count)
             if record_steps:
                 steps.append(StepTensors(tokens, confidence.exp().masked_fill(pad, 0.0), remasked))
