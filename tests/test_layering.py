@@ -34,7 +34,7 @@ BUDGETS = {
     "jobs": 555,
     "metrics": 653,
     "pretrained": 93,
-    "reporting": 826,
+    "reporting": 825,
     "serving": 1_664,
     "tools": 836,
     "training": 1_415,
@@ -206,7 +206,7 @@ def test_whole_keeps_its_budget() -> None:
     assert folders <= BUDGETS.keys()
     sizes = {
         "files of fastcap": (len(list(PACKAGE.rglob("*.py"))), 105),
-        "lines of fastcap": (lines_of(PACKAGE), 14_916),
+        "lines of fastcap": (lines_of(PACKAGE), 14_915),
         "entries of fastcap": (len([path for path in PACKAGE.iterdir() if path.name != "__pycache__"]), 25),
         "lines of tests": (lines_of(ROOT / "tests"), 9_459),
         "files of conf": (len(list((ROOT / "conf").rglob("*.yaml"))), 49),

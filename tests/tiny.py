@@ -27,6 +27,7 @@ TINY = [
     "tokenizer.min_frequency=1",
     "optim.optimizer.lr=2e-3",
     "logger=csv",
+    "callbacks.samples.num_images=2",
     "callbacks.refinement.num_images=1",
     "callbacks.speed_quality.max_images=4",
     "~callbacks.progress",

@@ -62,9 +62,8 @@ def draw_captions(
     """
     rows = -(-len(images) // columns)
     figure = new_figure(3.2 * columns, 4.3 * rows, layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False).flatten()
-    for axis in axes:
-        axis.axis("off")
+    bare = {"frame_on": False, "xticks": [], "yticks": []}  # ticks that axis("off") hides are measured all the same
+    axes = figure.subplots(rows, columns, squeeze=False, subplot_kw=bare).flatten()
     for axis, image, caption, texts in zip(axes, images, captions, references, strict=False):
         axis.imshow(image)
         axis.set_title(plain("\n".join(textwrap.wrap(caption or "(empty)", 34))), fontsize=10, weight="bold")
