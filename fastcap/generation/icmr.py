@@ -59,7 +59,7 @@ class ICMRDecoder:
     def __init__(
         self,
         special: SpecialTokens,
-        num_steps: int = 4,
+        num_steps: int = 1,
         schedule: str = "linear",
         length_beam: int = 3,
         lattice_width: int = 4,
