@@ -120,7 +120,7 @@ test: $(DEV) ## Run the tests, less the slow ones: ARGS="-k scan"
 	$(PY) -m pytest -n 2 $(ARGS)
 
 test-slow: $(DEV) ## Run the slow tests alone
-	$(PY) -m pytest -m slow $(ARGS) || { code=$$?; [ $$code -eq 5 ] || exit $$code; echo 'No slow test was selected.'; }
+	$(PY) -m pytest -n 2 -m slow $(ARGS) || { code=$$?; [ $$code -eq 5 ] || exit $$code; echo 'No slow test was selected.'; }
 
 lint: $(DEV) ## Check style and formatting
 	$(PY) -m ruff check .
