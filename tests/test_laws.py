@@ -92,11 +92,11 @@ def test_a_frozen_pretrained_encoder_is_the_one_exception():
 
 def test_refinement_drives_the_trained_decoder_itself(system):
     module, batch = system
-    seen, original = [], module.model.decoder.denoise
-    module.model.decoder.denoise = lambda *args: seen.append(1) or original(*args)
-    model = module.eval().model
-    model.decode(model.encode(batch.images), num_steps=3)
-    assert len(seen) == 3
+    seen, decoder = [], module.model.decoder
+    original = decoder.denoise
+    decoder.denoise = lambda *args: seen.append(1) or original(*args)
+    module.eval().model(batch.images)
+    assert len(seen) == module.model.refinement.num_steps
     assert sum(p.numel() for p in module.parameters()) == sum(p.numel() for p in module.model.parameters())
 
 

@@ -57,7 +57,7 @@ def test_eval_repeats_the_last_validation_exactly(run, tmp_path):
 
 def test_eval_of_another_split_and_refinement(run, tmp_path):
     _, folder, _ = run
-    metrics = evaluate(folder / "checkpoints/best.ckpt", "test", {"refinement.num_steps": 2}, tmp_path)
+    metrics = evaluate(folder / "checkpoints/best.ckpt", "test", {"refinement.num_steps": 1}, tmp_path)
     assert "test/cider" in metrics
     assert len(json.loads((tmp_path / "captions.json").read_text())) == 8
 

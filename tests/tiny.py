@@ -26,6 +26,7 @@ TINY = [
     "length.hidden_dim=16",
     "tokenizer.min_frequency=1",
     "optim.optimizer.lr=2e-3",
+    "refinement.num_steps=4",  # several; behind the learning rate, as sweeps take keys in this order
     "logger=csv",
     "callbacks.samples.num_images=2",
     "callbacks.refinement.num_images=1",
@@ -46,9 +47,9 @@ QUICK = [
 
 
 def tiny_config(*overrides, base=QUICK):
-    """Compose the training configuration at test size; another kind of backbone keeps the size it has."""
-    other = any(o.startswith("backbone=") and "spatial_mamba" not in o for o in overrides)
-    size = [setting for setting in base if not (other and setting.startswith("backbone."))]
+    """Compose the training configuration at test size; another kind of backbone or refinement stays as it is."""
+    keys = [o.split("=")[0] for o in overrides if "spatial_mamba" not in o]
+    size = [s for s in base if not (s.startswith(("backbone.", "refinement.")) and s.split(".")[0] in keys)]
     return copy.deepcopy(_composed(*size, *overrides))
 
 

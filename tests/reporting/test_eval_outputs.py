@@ -25,8 +25,7 @@ def run(tmp_path_factory):
     for split in ("train", "val"):
         write_scenes(source.split(split), folder / "data", 48)
     base = [setting for setting in QUICK if setting != "callbacks.samples=null"]  # they write captions.json
-    overrides = "trainer.max_epochs=1", "data.cache_dir=null", "data.eval_batch_size=5", "refinement.num_steps=4"
-    cfg = tiny_config(*overrides, base=base)
+    cfg = tiny_config("trainer.max_epochs=1", "data.cache_dir=null", "data.eval_batch_size=5", base=base)
     cfg.data.source = {"_target_": "fastcap.data.CocoCaptions", "root": str(folder / "data")}
     (folder / "run").mkdir()
     return folder, train(cfg, folder / "run")
